@@ -1,0 +1,26 @@
+"""The project's own networks and training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from lightning_fabric import Fabric
+
+from hybrid_mobilenet.architecture import Network
+from hybrid_mobilenet.model import HybridMobileNet
+from hybrid_mobilenet.train import train_step
+
+VERSION = f"torch {torch.__version__}"
+
+
+def training_step(network: Network, batch: int, threads: int) -> Callable[[], object]:
+    """A whole training step on one batch of uint8 images, which the model normalises."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model = HybridMobileNet(network).train()
+    fabric = Fabric(accelerator="cpu", devices=1)
+    module, optimizer = fabric.setup(model, torch.optim.Adam(model.parameters(), fused=True))
+    images = torch.randint(256, (batch, network.in_channels, *network.image_size), dtype=torch.uint8)
+    labels = torch.randint(network.classes, (batch,))
+    return lambda: train_step(fabric, module, optimizer, images, labels)

@@ -1,0 +1,34 @@
+"""One side of the training comparison, in a process of its own with its own thread pools.
+
+Run by workers.py: step_worker.py SIDE FAMILY ALPHA DELTA BATCH THREADS. SIDE is a module of this folder with
+`training_step` and `VERSION`. Says its version when it is warm; then, for each number of steps on a line of standard
+input, answers the seconds that one step took.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+from hybrid_mobilenet.architecture import resolve
+from timing import timed
+
+WARM_UP_STEPS = 3
+
+
+def main(side: str, family: str, alpha: str, delta: str, batch: str, threads: str) -> None:
+    # Libraries print to standard output now and then: the answers get a descriptor of their own.
+    with os.fdopen(os.dup(1), "w", buffering=1) as answers:
+        os.dup2(2, 1)
+        module = import_module(side)
+        network = resolve(family, float(alpha), int(delta))  # type: ignore[arg-type]  # resolve says what is wrong
+        run = timed(module.training_step(network, int(batch), int(threads)))
+        run(WARM_UP_STEPS)
+        print(module.VERSION, file=answers)
+        for line in sys.stdin:
+            print(run(int(line)), file=answers)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,5 @@
+"""``python -m hybrid_mobilenet`` is the command line."""
+
+from .cli import main
+
+main()

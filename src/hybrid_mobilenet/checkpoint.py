@@ -1,0 +1,114 @@
+"""A training run's state on disk, so that a killed run goes on where it stood, bit for bit.
+
+One safetensors file holds the weights, the optimiser's moments and the random generators' states as tensors, and the
+rest as JSON in its header; it is written to a temporary name and renamed, so that a kill at any moment leaves the last.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from .files import write_atomically
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be resumed from: absent, damaged, or of another program."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands. `step` is the next batch of `epoch`; the sums are over the epoch's batches so far."""
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    step_seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def save_checkpoint(
+    folder: Path, setup: dict[str, Any], progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Write the run's state to `folder`.
+
+    Args:
+        folder: the run folder.
+        setup: what the run was started with (network, recipe, data, seed), as JSON.
+        progress: where it stands.
+        model: its state_dict is stored.
+        optimizer: its state is stored.
+
+    Raises:
+        OSError: where it cannot be written; the previous checkpoint is then intact.
+    """
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    header = {"setup": json.dumps(setup), "progress": json.dumps(asdict(progress))}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(folder / CHECKPOINT_FILE, save(contiguous, header))
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Progress, dict[str, Tensor]]:
+    """The setup, the progress and the tensors of a run folder's checkpoint.
+
+    Raises:
+        CheckpointError: where there is none, or it is damaged or of another program.
+    """
+    path = folder / CHECKPOINT_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"there is no {CHECKPOINT_FILE} in {folder}: name the folder of a run that `train` started"
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        return json.loads(header["setup"]), Progress(**json.loads(header["progress"])), tensors
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or not a checkpoint of hybrid-mobilenet ({error}): start the run anew in another folder"
+        ) from error
+
+
+def restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's tensors into the model, the optimiser and the random generators.
+
+    Raises:
+        CheckpointError: where they do not fit the model.
+    """
+    try:
+        model.load_state_dict(_under("model", tensors))
+        groups = optimizer.state_dict()["param_groups"]
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _under("optimizer", tensors).items():
+            index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = tensor
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        torch.set_rng_state(tensors["random.cpu"])
+        if torch.cuda.is_available() and "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"])
+    except (RuntimeError, KeyError, ValueError) as error:
+        first_line = str(error).splitlines()[0]
+        raise CheckpointError(f"the checkpoint does not fit its own network: {first_line}") from error
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    start = f"{prefix}."
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}

@@ -1,0 +1,382 @@
+"""The command line: parse, call, print. Nothing else in the package prints or exits.
+
+What a command needs is imported inside it, so that `tables`, `cost` and every ``--help`` answer at once, without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from .architecture import FAMILIES, Activation, Family, PoolingSequence, Size, resolve
+from .recipe import PAPER, Recipe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+TABLE_WIDTH = 120  # columns that any table fits in: a narrower terminal wraps its lines, but no figure is cut off
+USAGE_ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT, the shell's custom
+
+
+class Commands(TyperGroup):
+    """The commands, with every mistake of the user's reported as one line on stderr, never as a traceback."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # typer.Context is typer's public name
+        try:
+            result: object = super().invoke(ctx)
+            sys.stdout.flush()  # a full disk behind a redirection is noticed here or never
+        except BrokenPipeError:
+            raise  # typer leaves quietly: `cost | head` is no mistake
+        except KeyboardInterrupt as interrupt:
+            fail(str(interrupt) or "interrupted", INTERRUPTED)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            fail(f"{error.filename}: {reason}" if error.filename else reason)
+        except ValueError as error:
+            fail(str(error))
+        return result
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for a program to read.")]
+FamilyOption = Annotated[
+    Family | None, typer.Option(help="How the maps shrink: strides, 3x3 max pooling, or fractional max pooling.")
+]
+AlphaOption = Annotated[float, typer.Option(help="Width multiplier: scales every channel count.")]
+DeltaOption = Annotated[int, typer.Option(help="Depth multiplier: depthwise outputs per input channel.")]
+ImageSizeOption = Annotated[str, typer.Option(metavar="SIDE|HxW", help="Size of the images in pixels.")]
+InChannelsOption = Annotated[int, typer.Option(help="Channels of the images: 3 for RGB, 1 for greyscale.")]
+ModelArgument = Annotated[str, typer.Argument(help="A run folder, or a model on the Hub as owner/name.")]
+PassesOption = Annotated[int, typer.Option(help="Passes over random pooling regions to average; 1: fixed regions.")]
+
+
+def main() -> None:
+    """Run the command line and exit: 0, 2 after a mistake of the user's (one line on stderr), 130 after Ctrl-C."""
+    app(prog_name="hybrid-mobilenet")
+
+
+def fail(message: str, status: int = USAGE_ERROR) -> NoReturn:
+    """Print one line on stderr and exit."""
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    raise typer.Exit(status)
+
+
+def console(at_least: int = 0) -> Console:
+    """Where results are printed: as wide as the terminal, but `at_least` so wide; plain text where there is none."""
+    from rich.console import Console
+
+    result = Console(highlight=False)
+    result.width = max(result.width, at_least)
+    return result
+
+
+def print_json(result: object) -> None:
+    """Print what a program will read: JSON, and nothing else on stdout."""
+    print(json.dumps(result, indent=2))
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def hybrid_mobilenet(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """The Enhanced Hybrid MobileNet: image classifiers of 0.2 to 13 million parameters, for 32x32 images and larger.
+
+    Each command explains itself, with examples: [bold]hybrid-mobilenet tables --help[/]
+    """
+
+
+@app.command()
+def tables(
+    *,
+    family: FamilyOption = None,
+    alpha: AlphaOption = 1.0,
+    delta: DeltaOption = 1,
+    classes: Annotated[int, typer.Option(help="Outputs of the classifier.")] = 10,
+    image_size: ImageSizeOption = "32",
+    in_channels: InChannelsOption = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the networks layer by layer, as Tables 1 to 3 of the paper do, with what each layer costs.
+
+    Without --family, all three. Mult-Adds are for one image: convolutions and the
+    fully connected layer. Parameters are the paper's: Keras totals, with four
+    numbers per batch-normalised channel. Repeated layers are counted together.
+
+    [bold]Examples[/]
+      [dim]the network that the paper recommends, then one for other images:[/]
+      hybrid-mobilenet tables --family fmp --alpha 0.25 --delta 2
+      hybrid-mobilenet tables --family mp3 --image-size 48x64 --in-channels 1
+    """
+    from .tables import network_heading, network_record, network_table
+
+    networks = [
+        resolve(each, alpha, delta, classes, in_channels, parse_image_size(image_size))
+        for each in (FAMILIES if family is None else (family,))
+    ]
+    if as_json:
+        print_json([network_record(network) for network in networks])
+        return
+    out = console(TABLE_WIDTH)
+    for network in networks:
+        out.print(network_heading(network), network_table(network), "", sep="\n")
+
+
+@app.command()
+def cost(as_json: JsonOption = False) -> None:
+    """Print Mult-Adds and parameters of the paper's 38 configurations beside the figures that the paper reports.
+
+    A letter marks a figure that exact counting does not give; the reason stands
+    below the table. "-" stands where the paper is illegible.
+
+    [bold]Examples[/]
+      hybrid-mobilenet cost
+      hybrid-mobilenet cost --json   [dim]# ours exact, the paper's in millions[/]
+    """
+    from .paper import RESULTS
+    from .tables import cost_record, cost_table, deviation_notes
+
+    if as_json:
+        print_json([cost_record(result) for result in RESULTS])
+        return
+    console(TABLE_WIDTH).print(cost_table())
+    console().print(
+        "Parameters are Keras totals, as the paper's; trainable ones leave out the moving statistics of batch "
+        "normalisation. Accuracy (%) is the paper's. Its other figures round or truncate ours, but for these:\n",
+        deviation_notes(),
+    )
+
+
+@app.command()
+def train(
+    ctx: typer.Context,
+    data: Annotated[
+        str | None,
+        typer.Argument(help="digits, cifar10, cifar100, a folder of images, Parquet files, or owner/name on the Hub."),
+    ] = None,
+    *,
+    family: Annotated[Family, typer.Option(help="How the maps shrink.")] = "fmp",
+    alpha: AlphaOption = 0.25,
+    delta: DeltaOption = 2,
+    image_size: ImageSizeOption = "32",
+    in_channels: InChannelsOption = 3,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = PAPER.epochs,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = PAPER.batch_size,
+    learning_rate: Annotated[float, typer.Option(help="Adam's at the start; it falls to 0.")] = PAPER.learning_rate,
+    activation: Annotated[Activation, typer.Option(help="After batch normalisation.")] = PAPER.activation,
+    sequence: Annotated[PoolingSequence, typer.Option(help="Regions of fractional max pooling.")] = PAPER.sequence,
+    overlapping: Annotated[bool, typer.Option("--overlapping", help="Let these regions overlap.")] = PAPER.overlapping,
+    fixed_epochs: Annotated[int, typer.Option(help="Last epochs with fixed regions.")] = PAPER.fixed_epochs,
+    validation: Annotated[float, typer.Option(help="Share of the training images held out to watch the run.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of weights, order, regions and the validation split.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/DATA-FAMILY-...")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a network; leave it, its curves and its evaluation in a run folder.
+
+    DATA that is a folder holds one subfolder of images per class, or such folders
+    named train and test; without a test folder, a fifth of the images is held out.
+    The state is saved after every epoch, every 5 minutes and at Ctrl-C.
+
+    [bold]Examples[/]
+      [dim]the network that the paper recommends, on data that comes with scikit-learn:[/]
+      hybrid-mobilenet train digits --epochs 20 --out runs/digits
+      hybrid-mobilenet train photos/ --family mp3 --alpha 0.5 --image-size 64
+      hybrid-mobilenet train --resume runs/digits
+    """
+    if (data is None) == (resume is None):
+        raise ValueError("train takes DATA, such as digits or a folder of images, or --resume RUN: one of the two")
+    given = [name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+    if resume is not None and (others := set(given) - {"resume", "as_json"}):
+        options = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in others))
+        raise ValueError(f"--resume goes on with the settings that the run was started with: leave out {options}")
+    if data is not None:
+        recipe = Recipe(
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            activation=activation,
+            sequence=sequence,
+            overlapping=overlapping,
+            fixed_epochs=fixed_epochs,
+        )
+        folder = out or Path("runs") / f"{Path(data).stem}-{family}-d{delta}-a{alpha:g}-s{seed}"
+    from . import train as training
+    from .checkpoint import CHECKPOINT_FILE
+    from .progress import RunProgress
+
+    with RunProgress(shown=not as_json) as progress:
+        if resume is not None:
+            folder = resume
+            run = partial(training.resume, folder, progress)
+        else:
+            assert data is not None
+            size = parse_image_size(image_size)
+            setup = training.Setup(data, family, alpha, delta, size, in_channels, validation, seed, recipe)
+            run = partial(training.train, setup, folder, progress)
+        try:
+            evaluation = run()
+        except training.Interrupted:
+            raise KeyboardInterrupt(
+                f"stopped and saved; go on with: hybrid-mobilenet train --resume {folder}"
+            ) from None
+        except OSError as error:
+            if not (folder / CHECKPOINT_FILE).is_file():
+                raise
+            reason = f"{error.strerror or error}; put that right, then: hybrid-mobilenet train --resume {folder}"
+            raise OSError(error.errno, reason, error.filename) from None
+    result = {"run": str(folder), "accuracy": evaluation.accuracy, "images": evaluation.images}
+    if as_json:
+        print_json(result)
+    else:
+        console().print(
+            f"[bold]{evaluation.accuracy:.2%}[/] of {evaluation.images:,} test images right after the last epoch",
+            f"model, curves and evaluation in {folder}",
+            sep="\n",
+        )
+
+
+@app.command()
+def evaluate(
+    model: ModelArgument,
+    data: Annotated[str, typer.Argument(help="As for train; its test images are used.")],
+    *,
+    passes: PassesOption = 1,
+    seed: Annotated[int, typer.Option(help="Of the random regions of several passes.")] = 0,
+    confusion: Annotated[
+        Path | None, typer.Option(help="Picture of the confusion matrix.", show_default="MODEL/confusion.png")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate a model on the test images: accuracy, every class, and the confusion matrix as a picture.
+
+    With --passes N the class probabilities are the mean over N passes, each with
+    fresh random pooling regions, as Graham proposed; one pass uses fixed regions.
+
+    [bold]Examples[/]
+      hybrid-mobilenet evaluate runs/digits digits
+      hybrid-mobilenet evaluate runs/digits digits --passes 12 --json
+    """
+    from .data import load
+    from .evaluate import evaluate as evaluate_model
+    from .model import HybridMobileNet
+    from .plots import CONFUSION_FILE, draw_confusion
+    from .progress import RunProgress
+    from .tables import class_table
+
+    network = HybridMobileNet.from_pretrained(model)
+    picture = confusion or (Path(model) if Path(model).is_dir() else Path()) / CONFUSION_FILE
+    with RunProgress(shown=not as_json) as progress:
+        splits = load(
+            data,
+            image_size=network.network.image_size,
+            channels=network.network.in_channels,
+            progress=progress.on_data,
+        )
+        test = splits.test
+        done = progress.counter("evaluating", len(test))
+        result = evaluate_model(network, test, passes, seed, done)
+    title = f"{data}: {result.accuracy:.2%} of {result.images:,} images right"
+    draw_confusion(result.confusion, result.class_names, title, picture)
+    if as_json:
+        print_json({"model": model, "data": data, **result.record(), "picture": str(picture)})
+        return
+    console().print(
+        class_table(result.per_class()),
+        f"[bold]{result.accuracy:.2%}[/] of {result.images:,} test images right, "
+        f"{passes} pass{'es with random regions' if passes > 1 else ''}, cross-entropy {result.loss:.4f}",
+        f"confusion matrix in {picture}",
+        sep="\n",
+    )
+
+
+@app.command()
+def predict(
+    model: ModelArgument,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Images, or folders of images.")],
+    *,
+    top: Annotated[int, typer.Option(help="Classes to show for each image.")] = 3,
+    passes: PassesOption = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict the class of images, with probabilities.
+
+    Files that are not readable as images are named on stderr, the others are
+    predicted all the same, and the exit status is 2.
+
+    [bold]Examples[/]
+      hybrid-mobilenet predict runs/digits photo.png
+      hybrid-mobilenet predict runs/digits holiday/ --top 1 --json
+    """
+    import torch
+
+    from .data import DataError, image_files, read_image
+    from .evaluate import probabilities
+    from .model import HybridMobileNet
+    from .progress import RunProgress
+    from .tables import prediction_table
+
+    if top < 1:
+        raise ValueError(f"--top is {top}, but must be 1 or more")
+    network = HybridMobileNet.from_pretrained(model)
+    paths = image_files(files)
+    predictions: list[tuple[Path, list[tuple[str, float]]]] = []
+    problems: list[str] = []
+    with RunProgress(shown=not as_json) as progress:
+        done = progress.counter("predicting", len(paths))
+        for path in paths:
+            try:
+                image = read_image(path, network.network.image_size, network.network.in_channels)
+            except (DataError, OSError) as error:
+                problems.append(str(error))
+            else:
+                p = probabilities(network, image[None], passes)[0]
+                best = torch.argsort(p, descending=True, stable=True)[:top].tolist()
+                predictions.append((path, [(network.class_names[index], p[index].item()) for index in best]))
+            done(1)
+    if as_json:
+        print_json(
+            [{"file": str(path), "class": ranked[0][0], "probabilities": dict(ranked)} for path, ranked in predictions]
+        )
+    elif predictions:
+        console(TABLE_WIDTH).print(prediction_table(predictions))
+    if problems:
+        for problem in problems:
+            print("error:", " ".join(problem.split()), file=sys.stderr)
+        raise typer.Exit(USAGE_ERROR)
+
+
+def parse_image_size(text: str) -> Size:
+    """Height and width in pixels: (32, 32) from "32", (24, 32) from "24x32".
+
+    Raises:
+        ValueError: where it is neither.
+    """
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise ValueError(f"--image-size is {text!r}, but must be a side in pixels (32) or height x width (24x32)")
+    return int(sides[0]), int(sides[-1])

@@ -1,0 +1,157 @@
+"""Probabilities, accuracy and confusion of a model, with Graham's averaging over random pooling regions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .data import ImageDataset
+from .model import HybridMobileNet
+
+#: Images per forward pass: large enough for full speed on a CPU, and a few hundred MB of maps for the widest network.
+BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a model did on a data set. ``confusion[i][j]`` counts the images of class i that were taken for class j."""
+
+    class_names: tuple[str, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    loss: float
+    passes: int
+
+    @property
+    def images(self) -> int:
+        return sum(map(sum, self.confusion))
+
+    @property
+    def correct(self) -> int:
+        return sum(row[index] for index, row in enumerate(self.confusion))
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of all images whose most probable class is their own."""
+        return self.correct / self.images
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """Precision, recall, F1 and number of images of each class."""
+        report = {}
+        for index, name in enumerate(self.class_names):
+            hits, of_class = self.confusion[index][index], sum(self.confusion[index])
+            taken = sum(row[index] for row in self.confusion)
+            report[name] = {
+                "precision": hits / taken if taken else 0.0,
+                "recall": hits / of_class if of_class else 0.0,
+                "f1": 2 * hits / (taken + of_class) if taken + of_class else 0.0,
+                "images": of_class,
+            }
+        return report
+
+    def record(self) -> dict[str, Any]:
+        """All of it as JSON: what evaluation.json holds."""
+        return {
+            "accuracy": self.accuracy,
+            "correct": self.correct,
+            "images": self.images,
+            "loss": self.loss,
+            "passes": self.passes,
+            "per_class": self.per_class(),
+            "confusion": [list(row) for row in self.confusion],
+        }
+
+
+@torch.no_grad()
+def probabilities(model: HybridMobileNet, images: Tensor, passes: int = 1) -> Tensor:
+    """Class probabilities of a batch of images.
+
+    Args:
+        model: put into eval() while this runs.
+        images: (N, C, H, W), uint8 or floating point in 0..1.
+        passes: 1 for the fixed regions; more for the mean of the softmax outputs over that many passes, each with fresh
+            random regions (Graham 2014, section 4).
+
+    Returns:
+        (N, classes), rows summing to 1.
+
+    Raises:
+        ValueError: where `passes` is below 1, or above 1 for a network without fractional max pooling.
+    """
+    pools = model.fractional_max_pools()
+    if passes < 1 or (passes > 1 and not pools):
+        raise ValueError(
+            f"passes is {passes}, but must be 1 or more, and 1 for a network without fractional max pooling, "
+            f"whose passes are all equal; this network is {model.network.family}"
+        )
+    with _in_eval(model):
+        if passes > 1:
+            for pool in pools:
+                pool.train()
+        # The sum of equal passes is exact in float64, so that averaging cannot blur a tie.
+        total = sum(model(images).double().softmax(1) for _ in range(passes))
+    assert isinstance(total, Tensor)
+    return (total / passes).float()
+
+
+def evaluate(
+    model: HybridMobileNet,
+    dataset: ImageDataset,
+    passes: int = 1,
+    seed: int = 0,
+    on_images: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Evaluate a model on every image of a data set.
+
+    Args:
+        model: the model, on any device.
+        dataset: its images and labels.
+        passes: see `probabilities`.
+        seed: of the random regions; the default generators are left as they were.
+        on_images: called with the number of images done, for progress.
+
+    Raises:
+        ValueError: where the data set's classes or images are not the model's, or `passes` is out of range.
+    """
+    if tuple(dataset.class_names) != model.class_names:
+        raise ValueError(
+            f"the data has classes {_shortened(dataset.class_names)}, but the model knows "
+            f"{_shortened(model.class_names)}: evaluate on data with the model's own classes"
+        )
+    device = model.mean.device
+    predicted, log_likelihood = [], 0.0
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for indices in torch.split(torch.arange(len(dataset)), BATCH_SIZE):
+            p = probabilities(model, dataset.batch(indices).to(device), passes).cpu()
+            log_likelihood += p.gather(1, dataset.labels[indices, None]).clamp_min(1e-12).log().sum().item()
+            predicted.append(p.argmax(1))
+            if on_images:
+                on_images(len(indices))
+
+    from sklearn.metrics import confusion_matrix  # slow to import
+
+    classes = range(len(model.class_names))
+    confusion = confusion_matrix(dataset.labels.numpy(), torch.cat(predicted).numpy(), labels=list(classes))
+    rows = tuple(tuple(int(count) for count in row) for row in confusion)
+    return Evaluation(model.class_names, rows, -log_likelihood / len(dataset), passes)
+
+
+@contextmanager
+def _in_eval(model: HybridMobileNet) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _shortened(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:5])
+    return f"{len(names)} ({shown}{', ...' if len(names) > 5 else ''})"

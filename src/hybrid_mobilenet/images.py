@@ -1,0 +1,183 @@
+"""One image: found, read, and made what a network is given. Training and prediction share it."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from .architecture import Size
+
+# Pillow only warns of images up to twice its bound; its documentation advises to make that an error.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+Image.init()
+
+#: Formats read, whatever a file's name says. Others of Pillow's start programs (EPS), have no signature (TGA) or cannot
+#: be decoded at all (HDF5). AVIF is optional in builds of Pillow.
+FORMATS = tuple(
+    name
+    for name in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+    if name in Image.OPEN
+)  # fmt: skip
+EXTENSIONS = tuple(sorted(extension for extension, name in Image.registered_extensions().items() if name in FORMATS))
+
+Item = tuple[str, Path | bytes | Image.Image]
+"""What errors call an image, and where it is."""
+
+
+class DataError(ValueError):
+    """Data that cannot be used as it is. The message names the file, folder or argument, the rule and the remedy."""
+
+
+def read_image(image: Path | str | bytes | Image.Image, image_size: int | Size, channels: int) -> Tensor:
+    """One image, as a network is given it.
+
+    The EXIF orientation is applied; transparency is laid on white; 16-bit grey is scaled to 8 bits; then the image
+    becomes RGB or greyscale, and its centre, cropped to the wanted shape, is resized by antialiased bicubic
+    interpolation. An image that already has the size keeps its pixels. Of an animation the first frame is read.
+
+    Args:
+        image: file, encoded bytes, or Pillow's image (not modified).
+        image_size: side in pixels or (height, width).
+        channels: 3 for RGB, 1 for greyscale.
+
+    Returns:
+        uint8 (channels, height, width), a channels-last view.
+
+    Raises:
+        DataError: where it is no image, is damaged, has more than `PIL.Image.MAX_IMAGE_PIXELS` pixels (which is found
+            out before decoding) or 32-bit pixels of unknown range; naming the file.
+        ValueError: where `image_size` or `channels` is unusable.
+    """
+    size = checked_shape(image_size, channels)
+    name = str(image) if isinstance(image, (Path, str)) else "the image"
+    item = name, Path(image) if isinstance(image, str) else image
+    return torch.from_numpy(decode(item, size, channels)).permute(2, 0, 1)
+
+
+def checked_shape(image_size: int | Size, channels: int) -> Size:
+    """Height and width in pixels.
+
+    Raises:
+        ValueError: where they, or the channels, are unusable.
+    """
+    sides = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+        raise ValueError(f"image_size is {image_size!r}, but must be 1 or more pixels, or (height, width)")
+    if channels not in (1, 3):
+        raise ValueError(f"channels is {channels!r}, but must be 3 for RGB or 1 for greyscale")
+    return sides[0], sides[1]
+
+
+def decode(item: Item, size: Size, channels: int) -> NDArray[np.uint8]:
+    """The image as `read_image` describes it, uint8 (height, width, channels).
+
+    Raises:
+        DataError: as `read_image` does.
+    """
+    name, raw = item
+    height, width = size
+    try:
+        if isinstance(raw, Image.Image):
+            opened: AbstractContextManager[Image.Image] = nullcontext(raw)
+        else:
+            opened = Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw, formats=FORMATS)
+        with opened as original:
+            original.load()
+            upright = original.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            image = _eight_bits(original if upright else ImageOps.exif_transpose(original))
+            image = _in_mode(image, "RGB" if channels == 3 else "L")
+            if image.size != (width, height):
+                image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
+            return np.array(image).reshape(height, width, channels)
+    except UnidentifiedImageError:
+        known = ", ".join(FORMATS)
+        raise DataError(f"{name} is empty or of no known format ({known}): replace or remove it") from None
+    except Exception as error:  # Pillow's decoders raise nearly every kind on damaged data
+        raise DataError(f"{name} cannot be read as an image ({reason(error)}): replace or remove it") from None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image in mode L or RGB."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        # 16-bit grey: Pillow itself would clip it to 0..255. Some formats deliver it in 32 bits.
+        values = np.asarray(image).astype(np.float64)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise ValueError("32-bit pixels have no set range: save it with 8 or 16 bits")
+        if "transparency" in image.info:
+            values[values == image.info["transparency"]] = 65535
+        return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "L" else _in_mode(image, "RGB")
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)  # convert copies even then
+
+
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """The files given, and the image files (by their extension) in the folders given and in their subfolders, sorted.
+
+    Raises:
+        DataError: where a path does not exist, or a folder holds no image.
+    """
+    files: list[Path] = []
+    for path in paths:
+        found = list(files_below(path)) if path.is_dir() else [path]
+        if not found:
+            raise DataError(f"{path} holds no image: name a folder with files such as {listed(EXTENSIONS)}")
+        if not path.exists():
+            raise DataError(f"{path} does not exist{near(str(path))}: name an image or a folder of them")
+        files += found
+    return files
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Image files by their extension, to any depth, in the order of their names.
+
+    Hidden entries and __MACOSX are left out, as are links to folders, which could lead back up.
+
+    Raises:
+        DataError: where a name promises an image, but stands for no regular file.
+    """
+    for entry in sorted(filter(is_visible, folder.iterdir())):
+        if entry.is_dir():
+            if not entry.is_symlink():
+                yield from files_below(entry)
+        elif entry.suffix.lower() in EXTENSIONS:
+            if not entry.is_file():  # reading a pipe would wait for ever
+                raise DataError(f"{entry} is no regular file (a broken link?): repair or remove it")
+            yield entry
+
+
+def is_visible(entry: Path) -> bool:
+    return not entry.name.startswith(".") and entry.name != "__MACOSX"
+
+
+def near(name: str, known: Sequence[str] = ()) -> str:
+    """A hint for a message: the known name or existing path that was perhaps meant."""
+    folder = Path(name).parent
+    siblings = sorted(str(folder / entry.name) for entry in folder.iterdir()) if folder.is_dir() else []
+    matches = difflib.get_close_matches(name, [*known, *siblings], n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def listed(things: Sequence[object]) -> str:
+    """The first few, for a message."""
+    return ", ".join(map(str, things[:4])) + (f" and {len(things) - 4} more" if len(things) > 4 else "") or "none"
+
+
+def reason(error: Exception) -> str:
+    """Why, for a message: one line."""
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__

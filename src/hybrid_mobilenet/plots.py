@@ -1,0 +1,85 @@
+"""Pictures of a run: its curves, and the confusion of its classes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from .files import write_atomically
+
+CURVES_FILE = "curves.png"
+CONFUSION_FILE = "confusion.png"
+
+#: More classes than this leave no room for the numbers in the cells, nor, beyond twice as many, for the names.
+NUMBERED_CLASSES = 20
+
+
+def draw_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
+    """Loss and accuracy per epoch, training beside validation where there is one, as PNG.
+
+    Args:
+        history: the records of metrics.jsonl.
+        path: where the picture is written.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
+    epochs = [record["epoch"] for record in history]
+    marker = "o" if len(epochs) == 1 else None  # a line of one point shows nothing
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for axes, key, scale, label in zip(
+        figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), ("Cross-entropy", "Accuracy (%)"), strict=True
+    ):
+        for prefix, name in (("", "training"), ("validation_", "validation")):
+            if f"{prefix}{key}" in history[0]:
+                values = [scale * record[f"{prefix}{key}"] for record in history]
+                axes.plot(epochs, values, marker=marker, label=f"{name}, last {values[-1]:.3g}")
+        axes.set(xlabel="Epoch", ylabel=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    _write(figure, path)
+
+
+@mpl.rc_context({"text.parse_math": False})  # a class may be called "a$b$": dollar signs are not formulas here
+def draw_confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str], title: str, path: Path) -> None:
+    """The confusion matrix as PNG: rows are true classes, columns predicted ones, shades the share of the row.
+
+    Args:
+        confusion: counts; row i, column j: images of class i taken for class j.
+        class_names: of the rows and columns.
+        title: written above.
+        path: where the picture is written.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
+    classes = len(class_names)
+    side = min(3.2 + 0.42 * classes, 14)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axes = figure.subplots()
+    shares = [[count / max(sum(row), 1) for count in row] for row in confusion]
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(title=title, xlabel="Predicted class", ylabel="True class")
+    if classes <= 2 * NUMBERED_CLASSES:
+        axes.set_xticks(range(classes), class_names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(classes), class_names)
+    if classes <= NUMBERED_CLASSES:
+        for i, row in enumerate(confusion):
+            for j, count in enumerate(row):
+                if count:
+                    color = "white" if shares[i][j] > 0.5 else "black"
+                    axes.text(j, i, str(count), ha="center", va="center", color=color, fontsize=8)
+    figure.colorbar(image, ax=axes, label="Share of the true class", fraction=0.046)
+    _write(figure, path)
+
+
+def _write(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,269 @@
+"""Fractional max pooling as Graham defined it (2014, arXiv 1412.6071): sequences, the operator, and the layer.
+
+One axis of `n_in` pixels becomes `n_out` by an increasing sequence ``a_0 = 0 < a_1 < ... < a_n_out = n_in`` with steps
+of 1 or 2. Region ``i`` is ``[a_{i-1}, a_i - 1]`` (disjoint: one or two pixels) or ``[a_{i-1}, a_i]`` clipped at the
+edge (overlapping: two or three). The two-dimensional pool is the product of two axes.
+
+torch.nn.FractionalMaxPool2d is another thing: windows of a fixed size, pseudorandom only, a draw per sample and
+channel, still random in eval().
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from .architecture import PoolingSequence, fractional_size
+from .kernels import reference
+
+#: u is a multiple of 1 / U_STEPS, so that the pseudorandom sequence is exact integer arithmetic in every precision.
+U_STEPS = 2**24
+
+
+def random_sequence(n_in: int, n_out: int, generator: torch.Generator | None = None) -> Tensor:
+    """A random pooling sequence: the right number of ones and twos in random order, each order as likely as any other.
+
+    Args:
+        n_in: pixels of the axis.
+        n_out: regions to cut it into; ``n_out <= n_in <= 2 * n_out``.
+        generator: source of randomness; torch's default generator if None.
+
+    Returns:
+        int64 tensor of shape (n_out + 1,), from 0 to `n_in`.
+
+    Raises:
+        ValueError: where `n_in` pixels cannot be cut into `n_out` regions of one or two.
+    """
+    _check_sizes(n_in, n_out)
+    order = torch.randperm(n_out, generator=generator, device=generator.device if generator else None)
+    steps = 1 + (order < n_in - n_out).long()
+    return torch.cat((steps.new_zeros(1), steps.cumsum(0)))
+
+
+def pseudorandom_sequence(n_in: int, n_out: int, u: float) -> Tensor:
+    """The pseudorandom pooling sequence ``ceil(n_in / n_out * (i + u))``, shifted to start at 0.
+
+    Args:
+        n_in: pixels of the axis.
+        n_out: regions to cut it into; ``n_out <= n_in <= 2 * n_out``.
+        u: offset in (0, 1), rounded to a multiple of 2**-24.
+
+    Returns:
+        int64 tensor of shape (n_out + 1,), from 0 to `n_in`.
+
+    Raises:
+        ValueError: where `u` or the sizes are out of range.
+    """
+    _check_sizes(n_in, n_out)
+    if not 0 < u < 1:
+        raise ValueError(f"u is {u!r}, but must lie between 0 and 1, both excluded: try 0.5")
+    return _pseudorandom(n_in, n_out, torch.tensor(round(u * U_STEPS)))
+
+
+def _pseudorandom(n_in: int, n_out: int, u: Tensor) -> Tensor:
+    i = torch.arange(n_out + 1, device=u.device)
+    ceiling = -(-n_in * (i * U_STEPS + u) // (n_out * U_STEPS))
+    return ceiling - ceiling[0]
+
+
+def _draw(n_in: int, n_out: int, sequence: PoolingSequence, generator: torch.Generator | None) -> Tensor:
+    if sequence == "random":
+        return random_sequence(n_in, n_out, generator)
+    device = generator.device if generator else None
+    return _pseudorandom(n_in, n_out, torch.randint(1, U_STEPS, (), generator=generator, device=device))
+
+
+def _fixed(n_in: int, n_out: int) -> Tensor:
+    """The pseudorandom sequence of u = 1/2, from plain integers: torch.export takes it for a constant."""
+    ceiling = [-(-n_in * (2 * i + 1) // (2 * n_out)) for i in range(n_out + 1)]
+    return torch.tensor([value - ceiling[0] for value in ceiling])
+
+
+def _is_ratio(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= 2
+
+
+def _check_sizes(n_in: int, n_out: int) -> None:
+    if not 1 <= n_out <= n_in <= 2 * n_out:
+        raise ValueError(
+            f"n_in is {n_in} and n_out is {n_out}, but regions are one or two pixels wide, so that "
+            "n_out <= n_in <= 2 * n_out must hold: choose a ratio between 1 and 2"
+        )
+
+
+@torch.library.custom_op("hybrid_mobilenet::fractional_max_pool2d", mutates_args=())
+def _pool(x: Tensor, rows: Tensor, columns: Tensor, overlapping: bool) -> tuple[Tensor, Tensor]:
+    return reference.forward(x, rows, columns, overlapping)
+
+
+@torch.library.custom_op("hybrid_mobilenet::fractional_max_pool2d_backward", mutates_args=())
+def _pool_backward(
+    gradient: Tensor, winners: Tensor, rows: Tensor, columns: Tensor, overlapping: bool, height: int, width: int
+) -> Tensor:
+    return reference.backward(gradient, winners, rows, columns, overlapping, height, width)
+
+
+# The kernels are imported where they first run: numba and triton take long to load.
+@_pool.register_kernel("cpu")
+def _pool_cpu(x: Tensor, rows: Tensor, columns: Tensor, overlapping: bool) -> tuple[Tensor, Tensor]:
+    from .kernels import cpu
+
+    return cpu.forward(x, rows, columns, overlapping)
+
+
+@_pool_backward.register_kernel("cpu")
+def _pool_backward_cpu(
+    gradient: Tensor, winners: Tensor, rows: Tensor, columns: Tensor, overlapping: bool, height: int, width: int
+) -> Tensor:
+    from .kernels import cpu
+
+    return cpu.backward(gradient, winners, rows, columns, overlapping, height, width)
+
+
+@_pool.register_kernel("cuda")
+def _pool_cuda(x: Tensor, rows: Tensor, columns: Tensor, overlapping: bool) -> tuple[Tensor, Tensor]:
+    return cast(tuple[Tensor, Tensor], _cuda_kernels().forward(x, rows, columns, overlapping))
+
+
+@_pool_backward.register_kernel("cuda")
+def _pool_backward_cuda(
+    gradient: Tensor, winners: Tensor, rows: Tensor, columns: Tensor, overlapping: bool, height: int, width: int
+) -> Tensor:
+    return cast(Tensor, _cuda_kernels().backward(gradient, winners, rows, columns, overlapping, height, width))
+
+
+def _cuda_kernels() -> ModuleType:
+    try:
+        from .kernels import cuda
+    except ImportError:  # no triton: it comes with torch for CUDA on Linux only
+        return reference
+    return cuda
+
+
+@_pool.register_fake
+def _pool_shapes(x: Tensor, rows: Tensor, columns: Tensor, _overlapping: bool) -> tuple[Tensor, Tensor]:
+    shape = (x.shape[0], x.shape[1], rows.shape[0] - 1, columns.shape[0] - 1)
+    pooled = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return pooled, torch.empty_like(pooled, dtype=torch.uint8)
+
+
+@_pool_backward.register_fake
+def _pool_backward_shape(
+    gradient: Tensor, winners: Tensor, _rows: Tensor, _columns: Tensor, _overlapping: bool, height: int, width: int
+) -> Tensor:
+    shape = (winners.shape[0], winners.shape[1], height, width)
+    return torch.empty(shape, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
+
+
+def _keep(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    x, rows, columns, overlapping = inputs
+    ctx.save_for_backward(output[1], rows, columns)
+    ctx.overlapping, ctx.size = overlapping, x.shape[2:]
+
+
+def _gradient(ctx, gradient, _of_winners):  # type: ignore[no-untyped-def]
+    spread = _pool_backward(gradient, *ctx.saved_tensors, ctx.overlapping, *ctx.size)
+    return spread, None, None, None
+
+
+_pool.register_autograd(_gradient, setup_context=_keep)
+
+
+def fractional_max_pool2d(x: Tensor, rows: Tensor, columns: Tensor, overlapping: bool = False) -> Tensor:
+    """Max pooling over the regions that two pooling sequences cut.
+
+    Where several pixels of a region are the maximum, the gradient goes to one of them: the first, column by column. NaN
+    in a region gives NaN.
+
+    Args:
+        x: floating-point tensor of shape (N, C, H, W); fastest in channels-last memory format.
+        rows: int64 tensor of shape (H_out + 1,), from 0 to H with steps of 1 or 2.
+        columns: the same for W.
+        overlapping: whether a region also holds the first pixel of the next one.
+
+    Returns:
+        Tensor of shape (N, C, H_out, W_out), of x's dtype, in channels-last memory format.
+
+    Raises:
+        ValueError: where `x` is not a floating-point tensor of four dimensions, or a sequence does not fit its axis.
+    """
+    _check_input(x)
+    pooled, _ = _pool(x, rows.to(x.device), columns.to(x.device), overlapping)
+    return cast(Tensor, pooled)
+
+
+def _check_input(x: Tensor) -> None:
+    if x.dim() != 4 or not x.is_floating_point():
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and dtype {x.dtype}, but must be a floating-point tensor of shape "
+            "(N, C, H, W): use x.unsqueeze(0) for a single image and x.float() for integers"
+        )
+
+
+class FractionalMaxPool2d(nn.Module):
+    """Fractional max pooling (Graham 2014): shrinks maps by a ratio between 1 and 2, over random regions.
+
+    In train() each forward draws one row and one column sequence for the whole batch and all channels. In eval() the
+    regions are fixed: the pseudorandom sequence of u = 1/2, the most even one, so that passes are equal and the layer
+    exports as gathers and maxima. To average over random regions at test time, as Graham does, leave the model in
+    eval() and put its FractionalMaxPool2d layers in train().
+
+    Args:
+        ratio: n_in / n_out of an axis, in [1, 2], or a pair for height and width. The output has floor(n / ratio)
+            pixels, and at least ceil(n / 2), which regions of one or two pixels can just cover.
+        sequence: "random" or "pseudorandom".
+        overlapping: whether a region also holds the first pixel of the next one (two or three pixels wide).
+        generator: source of the random draws; torch's default generator if None.
+
+    Shape:
+        - Input: (N, C, H, W), floating point; fastest in channels-last memory format.
+        - Output: (N, C, H_out, W_out) in channels-last memory format.
+
+    Raises:
+        ValueError: where `ratio` lies outside [1, 2] or `sequence` is unknown.
+
+    Example:
+        >>> import torch
+        >>> from hybrid_mobilenet import FractionalMaxPool2d
+        >>> pool = FractionalMaxPool2d(ratio=1.44)
+        >>> pool(torch.rand(8, 16, 32, 32)).shape
+        torch.Size([8, 16, 22, 22])
+    """
+
+    def __init__(
+        self,
+        ratio: float | tuple[float, float],
+        *,
+        sequence: PoolingSequence = "random",
+        overlapping: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        ratios = ratio if isinstance(ratio, tuple) else (ratio, ratio)
+        if len(ratios) != 2 or not all(_is_ratio(value) for value in ratios):
+            raise ValueError(
+                f"ratio is {ratio!r}, but must lie in [1, 2], or be a pair of such numbers: the paper's is 1.44"
+            )
+        if sequence not in get_args(PoolingSequence):
+            raise ValueError(f"sequence is {sequence!r}, but must be one of {', '.join(get_args(PoolingSequence))}")
+        self.ratio = (float(ratios[0]), float(ratios[1]))
+        self.sequence: PoolingSequence = sequence
+        self.overlapping = overlapping
+        self.generator = generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        _check_input(x)
+        rows, columns = (self._regions(n, ratio) for n, ratio in zip(x.shape[-2:], self.ratio, strict=True))
+        return fractional_max_pool2d(x, rows, columns, self.overlapping)
+
+    def _regions(self, n_in: int, ratio: float) -> Tensor:
+        n_out = fractional_size(n_in, ratio)
+        if self.training:
+            return _draw(n_in, n_out, self.sequence, self.generator)
+        return _fixed(n_in, n_out)
+
+    def extra_repr(self) -> str:
+        return f"ratio={self.ratio}, sequence={self.sequence!r}, overlapping={self.overlapping}"

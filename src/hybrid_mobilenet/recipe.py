@@ -1,0 +1,46 @@
+"""What a training run is made of besides network and data. Every field says where its value comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from .architecture import Activation, PoolingSequence
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The paper's training: Adam, 10 % dropout, no augmentation; what it leaves open is ours, with the reason.
+
+    Source: Chen and Su (2018), section IV; docs/LOG.md has the searches on the validation split.
+    """
+
+    epochs: int = 60  # ours: the paper names none
+    batch_size: int = 128  # ours: four times faster on a CPU than Keras's 32
+    learning_rate: float = 1e-3  # Keras's default of the time for Adam
+    schedule: Literal["cosine", "constant"] = "cosine"  # ours: the last epoch is reported, so it must be a settled one
+    beta1: float = 0.9  # Keras's default
+    beta2: float = 0.999  # Keras's default
+    epsilon: float = 1e-7  # Keras's default
+    dropout: float = 0.1  # paper, section IV
+    activation: Activation = "relu"  # ours: the paper names none
+    sequence: PoolingSequence = "random"  # TensorFlow's default; the paper names none
+    overlapping: bool = False  # TensorFlow's default; the paper names none
+    fixed_epochs: int = 0  # last epochs on the fixed regions of eval(); ours
+
+    def __post_init__(self) -> None:
+        self._require("epochs", self.epochs >= 1, "1 or more")
+        self._require("batch_size", self.batch_size >= 2, "2 or more, since batch normalisation needs two images")
+        self._require("learning_rate", 0 < self.learning_rate < 1, "above 0 and below 1: try 0.001")
+        self._require("schedule", self.schedule in ("cosine", "constant"), "cosine or constant")
+        self._require("dropout", 0 <= self.dropout < 1, "0 or more and below 1: the paper's is 0.1")
+        self._require("activation", self.activation in get_args(Activation), "relu or relu6")
+        self._require("sequence", self.sequence in get_args(PoolingSequence), "random or pseudorandom")
+        self._require("fixed_epochs", 0 <= self.fixed_epochs <= self.epochs, "between 0 and epochs")
+
+    def _require(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} is {getattr(self, name)!r}, but must be {rule}")
+
+
+PAPER = Recipe()

@@ -1,0 +1,216 @@
+"""What the commands show: tables for people, those of the networks in the paper's columns, and records for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from string import ascii_lowercase
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from . import cost as costs
+from . import paper
+from .architecture import FAMILIES, FMP_RATIO, Layer, Network, resolve
+
+QUANTITIES: dict[paper.Quantity, str] = {"mult_adds": "Mult-Adds", "parameters": "parameters"}
+
+
+def table(*columns: str, left: int = 0) -> Table:
+    """An empty table for results: the first `left` columns are text, the others numbers."""
+    result = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for index, column in enumerate(columns):
+        result.add_column(column, justify="left" if index < left else "right", no_wrap=True)
+    return result
+
+
+def network_record(network: Network) -> dict[str, object]:
+    """A network for `tables --json`: its choices, totals and layers."""
+    return {
+        "family": network.family,
+        "alpha": network.alpha,
+        "delta": network.delta,
+        "classes": network.classes,
+        "in_channels": network.in_channels,
+        "image_size": network.image_size,
+        "mult_adds": costs.network_mult_adds(network),
+        "parameters": costs.network_parameters(network),
+        "trainable_parameters": costs.network_parameters(network, "trainable"),
+        "layers": [
+            vars(layer) | {"mult_adds": costs.layer_mult_adds(layer), "parameters": costs.layer_parameters(layer)}
+            for layer in network.layers
+        ],
+    }
+
+
+def cost_record(result: paper.Result) -> dict[str, object]:
+    """A configuration for `cost --json`: exact integers of ours, the paper's figures as numbers or null."""
+    network = resolve(result.family, result.alpha, result.delta, result.classes)
+    return {
+        "family": result.family,
+        "delta": result.delta,
+        "alpha": result.alpha,
+        "classes": result.classes,
+        "mult_adds": costs.network_mult_adds(network),
+        "parameters": costs.network_parameters(network),
+        "trainable_parameters": costs.network_parameters(network, "trainable"),
+        "paper_accuracy": None if result.accuracy is None else float(result.accuracy),
+        "paper_mult_adds": None if result.mult_adds is None else float(result.mult_adds),
+        "paper_parameters": None if result.parameters is None else float(result.parameters),
+        "deviations": [deviation.reason for deviation in paper.DEVIATIONS if deviation.concerns(result)],
+    }
+
+
+def network_heading(network: Network) -> str:
+    """The number of a network's table in the paper, and what it was resolved for."""
+    number = FAMILIES.index(network.family) + 1
+    height, width = network.image_size
+    return (
+        f"[bold]Table {number}: {network.family}[/], alpha {network.alpha:g}, delta {network.delta}, "
+        f"{network.classes} classes, images {height}x{width}x{network.in_channels}"
+    )
+
+
+def network_table(network: Network) -> Table:
+    """A network as in Tables 1 to 3, with Mult-Adds, parameters and their shares per row."""
+    mult_adds, parameters = costs.network_mult_adds(network), costs.network_parameters(network)
+    rows = table("Type / Stride", "Filter Shape", "Input Size", "Mult-Adds", "Share", "Parameters", "Share", left=3)
+    for count, layers in grouped(network.layers):
+        for layer in layers:
+            counted = count * costs.layer_mult_adds(layer), count * costs.layer_parameters(layer)
+            rows.add_row(
+                f"{count} x {row_type(layer)}" if count > 1 else row_type(layer),
+                filter_shape(layer, network.delta),
+                input_size(layer, network.delta),
+                *(
+                    text
+                    for part, whole in zip(counted, (mult_adds, parameters), strict=True)
+                    for text in ((f"{part:,}", f"{part / whole:.1%}") if part else ("", ""))
+                ),
+            )
+    rows.add_row("Softmax / s1", "Classifier", f"1 x 1 x {network.classes}", end_section=True)
+    rows.add_row("Total", "", "", f"{mult_adds:,}", "", f"{parameters:,}", "")
+    rows.add_row("of them trainable", "", "", "", "", f"{costs.network_parameters(network, 'trainable'):,}")
+    return rows
+
+
+def grouped(layers: tuple[Layer, ...]) -> Iterator[tuple[int, tuple[Layer, ...]]]:
+    """Layers as the paper's rows: a layer, or a depthwise one with its pointwise one, and how often it is repeated."""
+    following = iter(layers)
+    units = [(layer, next(following)) if layer.kind == "depthwise" else (layer,) for layer in following]
+    for _, repeats in groupby(units, key=lambda unit: [replace(layer, name="") for layer in unit]):
+        first, *others = repeats
+        yield 1 + len(others), first
+
+
+def row_type(layer: Layer) -> str:
+    """The "Type / Stride" column of the paper."""
+    match layer.kind:
+        case "convolution" | "pointwise":
+            return f"Conv / s{layer.stride}"
+        case "depthwise":
+            return f"Conv dw / s{layer.stride}"
+        case "max_pool":
+            return f"Maxpool / s{layer.stride}"
+        case "fractional_max_pool":
+            return f"FMP / s{FMP_RATIO}"
+        case "global_average_pool":
+            return "Avg pool / s1"
+        case "fully_connected":
+            return "FC / s1"
+
+
+def filter_shape(layer: Layer, delta: int) -> str:
+    """The "Filter Shape" column of the paper: (channels x delta) of a depthwise layer are left unmultiplied."""
+    side = f"{layer.kernel} x {layer.kernel}"
+    match layer.kind:
+        case "depthwise":
+            return f"{side} x {times_delta(layer.out_channels, delta)}"
+        case "pointwise":
+            return f"{side} x {times_delta(layer.in_channels, delta)} x {layer.out_channels}"
+        case "convolution" | "fully_connected":
+            return f"{side} x {layer.in_channels} x {layer.out_channels}"
+        case "max_pool":
+            return f"Max pooling {side}"
+        case "fractional_max_pool":
+            return "Fractional max pooling"
+        case "global_average_pool":
+            return "Global average pooling"
+
+
+def input_size(layer: Layer, delta: int) -> str:
+    """The "Input Size" column of the paper: height x width x channels."""
+    height, width = layer.in_size
+    channels = times_delta(layer.in_channels, delta) if layer.kind == "pointwise" else str(layer.in_channels)
+    return f"{height} x {width} x {channels}"
+
+
+def times_delta(channels: int, delta: int) -> str:
+    return str(channels) if delta == 1 else f"({channels // delta} x {delta})"
+
+
+def cost_table() -> Table:
+    """The paper's configurations: exact figures and the paper's, with the letter of its footnote at each deviation."""
+    rows = table(
+        "Family", "Delta", "Alpha", "Classes", "Mult-Adds", "paper, M", "Parameters", "paper, M", "Trainable",
+        "Accuracy", left=1,
+    )  # fmt: skip
+    for _, results in groupby(paper.RESULTS, key=lambda result: (result.table, result.classes)):
+        for result in results:
+            record = cost_record(result)
+            rows.add_row(
+                result.family,
+                str(result.delta),
+                f"{result.alpha:g}",
+                str(result.classes),
+                f"{record['mult_adds']:,}",
+                marked(result, "mult_adds"),
+                f"{record['parameters']:,}",
+                marked(result, "parameters"),
+                f"{record['trainable_parameters']:,}",
+                result.accuracy or "-",
+            )
+        rows.add_section()
+    return rows
+
+
+def deviation_notes() -> Table:
+    """The footnotes of `cost_table`."""
+    notes = Table.grid(padding=(0, 1))
+    for letter, deviation in zip(ascii_lowercase, paper.DEVIATIONS, strict=False):
+        where = " and ".join(f"Table {number}" for number in deviation.tables)
+        notes.add_row(letter, f"{where}, {QUANTITIES[deviation.quantity]}: {deviation.reason}")
+    return notes
+
+
+def marked(result: paper.Result, quantity: paper.Quantity) -> str:
+    """The paper's figure with the letters of its footnotes; in a column, so that the figures stay aligned."""
+    letters = "".join(
+        letter
+        for letter, deviation in zip(ascii_lowercase, paper.DEVIATIONS, strict=False)
+        if deviation.quantity == quantity and deviation.concerns(result)
+    )
+    figure = result.mult_adds if quantity == "mult_adds" else result.parameters
+    return f"{figure or '-'} {letters:1}"
+
+
+def class_table(per_class: Mapping[str, Mapping[str, float]]) -> Table:
+    """Images, recall, precision and F1 of each class of an evaluation."""
+    rows = table("Class", "Images", "Recall", "Precision", "F1", left=1)
+    for name, figures in per_class.items():
+        shares = (f"{figures[key]:.1%}" for key in ("recall", "precision", "f1"))
+        rows.add_row(escape(name), f"{figures['images']:,}", *shares)
+    return rows
+
+
+def prediction_table(predictions: Sequence[tuple[Path, Sequence[tuple[str, float]]]]) -> Table:
+    """Each file with its most probable classes, best first."""
+    rows = table("File", "Class", "Probability", "Then", left=2)
+    rows.columns[3].justify = "left"
+    for path, ((name, probability), *others) in predictions:
+        then = ", ".join(f"{other} {share:.1%}" for other, share in others)
+        rows.add_row(escape(str(path)), escape(name), f"{probability:.1%}", escape(then))
+    return rows

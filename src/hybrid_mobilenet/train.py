@@ -1,0 +1,343 @@
+"""Training: one step, one epoch, one run. Killed at any moment, a run resumes and ends with the same weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from . import __version__
+from .architecture import Family, Size, resolve
+from .checkpoint import CHECKPOINT_FILE, CheckpointError, Progress, read_checkpoint, restore, save_checkpoint
+from .data import ImageDataset, Splits, load, normalisation
+from .evaluate import Evaluation, evaluate
+from .files import write_atomically
+from .model import HybridMobileNet
+from .plots import CURVES_FILE, draw_curves
+from .recipe import PAPER, Recipe
+
+METRICS_FILE = "metrics.jsonl"
+EVALUATION_FILE = "evaluation.json"
+
+#: Seconds between checkpoints within an epoch.
+SAVE_EVERY = 300.0
+#: Steps between looks at the loss: each look waits for the device.
+LOOK_EVERY = 20
+
+
+class TrainingDiverged(ValueError):  # noqa: N818  the field's word for it
+    """The loss is no longer a number."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, after the state was saved."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that decides the outcome of a run, besides the machine.
+
+    The defaults are the network that the paper recommends.
+    """
+
+    data: str
+    family: Family = "fmp"
+    alpha: float = 0.25
+    delta: int = 2
+    image_size: Size = (32, 32)
+    channels: int = 3
+    validation: float = 0.1
+    seed: int = 0
+    recipe: Recipe = PAPER
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Setup:
+        """The setup that `asdict` made a JSON record of."""
+        size = record["image_size"]
+        return cls(**{**record, "image_size": (size[0], size[1]), "recipe": Recipe(**record["recipe"])})
+
+
+class Monitor(Protocol):
+    """Who watches a run. Nothing here decides the outcome."""
+
+    def on_data(self, what: str, done: int, total: int) -> None: ...
+    def on_start(self, epoch: int, epochs: int, step: int, steps: int, batch_size: int) -> None: ...
+    def on_step(self, loss: float, step: int) -> None: ...
+    def on_epoch(self, record: dict[str, Any]) -> None: ...
+
+
+def train_step(
+    fabric: Fabric, model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Forward, loss, backward and update on one batch.
+
+    Args:
+        fabric: engine that set up `model` and `optimizer`.
+        model: in train().
+        optimizer: of its parameters.
+        images: (N, C, H, W), uint8 or floating point in 0..1.
+        labels: (N,), int64.
+
+    Returns:
+        The mean cross-entropy and the number of images classified rightly, as tensors on the device.
+    """
+    logits = model(images)
+    loss = F.cross_entropy(logits, labels)
+    optimizer.zero_grad(set_to_none=True)
+    fabric.backward(loss)
+    optimizer.step()
+    return loss.detach(), (logits.argmax(1) == labels).sum()
+
+
+def learning_rate(recipe: Recipe, done: float) -> float:
+    """The learning rate when the fraction `done` of all steps is done."""
+    scale = 1.0 if recipe.schedule == "constant" else (1 + math.cos(math.pi * done)) / 2
+    return recipe.learning_rate * scale
+
+
+def train(setup: Setup, out: Path, monitor: Monitor) -> Evaluation:
+    """Train a network and leave in `out` the model, metrics.jsonl and evaluation.json.
+
+    Args:
+        setup: what to train on what, and how.
+        out: run folder; must be new or empty.
+        monitor: told of progress.
+
+    Returns:
+        The evaluation of the last epoch's weights on the test images.
+
+    Raises:
+        ValueError: where the setup, the data or `out` is unusable, or training diverges.
+        OSError: where `out` cannot be written.
+        Interrupted: after Ctrl-C or SIGTERM; `resume` goes on.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(
+            f"out is {str(out)!r}, which exists already: choose another folder with --out, go on with an unfinished "
+            "run with --resume, or delete it"
+        )
+    # Whatever is wrong with the network is told before the data is read.
+    resolve(setup.family, setup.alpha, setup.delta, 2, setup.channels, setup.image_size)
+    splits = _load(setup, monitor)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"out is {str(out)!r}, but this folder cannot be made ({error.strerror}): choose another with --out"
+        ) from error
+    torch.manual_seed(setup.seed)
+    return _fit(setup, splits, out, monitor, Progress(), None)
+
+
+def resume(out: Path, monitor: Monitor) -> Evaluation:
+    """Go on with a run that was stopped; on a CPU with as many threads it ends with the same weights, byte for byte.
+
+    Raises:
+        CheckpointError: where `out` holds no unfinished run, or its data has changed.
+        ValueError, OSError, Interrupted: as `train`.
+    """
+    if (out / EVALUATION_FILE).exists() and not (out / CHECKPOINT_FILE).exists():
+        raise CheckpointError(
+            f"the run in {out} is finished: see its {EVALUATION_FILE}, or train anew with another --out"
+        )
+    record, progress, tensors = read_checkpoint(out)
+    try:
+        fingerprint = record.pop("data_fingerprint")
+        setup = Setup.from_record(record)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the run in {out} was started by another version of hybrid-mobilenet ({error}): resume it with that "
+            "version, or train anew in another folder"
+        ) from error
+    for left in out.glob(".*.tmp"):  # by a kill while saving
+        left.unlink()
+    splits = _load(setup, monitor)
+    if splits.train.fingerprint != fingerprint:
+        raise CheckpointError(f"the data {setup.data!r} has changed since the run in {out} began: start a new run")
+    return _fit(setup, splits, out, monitor, progress, tensors)
+
+
+def _load(setup: Setup, monitor: Monitor) -> Splits:
+    return load(
+        setup.data,
+        image_size=setup.image_size,
+        channels=setup.channels,
+        validation=setup.validation,
+        seed=setup.seed,
+        progress=monitor.on_data,
+    )
+
+
+def _fit(
+    setup: Setup, splits: Splits, out: Path, monitor: Monitor, progress: Progress, tensors: dict[str, Tensor] | None
+) -> Evaluation:
+    recipe = setup.recipe
+    model = _build(setup, splits)
+    fabric = Fabric(accelerator="auto", devices=1)
+    optimizer = torch.optim.Adam(
+        model.parameters(), recipe.learning_rate, (recipe.beta1, recipe.beta2), recipe.epsilon, fused=True
+    )
+    module, optimizer_set_up = fabric.setup(model, optimizer)
+    if tensors is not None:
+        restore(tensors, model, optimizer)
+    record = asdict(setup) | {"data_fingerprint": splits.train.fingerprint}
+
+    batch_size = min(recipe.batch_size, len(splits.train))
+    steps = len(splits.train) // batch_size  # an epoch leaves out what does not fill a batch, other images each time
+    clock = time.perf_counter()
+    saved = clock
+
+    def save() -> None:
+        nonlocal clock, saved
+        saved = time.perf_counter()
+        progress.seconds += saved - clock
+        clock = saved
+        save_checkpoint(out, record, progress, model, optimizer)
+
+    def check_finite(loss: Tensor) -> None:
+        # The update may break the weights that gave a good loss, and neither must reach a checkpoint.
+        if not all(bool(tensor.isfinite().all()) for tensor in (loss, *model.state_dict().values())):
+            raise TrainingDiverged(
+                f"training diverged in epoch {progress.epoch + 1}, before step {progress.step}: a loss or a weight is "
+                f"not a finite number. Train with a lower --learning-rate than {recipe.learning_rate:g}"
+            )
+
+    with _stop_signals() as stop:
+        if tensors is None:
+            save()
+        while progress.epoch < recipe.epochs:
+            monitor.on_start(progress.epoch, recipe.epochs, progress.step, steps, batch_size)
+            model.train()
+            if progress.epoch >= recipe.epochs - recipe.fixed_epochs:
+                for pool in model.fractional_max_pools():
+                    pool.eval()
+            order = torch.Generator().manual_seed(setup.seed * 1_000_003 + progress.epoch)
+            batches = torch.split(torch.randperm(len(splits.train), generator=order), batch_size)[progress.step : steps]
+            loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=fabric.device)
+            correct = torch.tensor(progress.correct, device=fabric.device)
+
+            for indices, images in _fetched(splits.train, batches):
+                done = (progress.epoch * steps + progress.step) / (recipe.epochs * steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(recipe, done)
+                batch, labels = fabric.to_device((images, splits.train.labels[indices]))
+                started = time.perf_counter()
+                loss, hits = train_step(fabric, module, optimizer_set_up, batch, labels)
+                progress.step_seconds += time.perf_counter() - started
+                loss_sum += loss
+                correct += hits
+                progress.step += 1
+                progress.images += len(indices)
+                if progress.step % LOOK_EVERY == 0 or progress.step == steps:
+                    check_finite(loss)
+                    monitor.on_step(loss.item(), progress.step)
+                if stop.is_set() or time.perf_counter() - saved > SAVE_EVERY:
+                    check_finite(loss)
+                    progress.loss_sum, progress.correct = loss_sum.item(), int(correct.item())
+                    save()
+                    if stop.is_set():
+                        raise Interrupted
+
+            epoch_record: dict[str, Any] = {
+                "epoch": progress.epoch + 1,
+                "loss": loss_sum.item() / steps,
+                "accuracy": correct.item() / progress.images,
+                "learning_rate": optimizer.param_groups[0]["lr"],
+            }
+            trained = time.perf_counter()
+            if splits.validation is not None:
+                held_out = evaluate(model, splits.validation, seed=setup.seed)
+                epoch_record |= {"validation_loss": held_out.loss, "validation_accuracy": held_out.accuracy}
+            seconds = progress.seconds + trained - clock
+            clock = time.perf_counter()
+            epoch_record |= {
+                "images_per_second": progress.images / progress.step_seconds,
+                "seconds": seconds,  # all but the evaluation: data, steps and saving
+                "step_seconds": progress.step_seconds,
+                "evaluation_seconds": clock - trained,
+            }
+            history = [*progress.history, epoch_record]
+            progress = Progress(epoch=progress.epoch + 1, history=history)
+            write_atomically(out / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in history).encode())
+            monitor.on_epoch(epoch_record)
+            save()
+
+    model.training_record = record | {
+        "version": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": str(fabric.device),
+        "threads": torch.get_num_threads(),
+        "images": len(splits.train),
+        "last_epoch": progress.history[-1],
+    }
+    model.save_pretrained(out)
+    draw_curves(progress.history, out / CURVES_FILE)
+    evaluation = evaluate(model, splits.test, seed=setup.seed)
+    write_atomically(out / EVALUATION_FILE, (json.dumps(evaluation.record(), indent=2) + "\n").encode())
+    (out / CHECKPOINT_FILE).unlink()
+    return evaluation
+
+
+def _build(setup: Setup, splits: Splits) -> HybridMobileNet:
+    classes = len(splits.train.class_names)
+    network = resolve(setup.family, setup.alpha, setup.delta, classes, setup.channels, setup.image_size)
+    mean, std = normalisation(splits.train)
+    return HybridMobileNet(
+        network,
+        class_names=splits.train.class_names,
+        mean=mean,
+        std=std,
+        activation=setup.recipe.activation,
+        dropout=setup.recipe.dropout,
+        sequence=setup.recipe.sequence,
+        overlapping=setup.recipe.overlapping,
+    )
+
+
+def _fetched(dataset: ImageDataset, batches: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each batch's indices and images, the next batch being fetched while this one trains."""
+    with ThreadPoolExecutor(max_workers=1) as fetcher:
+        ahead = fetcher.submit(dataset.batch, batches[0]) if batches else None
+        for index, indices in enumerate(batches):
+            assert ahead is not None
+            images = ahead.result()
+            if index + 1 < len(batches):
+                ahead = fetcher.submit(dataset.batch, batches[index + 1])
+            yield indices, images
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+        yield stop
+        return
+
+    def request(_number: int, _frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

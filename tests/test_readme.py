@@ -1,0 +1,216 @@
+"""What README, CONTRIBUTING and the Makefile tell people to type works, and the README's tree and table are true."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import typer
+from PIL import Image
+from typer.core import TyperGroup
+
+import hybrid_mobilenet
+from hybrid_mobilenet import cli
+from hybrid_mobilenet.data import image_files, load, read_image
+from hybrid_mobilenet.paper import RESULTS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+#: Folders whose every file stands in the README's tree.
+LISTED = ("src/hybrid_mobilenet", "benchmarks", "docs", "examples")
+
+
+def fenced(text: str, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def commands(text: str) -> list[list[str]]:
+    """The arguments of every `hybrid-mobilenet` command in shell blocks, inline code, and Makefile recipes."""
+    code = [
+        *fenced(text, "sh"),
+        *re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text),
+        *re.findall(r"^\t(.*)$", text, re.MULTILINE),
+    ]
+    found = re.findall(r"(?:^|/)hybrid-mobilenet (.+)$", "\n".join(code).replace("\\\n", " "), re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in found]
+
+
+COMMANDS = [arguments for text in (README, CONTRIBUTING, MAKEFILE) for arguments in commands(text)]
+PARSED = [arguments for arguments in COMMANDS if "--help" not in arguments]
+QUICK = [arguments for arguments in COMMANDS if {"--help", "tables", "cost"} & set(arguments)]
+
+
+TARGETS = sorted(
+    {
+        target
+        for text in (README, CONTRIBUTING, CI)
+        for target in re.findall(r"(?:^|`)make (?:--no-print-directory )?([a-z]+)", text, re.MULTILINE)
+    }
+)
+
+
+def parse(arguments: list[str]) -> None:
+    """Parse a command line as the program would, without running it; raises typer's usage errors."""
+    group = typer.main.get_command(cli.app)
+    assert isinstance(group, TyperGroup)
+    name, *rest = arguments
+    group.commands[name].make_context(name, rest)
+
+
+def test_commands_are_found() -> None:
+    for text in (README, MAKEFILE):
+        assert {"train", "evaluate", "predict"} <= {arguments[0] for arguments in commands(text)}
+    assert {"demo", "test", "check", "bench"} <= set(TARGETS)
+
+
+@pytest.mark.parametrize("arguments", PARSED, ids=" ".join)
+def test_commands_are_ones_the_program_takes(arguments: list[str]) -> None:
+    parse(arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train", "digits", "--epoch", "3"], ["predict", "runs/demo"], ["cost", "--json", "x"]]
+)
+def test_others_are_refused(arguments: list[str]) -> None:
+    with pytest.raises(Exception) as refusal:  # noqa: PT011  typer does not publish the class
+        parse(arguments)
+    assert type(refusal.value).__name__ in {"NoSuchOption", "MissingParameter", "UsageError"}
+
+
+@pytest.mark.parametrize("arguments", QUICK, ids=" ".join)
+def test_quick_commands_run(arguments: list[str]) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(hybrid_mobilenet.__file__).parents[1])}
+    command = [sys.executable, "-m", "hybrid_mobilenet", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout
+
+
+@pytest.mark.parametrize("block", fenced(README, "python"))
+def test_python_examples_print_what_they_say(block: str) -> None:
+    expected = re.findall(r"^print\(.*\)  # (.*)$", block, re.MULTILINE)
+    output = io.StringIO()
+    with redirect_stdout(output):
+        exec(block, {})
+    assert expected
+    assert output.getvalue().splitlines() == expected
+
+
+def make(*arguments: str) -> list[str]:
+    """Lines that make prints, whether or not these tests run under make."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", *arguments]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    return result.stdout.splitlines()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("target", TARGETS)
+def test_make_targets_exist(target: str) -> None:
+    assert make("--dry-run", target)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_help_is_the_default_and_lists_every_target() -> None:
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)
+    assert [line.split()[:2] for line in make()] == [["make", target] for target in phony.split()]
+    assert set(TARGETS) <= set(phony.split())
+
+
+def test_ci_runs_the_readme_s_test_command_last() -> None:
+    assert "make test" in fenced(README, "sh")[-1].splitlines()
+    assert CI.splitlines()[-1] == "make --no-print-directory test"
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def tree() -> dict[str, str]:
+    """Path and purpose of every line of the README's tree."""
+    (block,) = fenced(README, "text")
+    purposes: dict[str, str] = {}
+    folders: list[str] = []
+    for line in block.splitlines():
+        indent, name, purpose = re.fullmatch(r"( *)(\S+) *(.*)", line).groups()  # type: ignore[union-attr]
+        del folders[len(indent) // 2 :]
+        purposes["".join([*folders, name])] = purpose
+        if name.endswith("/"):
+            folders.append(name)
+    return purposes
+
+
+def test_the_tree_names_what_exists_with_a_purpose() -> None:
+    for path, purpose in tree().items():
+        assert (ROOT / path).exists(), path
+        assert purpose or any(other != path and other.startswith(path) for other in tree()), path
+
+
+def test_every_source_file_stands_in_the_tree() -> None:
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for folder in LISTED
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert files - set(tree()) == set()
+
+
+def test_the_table_has_the_paper_s_figures() -> None:
+    on_cifar100 = {(r.family, r.delta, r.alpha): r.accuracy or "-" for r in RESULTS if r.classes == 100}
+    expected = [
+        f"| {r.family} | {r.delta} | {r.alpha:g} | {r.accuracy} | {on_cifar100[r.family, r.delta, r.alpha]} "
+        f"| {r.mult_adds} | {r.parameters} |"
+        for r in RESULTS
+        if r.classes == 10
+    ]
+    assert [line for line in README.splitlines() if re.match(r"\| (mobilenet|mp3|fmp) ", line)] == expected
+
+
+@pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
+def test_files_named_in_prose_exist(text: str) -> None:
+    linked = re.findall(r"\]\((?!https?:)([^)]+)\)", text)
+    quoted = re.findall(r"`((?:src|tests|docs|examples|benchmarks|\.ci)/[\w./-]+)`", text)
+    assert linked or quoted
+    assert [name for name in (*linked, *quoted) if not (ROOT / name).exists()] == []
+
+
+def script(path: str) -> ModuleType:
+    """A script of the project, imported."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_picture_is_drawn_anew(tmp_path: Path) -> None:
+    script("docs/draw_fmp.py").draw(tmp_path / "fmp.png")
+    with Image.open(tmp_path / "fmp.png") as drawn, Image.open(ROOT / "docs" / "fmp.png") as committed:
+        assert drawn.size == committed.size
+        assert drawn.convert("RGB").getcolors(maxcolors=500) is None  # more colours than that: no blank axes
+
+
+def test_the_demo_s_digits_are_test_images(tmp_path: Path) -> None:
+    script("examples/write_digits.py").write_digits(tmp_path / "digits")
+    test = load("digits").test
+    files = image_files([tmp_path / "digits"])
+    assert [file.name for file in files] == [f"digit-{name}.png" for name in "0123456789"]
+    for label, file in enumerate(files):
+        image = read_image(file, test.image_size, test.channels)
+        first = (test.labels == label).nonzero()[0]
+        assert torch.equal(image, test.batch(first)[0])
