@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from hybrid_mobilenet import data
-from hybrid_mobilenet.data import (
-    DataError,
-    InMemoryImages,
-    StreamedImages,
-    image_files,
-    load,
-    normalisation,
-    read_image,
-)
+from hybrid_mobilenet.data import ImageDataset, Splits, load, load_test, normalisation
+from hybrid_mobilenet.images import DataError, Item, image_files, read_image
+from hybrid_mobilenet.sources import Source
 
 real_data = pytest.mark.skipif(
     "HYBRID_MOBILENET_DATA" not in os.environ, reason="HYBRID_MOBILENET_DATA, a folder with real CIFAR data, is not set"
@@ -90,7 +84,7 @@ def parquet(
     return path
 
 
-def all_pixels(dataset: data.ImageDataset) -> torch.Tensor:
+def all_pixels(dataset: ImageDataset) -> torch.Tensor:
     return dataset.batch(torch.arange(len(dataset)))
 
 
@@ -173,7 +167,9 @@ def test_16_bit_transparency() -> None:
 
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_32_bits_have_no_range(mode: str) -> None:
-    with pytest.raises(DataError, match=r"the image has 32-bit pixels, .* save it with 8 or 16 bits"):
+    with pytest.raises(
+        DataError, match=r"the image cannot .* \(32-bit pixels have no set range: save it with 8 or 16 bits\)"
+    ):
         read_image(encoded(Image.new(mode, (2, 2), 70_000), "TIFF"), 2, 3)
 
 
@@ -224,15 +220,15 @@ GOOD_PNG = encoded(Image.fromarray(noise(64, 64)))
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is empty: replace or remove it"),
-        (b"no image at all", r"is no image of a known format \(JPEG, PNG, WEBP"),
+        (b"", r"is empty or of no known format \(.*\): replace or remove it"),
+        (b"no image at all", r"is empty or of no known format \(JPEG, PNG, WEBP"),
         (GOOD_JPEG[: len(GOOD_JPEG) // 2], "cannot be read as an image .*truncated"),
         (GOOD_PNG[: len(GOOD_PNG) // 2], "cannot be read as an image"),
         (GOOD_PNG[:60] + b"\0" * 40 + GOOD_PNG[100:], "cannot be read as an image"),
         (png_header(100, 100), "cannot be read as an image"),
-        (png_header(50_000, 20_000), r"has more than 89,478,485 pixels, .*: make it smaller, or remove it"),
-        (png_header(10_000, 10_000), r"has more than 89,478,485 pixels, .*: make it smaller, or remove it"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no image of a known format"),
+        (png_header(50_000, 20_000), r"\(.*1000000000 pixels\) exceeds limit .*\): replace or remove it"),
+        (png_header(10_000, 10_000), r"\(.*100000000 pixels\) exceeds limit of 89478485 .*\): replace or remove it"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "of no known format"),
     ],
     ids=["empty", "text", "jpeg", "png", "damaged", "header only", "gigapixel", "100 megapixels", "postscript"],
 )
@@ -440,10 +436,14 @@ def test_different_classes_in_train_and_test(tmp_path: Path) -> None:
 
 
 def test_damaged_images_are_named_and_counted(tmp_path: Path) -> None:
-    image_folder(tmp_path, {"a": 5, "b": 5})
+    image_folder(tmp_path / "train", {"a": 5, "b": 5})
+    image_folder(tmp_path / "test", {"a": 1, "b": 1})
     for name in ("a/003.png", "b/000.png", "b/004.png"):
-        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:80])
-    with pytest.raises(DataError, match=r"^.*a/003.png cannot .* \(2 more of 10 images cannot be read either\)$"):
+        file = tmp_path / "train" / name
+        file.write_bytes(file.read_bytes()[:80])
+    with pytest.raises(
+        DataError, match=r"^.*a/003.png cannot .* \(2 more of 10 training images cannot be read either\)$"
+    ):
         load(str(tmp_path))
     streamed = load(str(tmp_path), memory_bound=0).train
     with pytest.raises(DataError, match=r"\.png cannot be read as an image"):
@@ -514,19 +514,25 @@ def test_columns_are_chosen_by_name_where_several_fit(tmp_path: Path) -> None:
     [
         (
             {"image": [b"", b""], "kind": [0, 1], "id": [0, 1]},
-            "several columns that could be the label: kind, id: .*'label'",
+            "several columns that could be the label among image, kind, id: .*'label'",
         ),
-        ({"front": [b"", b""], "back": [b"", b""], "label": [0, 1]}, "could be the image: front, back: .* 'image'"),
+        (
+            {"front": [b"", b""], "back": [b"", b""], "label": [0, 1]},
+            "could be the image among front, back, label: .* 'image'",
+        ),
         ({"label": [0, 1], "text": ["a", "b"]}, "has no image column among label, text: "),
         ({"image": [b"", b""], "score": [0.5, 0.7]}, "has no label column among image, score: "),
         (
             {"image": [b"", b""], "label": [0, None]},
             "row 1: 'label' is None, but must be one of the 1 training classes",
         ),
-        ({"image": pa.array([], pa.binary()), "label": pa.array([], pa.int64())}, "has no rows"),
-        ({"image": [b"", b""] * 2, "label": [0, 1] * 2}, r"a.parquet, row 0, is empty: .* \(3 more of 4 images"),
+        ({"image": pa.array([], pa.binary()), "label": pa.array([], pa.int64())}, "corresponds to no data"),
+        (
+            {"image": [b"", b""] * 2, "label": [0, 1] * 2},
+            r"a.parquet, row \d is empty or .* \(1 more of 2 training images",
+        ),
         ({"image": [None] * 4, "label": [0, 1] * 2}, "has no image column"),
-        ({"image": [GOOD_PNG[:99]] * 4, "label": [0, 1] * 2}, "a.parquet, row 0, cannot be read as an image"),
+        ({"image": [GOOD_PNG[:99]] * 4, "label": [0, 1] * 2}, r"a.parquet, row \d cannot be read as an image"),
         ({"image": [GOOD_PNG] * 4, "label": [3] * 4}, r"of one class only \(3\)"),
     ],
     ids=["labels", "images", "no image", "no label", "missing", "rows", "empty", "null", "truncated", "one class"],
@@ -554,7 +560,10 @@ def test_bad_parquet_folders(tmp_path: Path) -> None:
     ):
         load(str(tmp_path))
     parquet(tmp_path / "train-1.parquet", [1, 2], label_column="kind")
-    with pytest.raises(DataError, match=r"train-1.parquet has other columns than .*train-0.parquet"):
+    with pytest.raises(
+        DataError,
+        match=r"train-1.parquet cannot be read as Parquet \(.*\): .*give the files of a split the same columns",
+    ):
         load(str(tmp_path))
 
 
@@ -608,6 +617,9 @@ def test_hub_splits(hub: Callable[[dict[str, list[int]]], None]) -> None:
     assert sorted(load("someone/competition").test.labels.tolist()) == [0, 1]
     hub({"all": [0, 1] * 5})
     assert len(load("someone/single").test) == 2
+    hub({"train": [0, 1], "test": []})
+    with pytest.raises(DataError, match=r"someone/empty \(test\) has no rows: give a table with images"):
+        load("someone/empty")
     hub({"a": [0, 1], "b": [0, 1]})
     with pytest.raises(DataError, match="has the splits a, b, but none is 'train'"):
         load("someone/odd")
@@ -644,7 +656,7 @@ def test_unknown_names() -> None:
         DataError, match=r"no data 'cifar-10' \(did you mean 'cifar10'\?\): name digits, cifar10, cifar100"
     ):
         load("cifar-10")
-    with pytest.raises(DataError, match=r"no data '': name .*folder .*Parquet .*Hugging Face Hub \(owner/name\)"):
+    with pytest.raises(DataError, match=r"no data '': name .*folder .*Parquet .*Hugging Face Hub, owner/name"):
         load("")
 
 
@@ -693,9 +705,9 @@ def test_streaming_equals_memory_bit_for_bit(make: Callable[[Path], str], tmp_pa
     streamed = load(source, image_size=(7, 8), validation=0.3, memory_bound=images * 7 * 8 * 3 - 1)
     for name in ("train", "validation", "test"):
         kept, also_kept, other = getattr(in_memory, name), getattr(fits, name), getattr(streamed, name)
-        assert isinstance(kept, InMemoryImages)
-        assert isinstance(also_kept, InMemoryImages)
-        assert isinstance(other, StreamedImages)
+        assert kept.pixels is not None
+        assert also_kept.pixels is not None
+        assert other.pixels is None
         assert torch.equal(kept.labels, other.labels)
         order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))
         assert torch.equal(kept.batch(order), other.batch(order))
@@ -709,19 +721,35 @@ def test_streaming_equals_memory_bit_for_bit(make: Callable[[Path], str], tmp_pa
     assert normalisation(in_memory.train) == normalisation(streamed.train)
 
 
+class Pictures(Source):
+    """A source of the images in an array, uint8 (n, height, width, 3)."""
+
+    def __init__(self, pixels: NDArray[np.uint8], labels: list[int]) -> None:
+        self._pixels = pixels
+        self.labels = torch.tensor(labels)
+        self.class_names = ("a", "b")
+
+    def fetch(self, rows: Sequence[int]) -> list[Item]:
+        return [(f"picture {row}", Image.fromarray(self._pixels[row])) for row in rows]
+
+
+def pictures(pixels: NDArray[np.uint8], labels: list[int], rows: list[int]) -> ImageDataset:
+    height, width = pixels.shape[1:3]
+    dataset = ImageDataset(Pictures(pixels, labels), torch.tensor(rows), (height, width), 3)
+    dataset.read("training", None)
+    return dataset
+
+
 def test_fingerprint_changes_with_a_pixel_a_label_and_a_row() -> None:
-    pixels = torch.from_numpy(noise(4 * 5, 6)).reshape(4, 5, 6, 3)
-    rows, labels = torch.tensor([2, 0, 3]), torch.tensor([0, 1, 1])
-
-    def fingerprint(pixels: torch.Tensor = pixels, rows: torch.Tensor = rows, labels: torch.Tensor = labels) -> str:
-        return InMemoryImages(pixels, rows, labels, ("a", "b")).fingerprint
-
-    changed = pixels.clone()
+    pixels = noise(4 * 5, 6).reshape(4, 5, 6, 3)
+    labels, rows = [0, 1, 1, 0], [2, 0, 3]
+    changed, elsewhere = pixels.copy(), pixels.copy()
     changed[3, 4, 5, 2] ^= 1
-    elsewhere = pixels.clone()
     elsewhere[1] ^= 1  # not one of the rows
-    assert fingerprint(pixels.clone()) == fingerprint(elsewhere) == fingerprint()
-    different = {fingerprint(), fingerprint(changed), fingerprint(rows=rows[[1, 0, 2]]), fingerprint(labels=1 - labels)}
+    first = pictures(pixels, labels, rows).fingerprint
+    assert pictures(pixels, labels, rows).fingerprint == pictures(elsewhere, labels, rows).fingerprint == first
+    different = {first, pictures(changed, labels, rows).fingerprint, pictures(pixels, labels, [0, 2, 3]).fingerprint}
+    different.add(pictures(pixels, [1, 0, 0, 1], rows).fingerprint)
     assert len(different) == 4
 
 
@@ -753,19 +781,18 @@ def test_fingerprint_of_streamed_files(tmp_path: Path) -> None:
 
 
 def test_normalisation() -> None:
-    pixels = torch.zeros(4, 1, 1, 3, dtype=torch.uint8)
-    pixels[:, 0, 0, 0] = torch.tensor([0, 255, 0, 255])
-    pixels[:, 0, 0, 1] = torch.tensor([51, 51, 51, 255])
-    labels = torch.tensor([0, 1, 0, 1])
-    mean, std = normalisation(InMemoryImages(pixels, torch.arange(4), labels, ("a", "b")))
+    pixels = np.zeros((4, 1, 1, 3), np.uint8)
+    pixels[:, 0, 0, 0] = [0, 255, 0, 255]
+    pixels[:, 0, 0, 1] = [51, 51, 51, 255]
+    mean, std = normalisation(pictures(pixels, [0, 1, 0, 1], [0, 1, 2, 3]))
     assert mean == pytest.approx((0.5, 0.4, 0))
     assert std == pytest.approx((0.5, 0.12**0.5, 1 / 255))  # the last channel never changes
     # Only the rows that belong to the data set count.
-    mean, _ = normalisation(InMemoryImages(pixels, torch.tensor([1, 3]), labels[[1, 3]], ("a", "b")))
+    mean, _ = normalisation(pictures(pixels, [0, 1, 0, 1], [1, 3]))
     assert mean == pytest.approx((1, 0.6, 0))
 
 
-def test_normalisation_of_streamed_images_looks_at_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_normalisation_looks_at_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     streamed = load("digits", image_size=8, memory_bound=0).train
     monkeypatch.setattr(data, "NORMALISATION_SAMPLE", 100)
     mean, std = normalisation(streamed)
@@ -774,14 +801,30 @@ def test_normalisation_of_streamed_images_looks_at_a_sample(monkeypatch: pytest.
     assert std == pytest.approx((chosen.std(correction=0).item(),) * 3)
 
 
-def test_progress(tmp_path: Path) -> None:
+def test_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "_READ_AT_ONCE", 1000)
     told: list[tuple[str, int, int]] = []
-    load(make_parquet(tmp_path), progress=lambda *what: told.append(what))
+    load("digits", image_size=8, validation=0.1, progress=lambda *what: told.append(what))
     assert told == [
-        ("reading training images", 10, 16),
-        ("reading training images", 16, 16),
-        ("reading test images", 2, 2),
+        ("reading training images", 1000, 1293),
+        ("reading training images", 1293, 1293),
+        ("reading validation images", 145, 145),
+        ("reading test images", 359, 359),
     ]
+
+
+def test_test_images_alone(tmp_path: Path) -> None:
+    image_folder(tmp_path / "train", {"a": 3, "b": 3})
+    image_folder(tmp_path / "test", {"a": 1, "b": 1})
+    (tmp_path / "train/a/000.png").write_bytes(b"damaged")
+    told: list[tuple[str, int, int]] = []
+    test = load_test(str(tmp_path), image_size=(7, 8), channels=1, progress=lambda *what: told.append(what))
+    assert told == [("reading test images", 2, 2)]
+    with pytest.raises(DataError, match=r"train/a/000.png is empty or of no known format"):
+        load(str(tmp_path))
+    assert (test.labels.tolist(), test.image_size, test.channels) == ([0, 1], (7, 8), 1)
+
+    assert load_test("digits", image_size=8).fingerprint == load("digits", image_size=8).test.fingerprint
 
 
 # Files to predict
@@ -810,7 +853,7 @@ def test_image_files(tmp_path: Path) -> None:
 # Real data
 
 
-def official_digest(splits: data.Splits) -> str:
+def official_digest(splits: Splits) -> str:
     """MD5 of all pixels as the official files order them: channel, row, column."""
     digest = hashlib.md5(all_pixels(splits.train).contiguous().numpy().tobytes(), usedforsecurity=False)
     digest.update(all_pixels(splits.test).contiguous().numpy().tobytes())
@@ -851,7 +894,7 @@ def test_cifar(
     assert len(splits.train.class_names) == classes
     assert splits.train.class_names[:3] == some_names
     for dataset, labels, count in zip((splits.train, splits.test), first_labels, per_class, strict=True):
-        assert isinstance(dataset, InMemoryImages)
+        assert dataset.pixels is not None
         assert dataset.labels[:3].tolist() == labels
         assert dataset.labels.bincount().tolist() == [count] * classes
     assert official_digest(splits) == digest

@@ -22,7 +22,8 @@ from typer.core import TyperGroup
 
 import hybrid_mobilenet
 from hybrid_mobilenet import cli
-from hybrid_mobilenet.data import image_files, load, read_image
+from hybrid_mobilenet.data import load
+from hybrid_mobilenet.images import image_files, read_image
 from hybrid_mobilenet.paper import RESULTS
 
 ROOT = Path(__file__).parents[1]

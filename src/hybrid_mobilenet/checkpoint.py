@@ -100,13 +100,27 @@ def restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim
         for name, tensor in _under("optimizer", tensors).items():
             index, key = name.split(".")
             state.setdefault(int(index), {})[key] = tensor
+        _check_optimizer_state(state, [parameter for group in optimizer.param_groups for parameter in group["params"]])
         optimizer.load_state_dict({"state": state, "param_groups": groups})
         torch.set_rng_state(tensors["random.cpu"])
         if torch.cuda.is_available() and "random.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random.cuda"])
-    except (RuntimeError, KeyError, ValueError) as error:
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
         first_line = str(error).splitlines()[0]
-        raise CheckpointError(f"the checkpoint does not fit its own network: {first_line}") from error
+        raise CheckpointError(
+            f"the checkpoint does not fit its own network ({first_line}): start the run anew in another folder"
+        ) from error
+
+
+def _check_optimizer_state(state: dict[int, dict[str, Tensor]], parameters: list[Tensor]) -> None:
+    # The optimiser would read past the end of a tensor that is too small.
+    whole = not state or sorted(state) == list(range(len(parameters)))
+    if not whole or len({frozenset(tensors) for tensors in state.values()}) > 1:
+        raise ValueError("the optimiser's state is not whole")
+    for index, tensors in state.items():
+        for name, tensor in tensors.items():
+            if tensor.shape not in (parameters[index].shape, torch.Size()):  # Adam counts its steps in a scalar
+                raise ValueError(f"{name} of parameter {index} has shape {tuple(tensor.shape)}")
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

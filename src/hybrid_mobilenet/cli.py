@@ -281,7 +281,7 @@ def evaluate(
       hybrid-mobilenet evaluate runs/digits digits
       hybrid-mobilenet evaluate runs/digits digits --passes 12 --json
     """
-    from .data import load
+    from .data import load_test
     from .evaluate import evaluate as evaluate_model
     from .model import HybridMobileNet
     from .plots import CONFUSION_FILE, draw_confusion
@@ -291,27 +291,27 @@ def evaluate(
     network = HybridMobileNet.from_pretrained(model)
     picture = confusion or (Path(model) if Path(model).is_dir() else Path()) / CONFUSION_FILE
     with RunProgress(shown=not as_json) as progress:
-        splits = load(
+        test = load_test(
             data,
             image_size=network.network.image_size,
             channels=network.network.in_channels,
             progress=progress.on_data,
         )
-        test = splits.test
         done = progress.counter("evaluating", len(test))
         result = evaluate_model(network, test, passes, seed, done)
-    title = f"{data}: {result.accuracy:.2%} of {result.images:,} images right"
-    draw_confusion(result.confusion, result.class_names, title, picture)
     if as_json:
         print_json({"model": model, "data": data, **result.record(), "picture": str(picture)})
-        return
-    console().print(
-        class_table(result.per_class()),
-        f"[bold]{result.accuracy:.2%}[/] of {result.images:,} test images right, "
-        f"{passes} pass{'es with random regions' if passes > 1 else ''}, cross-entropy {result.loss:.4f}",
-        f"confusion matrix in {picture}",
-        sep="\n",
-    )
+    else:
+        console().print(
+            class_table(result.per_class()),
+            f"[bold]{result.accuracy:.2%}[/] of {result.images:,} test images right, "
+            f"{passes} pass{'es with random regions' if passes > 1 else ''}, cross-entropy {result.loss:.4f}",
+            f"confusion matrix in {picture}",
+            sep="\n",
+        )
+    # Last, so that a folder that cannot be written costs the picture alone.
+    title = f"{data}\n{result.accuracy:.2%} of {result.images:,} images right"
+    draw_confusion(result.confusion, result.class_names, title, picture)
 
 
 @app.command()
@@ -334,8 +334,8 @@ def predict(
     """
     import torch
 
-    from .data import DataError, image_files, read_image
     from .evaluate import probabilities
+    from .images import DataError, image_files, read_image
     from .model import HybridMobileNet
     from .progress import RunProgress
     from .tables import prediction_table

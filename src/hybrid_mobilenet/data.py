@@ -1,18 +1,13 @@
-"""Data sets for training, validation and test: a source split, resized and normalised.
-
-What fits in memory is decoded once; the rest is decoded as it is asked for, to the same pixels.
-"""
+"""Data sets for training, validation and test: a source split, resized, and kept in memory or streamed."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import compress
 
 import numpy as np
 import torch
@@ -20,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .architecture import Size
-from .images import DataError, Item, checked_shape, decode, listed
-from .sources import READ_AT_ONCE, Source, open_source
+from .images import DataError, checked_shape, decode, listed
+from .sources import Source, open_source
 
 #: Decoded pixels of all images that are loaded together, in bytes, up to which they are kept in memory.
 MEMORY_BOUND = 1 << 30
@@ -31,33 +26,38 @@ MEMORY_BOUND = 1 << 30
 TEST_FRACTION = 0.2
 TEST_SEED = 0
 
-#: A data set is normalised by at most this many of its images, evenly spaced: all 50,000 of CIFAR, some of a larger one.
+#: A data set is normalised by at most this many of its images, evenly spaced: all of CIFAR, some of a larger one.
 NORMALISATION_SAMPLE = 50_000
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many images are done, and of how many."""
 
+_READ_AT_ONCE = 256
 
-class ImageDataset(ABC):
-    """Labelled images of one size, fetched by number.
+
+class ImageDataset:
+    """Labelled images of one size, fetched by number: kept in memory, or streamed (decoded whenever asked for).
 
     Attributes:
         labels: int64 (n,), always in memory.
         class_names: name of each label.
         image_size: (height, width) in pixels.
         channels: 3 for RGB, 1 for greyscale.
+        pixels: uint8 (n, height, width, channels), or None where they are streamed.
     """
 
-    def __init__(self, labels: Tensor, class_names: tuple[str, ...], image_size: Size, channels: int) -> None:
-        self.labels = labels
-        self.class_names = class_names
+    def __init__(self, source: Source, rows: Tensor, image_size: Size, channels: int) -> None:
+        self.labels = source.labels[rows]
+        self.class_names = source.class_names
         self.image_size = image_size
         self.channels = channels
+        self.pixels: Tensor | None = None
+        self._source = source
+        self._rows = rows
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    @abstractmethod
     def batch(self, indices: Tensor) -> Tensor:
         """The images with these numbers.
 
@@ -70,51 +70,67 @@ class ImageDataset(ABC):
         Raises:
             DataError: where an image of a streamed data set cannot be read.
         """
+        if self.pixels is not None:
+            return self.pixels.index_select(0, indices).permute(0, 3, 1, 2)
+        pixels = np.empty((len(indices), *self.image_size, self.channels), np.uint8)
+        if failures := self._decode(indices, pixels):
+            raise failures[0]
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    def subset(self, is_in: Tensor) -> ImageDataset:
+        """The images for which `is_in`, bool (n,), is true, streamed."""
+        return ImageDataset(self._source, self._rows[is_in], self.image_size, self.channels)
+
+    def read(self, what: str, progress: Progress | None) -> None:
+        """Decode all images into memory; `what` they are is told with the progress and in errors.
+
+        Raises:
+            DataError: where images cannot be read, naming the first, with the number of the others.
+        """
+        pixels = np.empty((len(self), *self.image_size, self.channels), np.uint8)
+        failures: list[DataError] = []
+        for start in range(0, len(self), _READ_AT_ONCE):
+            stop = min(start + _READ_AT_ONCE, len(self))
+            failures += self._decode(torch.arange(start, stop), pixels[start:stop])
+            if progress is not None:
+                progress(f"reading {what} images", stop, len(self))
+        if failures:
+            others = f" ({len(failures) - 1} more of {len(self)} {what} images cannot be read either)"
+            raise DataError(f"{failures[0]}{others if len(failures) > 1 else ''}")
+        self.pixels = torch.from_numpy(pixels)
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over class names, labels and content: the pixels in memory, or names and sizes of streamed files."""
         digest = hashlib.sha256(repr((self.class_names, self.image_size, self.channels)).encode())
         digest.update(self.labels.numpy().astype("<i8").tobytes())
-        digest.update(self._content())
+        if self.pixels is not None:
+            digest.update(self.pixels.numpy().data)
+        else:
+            files = [(file.name, file.stat().st_size) for file in self._source.files]
+            digest.update(repr((self._rows.tolist(), files)).encode())
         return digest.hexdigest()
 
-    @abstractmethod
-    def _content(self) -> NDArray[np.uint8] | bytes: ...
-
-
-class InMemoryImages(ImageDataset):
-    """Decoded images, uint8 (n, height, width, channels)."""
-
-    def __init__(self, pixels: Tensor, labels: Tensor, class_names: tuple[str, ...]) -> None:
-        super().__init__(labels, class_names, (pixels.shape[1], pixels.shape[2]), pixels.shape[3])
-        self._pixels = pixels
-
-    def batch(self, indices: Tensor) -> Tensor:
-        return self._pixels.index_select(0, indices).permute(0, 3, 1, 2)
-
-    def _content(self) -> NDArray[np.uint8]:
-        return self._pixels.numpy()
-
-
-class StreamedImages(ImageDataset):
-    """Images decoded whenever they are asked for, by a few threads: rows `rows`, int64 (n,), of a source."""
-
-    def __init__(self, source: Source, rows: Tensor, image_size: Size, channels: int) -> None:
-        super().__init__(source.labels[rows], source.class_names, image_size, channels)
-        self._source = source
-        self._rows = rows
-
-    def batch(self, indices: Tensor) -> Tensor:
+    def _decode(self, indices: Tensor, out: NDArray[np.uint8]) -> list[DataError]:
+        """Decode images into `out`, uint8 (b, height, width, channels), by a few threads; returns what went wrong."""
         items = self._source.fetch(self._rows[indices].tolist())
-        pixels = np.empty((len(items), *self.image_size, self.channels), np.uint8)
-        if failures := _decode_all(items, pixels):
-            raise failures[0]
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        together = 8  # handing small images to a thread one by one costs a fifth of the time
 
-    def _content(self) -> bytes:
-        files = [(file.name, file.stat().st_size) for file in self._source.files]
-        return repr((self._rows.tolist(), files)).encode()
+        def decode_some(start: int) -> list[DataError]:
+            failures = []
+            for row in range(start, min(start + together, len(items))):
+                try:
+                    out[row] = decode(items[row], self.image_size, self.channels)
+                except DataError as error:
+                    failures.append(error)
+            return failures
+
+        return [failure for some in _pool().map(decode_some, range(0, len(items), together)) for failure in some]
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
 
 
 @dataclass(frozen=True)
@@ -156,25 +172,24 @@ def load(
         ValueError: where another argument is.
         OSError: where a folder cannot be listed.
     """
-    size = checked_shape(image_size, channels)
     if not 0 <= validation < 1:  # NaN fails too
         raise ValueError(f"validation is {validation!r}, but must be a fraction: 0 or more, and less than 1")
-    name, train, test = _open(source)
-    parts = [train, test]
-    if validation > 0:
-        train, held_out = _split(train, validation, seed, f"{source}: the validation split")
-        parts = [train, held_out, test]
-    datasets = _read(parts, size, channels, memory_bound, progress)
-    return Splits(datasets[0], datasets[1] if validation > 0 else None, datasets[-1], name)
+    name, train, test = _open(source, image_size, channels)
+    if validation == 0:
+        _read({"training": train, "test": test}, memory_bound, progress)
+        return Splits(train, None, test, name)
+    train, held_out = _split(train, validation, seed, f"{source}: the validation split")
+    _read({"training": train, "validation": held_out, "test": test}, memory_bound, progress)
+    return Splits(train, held_out, test, name)
 
 
 def load_test(
     source: str, *, image_size: int | Size = 32, channels: int = 3, progress: Progress | None = None
 ) -> ImageDataset:
-    """The test images of a source alone: those of `load`, of which it says more, without decoding the others."""
-    size = checked_shape(image_size, channels)
-    _, _, test = _open(source)
-    return _read([test], size, channels, MEMORY_BOUND, progress)[0]
+    """The test images of a source, as `load` gives them, without decoding the others."""
+    _, _, test = _open(source, image_size, channels)
+    _read({"test": test}, MEMORY_BOUND, progress)
+    return test
 
 
 def normalisation(dataset: ImageDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -184,7 +199,7 @@ def normalisation(dataset: ImageDataset) -> tuple[tuple[float, ...], tuple[float
     """
     sample = min(len(dataset), NORMALISATION_SAMPLE)
     counts = torch.zeros(dataset.channels, 256, dtype=torch.int64)
-    for indices in torch.split(torch.arange(sample) * len(dataset) // sample, READ_AT_ONCE):
+    for indices in torch.split(torch.arange(sample) * len(dataset) // sample, _READ_AT_ONCE):
         by_channel = dataset.batch(indices).transpose(0, 1).flatten(1)
         for channel in range(dataset.channels):
             counts[channel] += torch.bincount(by_channel[channel], minlength=256)
@@ -195,97 +210,52 @@ def normalisation(dataset: ImageDataset) -> tuple[tuple[float, ...], tuple[float
     return tuple(mean.tolist()), tuple(variance.sqrt().clamp_min(1 / 255).tolist())
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Images of a source that form a split, not yet decoded: rows `rows`, int64 (n,), ascending."""
-
-    what: str
-    source: Source
-    rows: Tensor
-
-
-def _open(source: str) -> tuple[str, _Part, _Part]:
-    """A source's name, its training images and its test images."""
-    name, train_source, test_source = open_source(source)
-    if test_source is not None and test_source.class_names != train_source.class_names:
-        only_train = [name for name in train_source.class_names if name not in test_source.class_names]
-        only_test = [name for name in test_source.class_names if name not in train_source.class_names]
+def _open(source: str, image_size: int | Size, channels: int) -> tuple[str, ImageDataset, ImageDataset]:
+    """A source's name, its training images and its test images, none of them decoded yet."""
+    size = checked_shape(image_size, channels)
+    name, train, test = open_source(source)
+    if test is not None and test.class_names != train.class_names:
+        only_train = [each for each in train.class_names if each not in test.class_names]
+        only_test = [each for each in test.class_names if each not in train.class_names]
         raise DataError(
             f"{source}: training and test images have different classes (only in training: {listed(only_train)}; only "
             f"in test: {listed(only_test)}): give both the same, in the same order"
         )
-    if len(torch.unique(train_source.labels)) < 2:
+    if len(torch.unique(train.labels)) < 2:
         raise DataError(
-            f"{source}: its training images are of one class only ({listed(train_source.class_names)}), but a "
-            "classifier needs two or more: add images of another class"
+            f"{source}: its training images are of one class only ({listed(train.class_names)}), but a classifier "
+            "needs two or more: add images of another class"
         )
-    train = _Part("training", train_source, torch.arange(len(train_source.labels)))
-    if test_source is not None:
-        return name, train, _Part("test", test_source, torch.arange(len(test_source.labels)))
-    return name, *_split(train, TEST_FRACTION, TEST_SEED, f"{source}: its test split", "test")
+
+    def whole(part: Source) -> ImageDataset:
+        return ImageDataset(part, torch.arange(len(part.labels)), size, channels)
+
+    if test is not None:
+        return name, whole(train), whole(test)
+    return name, *_split(whole(train), TEST_FRACTION, TEST_SEED, f"{source}: its test split")
 
 
-def _split(part: _Part, fraction: float, seed: int, problem: str, what: str = "validation") -> tuple[_Part, _Part]:
+def _split(dataset: ImageDataset, fraction: float, seed: int, problem: str) -> tuple[ImageDataset, ImageDataset]:
     """What remains, and what is held out: of each class the rounded share, but at least one image in either part."""
-    labels = part.source.labels[part.rows]
     generator = torch.Generator().manual_seed(seed)
-    is_held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for label in torch.unique(labels).tolist():
-        members = (labels == label).nonzero().flatten()
+    is_held_out = torch.zeros(len(dataset), dtype=torch.bool)
+    for label in torch.unique(dataset.labels).tolist():
+        members = (dataset.labels == label).nonzero().flatten()
         if len(members) < 2:
             raise DataError(
-                f"{problem} needs two or more images of every class, but {part.source.class_names[label]!r} has one: "
-                "add images, or remove the class"
+                f"{problem} needs two or more images of every class, but {dataset.class_names[label]!r} has one: add "
+                "images, or remove the class"
             )
         count = min(max(int(fraction * len(members) + 0.5), 1), len(members) - 1)
         is_held_out[members[torch.randperm(len(members), generator=generator)[:count]]] = True
-    return _Part(part.what, part.source, part.rows[~is_held_out]), _Part(what, part.source, part.rows[is_held_out])
+    return dataset.subset(~is_held_out), dataset.subset(is_held_out)
 
 
-def _read(
-    parts: Sequence[_Part], size: Size, channels: int, memory_bound: int, progress: Progress | None
-) -> list[ImageDataset]:
-    if sum(len(part.rows) for part in parts) * size[0] * size[1] * channels > memory_bound:
-        return [StreamedImages(part.source, part.rows, size, channels) for part in parts]
-    return [_read_into_memory(part, size, channels, progress) for part in parts]
-
-
-def _read_into_memory(part: _Part, size: Size, channels: int, progress: Progress | None) -> InMemoryImages:
-    total = len(part.rows)
-    pixels = np.empty((total, *size, channels), np.uint8)
-    is_wanted = torch.zeros(len(part.source.labels), dtype=torch.bool).index_fill(0, part.rows, True).tolist()
-    failures: list[DataError] = []
-    passed = done = 0
-    for items in part.source.in_order():
-        wanted = list(compress(items, is_wanted[passed : passed + len(items)]))
-        passed += len(items)
-        failures += _decode_all(wanted, pixels[done : done + len(wanted)])
-        done += len(wanted)
-        if progress is not None:
-            progress(f"reading {part.what} images", done, total)
-    if failures:
-        others = f" ({len(failures) - 1} more of {total} {part.what} images cannot be read either)"
-        raise DataError(f"{failures[0]}{others if len(failures) > 1 else ''}")
-    return InMemoryImages(torch.from_numpy(pixels), part.source.labels[part.rows], part.source.class_names)
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
-
-
-def _decode_all(items: Sequence[Item], out: NDArray[np.uint8]) -> list[DataError]:
-    """Decode every item into its row of `out`, uint8 (n, height, width, channels); returns what went wrong."""
-    _, height, width, channels = out.shape
-    together = 8  # handing small images to a thread one by one costs a fifth of the time
-
-    def decode_some(start: int) -> list[DataError]:
-        failures = []
-        for row in range(start, min(start + together, len(items))):
-            try:
-                out[row] = decode(items[row], (height, width), channels)
-            except DataError as error:
-                failures.append(error)
-        return failures
-
-    return [failure for some in _pool().map(decode_some, range(0, len(items), together)) for failure in some]
+def _read(parts: dict[str, ImageDataset], memory_bound: int, progress: Progress | None) -> None:
+    """Read all parts into memory, if they fit in together."""
+    if (
+        sum(len(part) * part.image_size[0] * part.image_size[1] * part.channels for part in parts.values())
+        <= memory_bound
+    ):
+        for what, part in parts.items():
+            part.read(what, progress)

@@ -23,11 +23,8 @@ Image.init()
 
 #: Formats read, whatever a file's name says. Others of Pillow's start programs (EPS), have no signature (TGA) or cannot
 #: be decoded at all (HDF5). AVIF is optional in builds of Pillow.
-FORMATS = tuple(
-    name
-    for name in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-    if name in Image.OPEN
-)  # fmt: skip
+_WANTED = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
 EXTENSIONS = tuple(sorted(extension for extension, name in Image.registered_extensions().items() if name in FORMATS))
 
 Item = tuple[str, Path | bytes | Image.Image]

@@ -103,8 +103,8 @@ class Classifier(nn.Module):
 class HybridMobileNet(nn.Module):
     """A network of the paper: images to class logits, normalisation of the images included.
 
-    Weights start Glorot-uniform (Glorot and Bengio, 2010), Keras's default, and the bias of the fully connected layer at
-    zero. It matters: from He's larger weights, Adam's steps are too small to learn at the same speed.
+    Weights start Glorot-uniform (Glorot and Bengio, 2010), Keras's default, and the bias of the fully connected layer
+    at zero. It matters: from He's larger weights, Adam's steps are too small to learn at the same speed.
 
     Args:
         network: the resolved layers.

@@ -61,7 +61,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str
     """
     classes = len(class_names)
     side = min(3.2 + 0.42 * classes, 14)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    figure = Figure(figsize=(side + 0.8, side), layout="compressed")  # "constrained" cuts labels beside square axes
     axes = figure.subplots()
     shares = [[count / max(sum(row), 1) for count in row] for row in confusion]
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)

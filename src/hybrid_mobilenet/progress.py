@@ -18,7 +18,7 @@ class _RateColumn(ProgressColumn):
 
 
 class RunProgress:
-    """Bars and epoch lines on stderr, or nothing where not `shown`; a Monitor for `train` and `resume`."""
+    """Bars (on a terminal) and epoch lines on stderr, or nothing where not `shown`; a Monitor for `train`."""
 
     def __init__(self, *, shown: bool) -> None:
         self._console = Console(stderr=True, highlight=False, quiet=not shown)
@@ -35,13 +35,15 @@ class RunProgress:
         self._epochs = self._batch_size = self._steps = self._epoch = 0
 
     def __enter__(self) -> Self:
-        self._bars.start()
+        if self._console.is_terminal:  # elsewhere rich would still print an empty line
+            self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        if self._console.is_terminal:
+            self._bars.stop()
 
     def counter(self, what: str, total: int) -> Callable[[int], None]:
         """A bar for `total` images; call the result with the number of images just done."""

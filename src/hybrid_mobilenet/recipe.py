@@ -15,9 +15,9 @@ class Recipe:
     Source: Chen and Su (2018), section IV; docs/LOG.md has the searches on the validation split.
     """
 
-    epochs: int = 60  # ours: the paper names none
-    batch_size: int = 128  # ours: four times faster on a CPU than Keras's 32
-    learning_rate: float = 1e-3  # Keras's default of the time for Adam
+    epochs: int = 40  # ours: the paper names none
+    batch_size: int = 64  # ours: between Keras's 32 and the 128 from which a CPU runs at full speed
+    learning_rate: float = 3e-3  # ours: 60.7 % on the validation split after 4 epochs, with Keras's 1e-3 47.1 %
     schedule: Literal["cosine", "constant"] = "cosine"  # ours: the last epoch is reported, so it must be a settled one
     beta1: float = 0.9  # Keras's default
     beta2: float = 0.999  # Keras's default

@@ -1,15 +1,12 @@
-"""Where images come from: a source's name becomes encoded images with labels, for training and, where given, for test."""
+"""Where images come from: a name becomes encoded images with labels, for training and, where it has any, for test."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from abc import ABC, abstractmethod
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +21,7 @@ from .images import EXTENSIONS, DataError, Item, files_below, is_visible, listed
 DATA_VARIABLE = "HYBRID_MOBILENET_DATA"
 
 KNOWN = ("digits", "cifar10", "cifar100")
-READ_AT_ONCE = 256
-
 _TEST_NAMES = ("test", "validation", "valid", "val")  # in order of preference
-
-#: For each column: its type in the Hub's description, what its Arrow type looks like without one, and names that decide
-#: between several. CIFAR-100 has a coarse_label beside its fine_label.
-_COLUMNS = {
-    "image": ("Image", r"(large_)?binary|struct<.*\bbytes: (large_)?binary\b.*", ("image", "img")),
-    "label": ("ClassLabel", r"(dictionary<values=)?(u?int\d+|(large_)?string)\b.*", ("label", "labels", "fine_label")),
-}
 
 
 class Source(ABC):
@@ -46,11 +34,6 @@ class Source(ABC):
     @abstractmethod
     def fetch(self, rows: Sequence[int]) -> list[Item]:
         """The images with these numbers, in any order."""
-
-    def in_order(self) -> Iterator[list[Item]]:
-        """All images, some at a time."""
-        for start in range(0, len(self.labels), READ_AT_ONCE):
-            yield self.fetch(range(start, min(start + READ_AT_ONCE, len(self.labels))))
 
 
 def open_source(source: str) -> tuple[str, Source, Source | None]:
@@ -81,7 +64,7 @@ def open_source(source: str) -> tuple[str, Source, Source | None]:
         return source, *_open_hub(source)
     raise DataError(
         f"there is no data {source!r}{near(source, KNOWN)}: name {', '.join(KNOWN)}, a folder with one subfolder of "
-        "images per class, a Parquet file or a folder of them, or an image data set of the Hugging Face Hub (owner/name)"
+        "images per class, a Parquet file or a folder of them, or an image data set of the Hugging Face Hub, owner/name"
     )
 
 
@@ -89,7 +72,7 @@ def _open_path(path: Path) -> tuple[Source, Source | None]:
     if path.is_file():
         if path.suffix.lower() != ".parquet":
             raise DataError(f"{path} is a file, but must be a .parquet file, or a folder with one subfolder per class")
-        return _open_tables([path], [])
+        return _open_tables([path])
     for folder in (path, path / "data"):  # the Hub's repositories often keep their tables in data/
         if tables := sorted(filter(is_visible, folder.glob("*.parquet"))):
             of_split: dict[str, list[Path]] = {}
@@ -97,21 +80,33 @@ def _open_path(path: Path) -> tuple[Source, Source | None]:
                 match = re.match(rf"(train|{'|'.join(_TEST_NAMES)})(?![a-z])", table.name)
                 of_split.setdefault(match[1] if match else "", []).append(table)
             if set(of_split) == {""}:
-                return _open_tables(tables, [])
+                return _open_tables(tables)
             if "train" not in of_split:
                 raise DataError(f"{folder} has Parquet files, but none named train*.parquet: add the training images")
-            return _open_tables(
-                of_split["train"], next((of_split[name] for name in _TEST_NAMES if name in of_split), [])
-            )
+            return _open_tables(of_split["train"], next((of_split[n] for n in _TEST_NAMES if n in of_split), None))
     held_out = next((path / name for name in _TEST_NAMES if (path / name).is_dir()), None)
     if held_out and (path / "train").is_dir():
         return _Folder(path / "train"), _Folder(held_out)
     return _Folder(path), None
 
 
-def _open_tables(train: list[Path], test: list[Path]) -> tuple[Source, Source | None]:
-    source = _Parquet(train)
-    return source, _Parquet(test, source) if test else None
+def _open_tables(train: list[Path], test: list[Path] | None = None) -> tuple[Source, Source | None]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors are told as ours
+
+    def table(files: list[Path], train: _Table | None = None) -> _Table:
+        with _explained(
+            f"{listed(files)} cannot be read as Parquet",
+            "fetch it again, give the files of a split the same columns, or free disk space",
+        ):
+            # The default batch is a row group, which in an empty table has no rows, and that fails obscurely.
+            rows = datasets.Dataset.from_parquet([str(file) for file in files], batch_size=1000)
+        return _Table(listed(files), rows, files, train)
+
+    source = table(train)
+    return source, table(test, source) if test else None
 
 
 def _open_hub(name: str) -> tuple[Source, Source | None]:
@@ -123,13 +118,27 @@ def _open_hub(name: str) -> tuple[Source, Source | None]:
     names = sorted(splits)
     if "train" not in names and len(names) > 1:
         raise DataError(f"{name} has the splits {', '.join(names)}, but none is 'train': choose another data set")
+
+    def table(split: str, train: _Table | None = None) -> _Table:
+        files = [Path(file["filename"]) for file in splits[split].cache_files]
+        return _Table(f"{name} ({split})", splits[split], files, train)
+
     train_name = "train" if "train" in names else names[0]
-    train = _Hub(f"{name} ({train_name})", splits[train_name])
+    train = table(train_name)
     for test_name in _TEST_NAMES:
         # Competitions publish test images without labels: -1, by the Hub's convention.
         if test_name in names and test_name != train_name and splits[test_name].unique(train.label_column) != [-1]:
-            return train, _Hub(f"{name} ({test_name})", splits[test_name], train)
+            return train, table(test_name, train)
     return train, None
+
+
+@contextmanager
+def _explained(problem: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of the network, the disk, Arrow, and of `datasets` itself, which hides the cause
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        raise DataError(f"{problem} ({reason(cause)}): {remedy}") from None
 
 
 class _Digits(Source):
@@ -157,11 +166,11 @@ class _Folder(Source):
                 f"{root} has no subfolders: put the images of each class into a folder named after the class"
             )
         of_class = [list(files_below(folder)) for folder in folders]
-        for folder, files in zip(folders, of_class, strict=True):
-            if not files:
-                raise DataError(
-                    f"class folder {folder} holds no image: add files such as {listed(EXTENSIONS)}, or remove the folder"
-                )
+        if [] in of_class:
+            raise DataError(
+                f"class folder {folders[of_class.index([])]} holds no image: add files such as {listed(EXTENSIONS)}, "
+                "or remove the folder"
+            )
         self.files = [file for files in of_class for file in files]
         self.labels = torch.tensor([label for label, files in enumerate(of_class) for _ in files])
         self.class_names = tuple(folder.name for folder in folders)
@@ -175,26 +184,27 @@ class _Table(Source):
 
     Args:
         name: what errors call the table.
-        schema: its Arrow schema; the Hub's description of the columns in it is used where it is there.
-        read: gives the values of a column.
+        rows: a `datasets.Dataset`.
+        files: that it was read from. An image without content is a file beside them.
         train: the training table, for a test table whose labels have no declared names.
     """
 
-    _mapped: Any  # rows of the image column, by number, as Arrow tables
+    def __init__(self, name: str, rows: Any, files: list[Path], train: _Table | None) -> None:
+        from datasets import ClassLabel, Image
 
-    def __init__(self, name: str, schema: Any, read: Callable[[str], list[Any]], train: _Table | None) -> None:
         self._name = name
-        try:
-            features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-        except (TypeError, KeyError, ValueError):  # not written by `datasets`
-            features = {}
-        self.image_column = _column("image", name, schema, features)
-        self.label_column = _column("label", name, schema, features)
-        values = read(self.label_column)
+        self.files = files
+        image_type, label_type = r"(large_)?binary|struct<.*\bbytes: (large_)?binary\b.*", r"u?int\d+|(large_)?string"
+        image_column = _column("image", name, rows.features, Image, image_type, ("image", "img"))
+        self.label_column = _column(
+            "label", name, rows.features, ClassLabel, label_type, ("label", "labels", "fine_label")
+        )  # CIFAR-100 has a coarse_label beside its fine_label
+        self._images = rows.select_columns([image_column]).with_format("arrow")
+        values: list[Any] = rows.with_format("arrow")[self.label_column][:].to_pylist()
         if not values:
             raise DataError(f"{name} has no rows: give a table with images")
         self._values: Sequence[Any]  # of the label column, one per class
-        if declared := features.get(self.label_column, {}).get("names"):
+        if declared := getattr(rows.features[self.label_column], "names", None):
             self.class_names, self._values = tuple(declared), range(len(declared))
         elif train:
             self.class_names, self._values = train.class_names, train._values
@@ -206,117 +216,30 @@ class _Table(Source):
         if None in labels:
             row = labels.index(None)
             raise DataError(
-                f"{self._row_name(row)}: {self.label_column!r} is {values[row]!r}, but must be one of the "
-                f"{len(label_of)} training classes: label the image, or remove the row"
+                f"{name}, row {row}: {self.label_column!r} is {values[row]!r}, but must be one of the {len(label_of)} "
+                "training classes: label the image, or remove the row"
             )
         self.labels = torch.tensor(labels)
 
     def fetch(self, rows: Sequence[int]) -> list[Item]:
-        return self._items(rows, self._mapped[list(rows)].column(0))
-
-    def _row_name(self, row: int) -> str:
-        return f"{self._name}, row {row}"
-
-    def _items(self, rows: Iterable[int], column: Any) -> list[Item]:
-        """Images of an Arrow column; one without bytes is a file, relative to the table."""
         items: list[Item] = []
-        for row, value in zip(rows, column.to_pylist(), strict=True):
+        for row, value in zip(rows, self._images[rows].column(0).to_pylist(), strict=True):
             fields = value if isinstance(value, dict) else {"bytes": value}
             content, path = fields.get("bytes"), fields.get("path")
             if content is None and path:
-                items.append((f"{self._row_name(row)} ({path})", self.files[0].parent / path))
-            else:
-                items.append((self._row_name(row), content or b""))
+                content = self.files[0].parent / path
+            items.append((f"{self._name}, row {row}", content or b""))
         return items
 
 
-class _Parquet(_Table):
-    """Parquet files of one split, one after the other."""
-
-    def __init__(self, files: Sequence[Path], train: _Table | None = None) -> None:
-        import pyarrow.parquet as pq
-
-        self.files = files
-        self._starts = [0]
-        schemas = []
-        for file in files:
-            with _reading(file):
-                schemas.append(pq.read_schema(file))
-                self._starts.append(self._starts[-1] + pq.read_metadata(file).num_rows)
-            if not schemas[-1].equals(schemas[0]):
-                raise DataError(f"{file} has other columns than {files[0]}: give a split's files the same columns")
-
-        def read(column: str) -> list[Any]:
-            values: list[Any] = []
-            for file in files:
-                with _reading(file):
-                    values += pq.read_table(file, columns=[column]).column(0).to_pylist()
-            return values
-
-        super().__init__(listed(files), schemas[0], read, train)
-
-    def in_order(self) -> Iterator[list[Item]]:
-        import pyarrow.parquet as pq
-
-        for file, row in zip(self.files, self._starts, strict=False):
-            with _reading(file), pq.ParquetFile(file) as table:
-                for batch in table.iter_batches(READ_AT_ONCE, columns=[self.image_column]):
-                    yield self._items(range(row, row + len(batch)), batch.column(0))
-                    row += len(batch)
-
-    def _row_name(self, row: int) -> str:
-        file = bisect_right(self._starts, row) - 1
-        return f"{self.files[file]}, row {row - self._starts[file]}"
-
-    @cached_property
-    def _mapped(self) -> Any:
-        """An Arrow copy in the cache of `datasets`: rows of a Parquet file cannot be read one by one."""
-        import datasets
-
-        with _explained(f"{self._name} cannot be prepared for streaming", "check the file and free disk space"):
-            mapped = datasets.Dataset.from_parquet([str(file) for file in self.files], columns=[self.image_column])
-        return mapped.with_format("arrow")
-
-
-class _Hub(_Table):
-    """One split of a data set of the Hub, as `datasets` loaded it."""
-
-    def __init__(self, name: str, split: Any, train: _Table | None = None) -> None:
-        def read(column: str) -> list[Any]:
-            values: list[Any] = split.with_format("arrow")[column][:].to_pylist()
-            return values
-
-        super().__init__(name, split.features.arrow_schema, read, train)
-        self._mapped = split.select_columns([self.image_column]).with_format("arrow")
-        self.files = [Path(file["filename"]) for file in split.cache_files]
-
-
-def _column(what: str, name: str, schema: Any, features: dict[str, Any]) -> str:
-    declared_type, arrow_type, preferred = _COLUMNS[what]
-    columns = [column for column, feature in features.items() if feature.get("_type") == declared_type]
-    columns = columns or [field.name for field in schema if re.fullmatch(arrow_type, str(field.type))]
+def _column(what: str, table: str, features: Any, declared: type, arrow_type: str, preferred: Sequence[str]) -> str:
+    """The column that is declared as `declared`, or else has such an Arrow type; of several, one with a usual name."""
+    columns: list[str] = [name for name, feature in features.items() if isinstance(feature, declared)]
+    columns = columns or [field.name for field in features.arrow_schema if re.fullmatch(arrow_type, str(field.type))]
     if len(columns) == 1:
         return columns[0]
-    for column in preferred:
-        if column in columns:
-            return column
+    for name in preferred:
+        if name in columns:
+            return name
     found = f"several columns that could be the {what}" if columns else f"no {what} column"
-    raise DataError(f"{name} has {found} among {listed(schema.names)}: name the one with the {what}s {preferred[0]!r}")
-
-
-@contextmanager
-def _explained(
-    problem: str, remedy: str, kinds: type[Exception] | tuple[type[Exception], ...] = Exception
-) -> Iterator[None]:
-    try:
-        yield
-    except kinds as error:
-        raise DataError(f"{problem} ({reason(error)}): {remedy}") from None
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    import pyarrow as pa
-
-    with _explained(f"{file} cannot be read as Parquet", "fetch it again", (pa.ArrowException, OSError)):
-        yield
+    raise DataError(f"{table} has {found} among {listed(list(features))}: name the one with {what}s {preferred[0]!r}")

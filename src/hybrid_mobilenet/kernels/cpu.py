@@ -74,8 +74,8 @@ def _check(sequence: Tensor, size: int, name: str) -> None:
     right = values.dtype == np.int64 and values.ndim == 1 and len(values) > 1 and values[0] == 0 and values[-1] == size
     if not right or not ((steps := values[1:] - values[:-1]).min() >= 1 and steps.max() <= 2):
         raise ValueError(
-            f"{name} is {sequence.dtype} {values.tolist()}, but must be int64 and rise from 0 to {size} in steps of 1 or "
-            "2: make it with random_sequence or pseudorandom_sequence"
+            f"{name} is {sequence.dtype} {values.tolist()}, but must be int64 and rise from 0 to {size} in steps of 1 "
+            "or 2: make it with random_sequence or pseudorandom_sequence"
         )
 
 

@@ -1,0 +1,344 @@
+"""Training, evaluating and predicting from the command line: what comes out, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from typer.testing import CliRunner, Result
+
+import hybrid_mobilenet
+from hybrid_mobilenet import cli
+
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(Path(hybrid_mobilenet.__file__).parents[1]),
+    "COLUMNS": "80",
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+NETWORK = ["--family", "fmp", "--alpha", "0.25", "--delta", "1", "--image-size", "8", "--in-channels", "1"]
+
+
+def shell(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "hybrid_mobilenet", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=cwd, check=False, timeout=120)
+
+
+def invoke(*arguments: str | Path) -> Result:
+    """The same in this process: importing torch anew takes seconds."""
+    return CliRunner(env={"COLUMNS": "80"}).invoke(cli.app, list(map(str, arguments)))
+
+
+def fails(result: Result | subprocess.CompletedProcess[str], *parts: str) -> None:
+    status = result.exit_code if isinstance(result, Result) else result.returncode
+    assert (status, result.stdout) == (2, ""), result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith("error: ")
+    for part in parts:
+        assert part in result.stderr, result.stderr
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A run in its default place, and what the command printed."""
+    folder = tmp_path_factory.mktemp("work")
+    result = shell("train", "digits", *NETWORK, "--epochs", "3", "--batch-size", "128", cwd=folder)
+    return folder / "runs" / "digits-fmp-d1-a0.25-s0", result
+
+
+@pytest.fixture(scope="module")
+def model(trained: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
+    folder, result = trained
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for index, pixels in enumerate(load_digits().images[:3]):
+        Image.fromarray((pixels * 255 / 16).astype(np.uint8)).save(folder / f"digit {index}.png")
+    return folder
+
+
+# Train
+
+
+def test_train_prints_epochs_and_result(trained: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, result = trained
+    assert result.returncode == 0
+    first, second = result.stdout.splitlines()
+    assert re.fullmatch(r"\d+\.\d\d% of 359 test images right after the last epoch", first)
+    assert second == "model, curves and evaluation in runs/digits-fmp-d1-a0.25-s0"
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    pattern = r"epoch (\d)/3  loss \d\.\d{4}  accuracy [\d.]+%  validation [\d.]+%  [\d,]+ images/s"
+    epochs = [match[1] for line in lines if (match := re.fullmatch(pattern, line))]
+    assert epochs == ["1", "2", "3"]
+    assert "\x1b" not in result.stdout + result.stderr
+    assert first.startswith(f"{json.loads((folder / 'evaluation.json').read_text())['accuracy']:.2%} of")
+
+
+def test_train_json_is_all_that_is_printed(tmp_path: Path) -> None:
+    result = invoke("train", "digits", *NETWORK, "--epochs", "1", "--out", tmp_path / "run", "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    record = json.loads(result.stdout)
+    assert list(record) == ["run", "accuracy", "images"]
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert record == {"run": str(tmp_path / "run"), "accuracy": evaluation["accuracy"], "images": 359}
+
+
+def test_every_option_reaches_the_run(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "epochs": 2, "batch-size": 500, "learning-rate": 0.01, "activation": "relu6", "sequence": "pseudorandom",
+        "fixed-epochs": 1, "validation": 0.2, "seed": 3,
+    }  # fmt: skip
+    given = [text for name, value in options.items() for text in (f"--{name}", value)]
+    network = ["--family", "fmp", "--alpha", "0.5", "--delta", "2", "--image-size", "8x12", "--in-channels", "3"]
+    out = tmp_path / "run"
+    result = invoke("train", "digits", *network, *map(str, given), "--overlapping", "--out", out, "--json")
+    assert result.exit_code == 0, result.stderr
+    config = json.loads((out / "config.json").read_text())
+    record = config["training"] | config["training"]["recipe"]
+    assert {name: record[name.replace("-", "_")] for name in options} == options
+    assert (config["alpha"], config["delta"], config["image_size"], config["in_channels"]) == (0.5, 2, [8, 12], 3)
+    assert (config["activation"], config["sequence"], config["overlapping"]) == ("relu6", "pseudorandom", True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ((), ("train takes DATA", "or --resume RUN")),
+        (("digits", "--resume", "run"), ("train takes DATA", "or --resume RUN")),
+        (("--resume", "run", "--alpha", "0.25", "--epochs", "3"), ("leave out --alpha, --epochs",)),
+        (("--resume", "nowhere"), ("no checkpoint.safetensors in nowhere",)),
+        (("digits", "--alpha", "0.3"), ("alpha is 0.3", "choose a multiple of 1/32")),
+        (("digits", "--delta", "0"), ("delta is 0",)),
+        (("digits", "--image-size", "7"), ("image_size is 7x7", "must be 8 or more")),
+        (("digits", "--image-size", "x"), ("--image-size is 'x'",)),
+        (("digits", "--in-channels", "2"), ("2", "channels")),
+        (("digits", "--epochs", "0"), ("epochs is 0",)),
+        (("digits", "--batch-size", "1"), ("batch_size is 1",)),
+        (("digits", "--learning-rate", "0"), ("learning_rate is 0",)),
+        (("digits", "--validation", "1"), ("validation is 1",)),
+        (("digits", "--fixed-epochs", "99", "--epochs", "9"), ("fixed_epochs is 99",)),
+        (("digit",), ("there is no data 'digit'", "did you mean 'digits'?")),
+    ],
+    ids=" ".join,
+)
+def test_train_refuses(
+    arguments: tuple[str, ...], parts: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fails(invoke("train", *arguments), *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_does_not_overwrite_a_run(model: Path) -> None:
+    before = (model / "model.safetensors").read_bytes()
+    fails(invoke("train", "digits", *NETWORK, "--out", model), str(model), "exists already", "--out", "--resume")
+    fails(invoke("train", "--resume", model), "is finished")
+    assert (model / "model.safetensors").read_bytes() == before
+
+
+def test_mistakes_in_the_shell_leave_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = shell("train", "digits", *NETWORK, "--epochs", "1", "--out", tmp_path / "file" / "run")
+    fails(result, f"out is '{tmp_path / 'file' / 'run'}'", "Not a directory", "choose another with --out")
+    result = shell("train", "digits", "--family", "vgg")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "Traceback" not in result.stderr
+
+
+# Evaluate
+
+
+def test_evaluate(model: Path) -> None:
+    result = shell("evaluate", model, "digits")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["Class", "Images", "Recall", "Precision", "F1"]
+    assert [line.split()[0] for line in lines[2:12]] == list("0123456789")
+    accuracy = json.loads((model / "evaluation.json").read_text())["accuracy"]
+    assert lines[12].startswith(f"{accuracy:.2%} of 359 test images right, 1 pass, cross-entropy ")
+    assert " ".join(lines[13:]).replace("  ", " ").startswith("confusion matrix in")
+    with Image.open(model / "confusion.png") as picture:
+        picture.load()
+        assert picture.format == "PNG"
+        assert picture.size == (984, 888)
+
+
+def test_evaluate_json_agrees_with_the_run(model: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    result = invoke("evaluate", model, "digits", "--json", "--confusion", picture)
+    assert (result.exit_code, result.stderr) == (0, "")
+    record = json.loads(result.stdout)
+    assert (record.pop("model"), record.pop("data"), record.pop("picture")) == (str(model), "digits", str(picture))
+    assert record == json.loads((model / "evaluation.json").read_text())
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate_with_passes(model: Path) -> None:
+    first, again, other = (
+        json.loads(invoke("evaluate", model, "digits", "--passes", "3", "--seed", seed, "--json").stdout)
+        for seed in ("1", "1", "2")
+    )
+    assert first == again
+    assert first["passes"] == 3
+    assert first["loss"] != other["loss"]
+    assert "3 passes with random regions" in invoke("evaluate", model, "digits", "--passes", "3").stdout.replace(
+        "\n", " "
+    )
+
+
+def test_a_picture_that_cannot_be_written_costs_the_picture_alone(model: Path, tmp_path: Path) -> None:
+    result = invoke("evaluate", model, "digits", "--json", "--confusion", tmp_path / "missing" / "picture.png")
+    assert result.exit_code == 2
+    assert result.stderr == f"error: {tmp_path / 'missing' / 'picture.png'}: No such file or directory\n"
+    assert json.loads(result.stdout)["images"] == 359
+
+
+def test_evaluate_on_other_classes(model: Path, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for index in range(5):
+            Image.new("L", (8, 8), 50 * index).save(tmp_path / name / f"{index}.png")
+    fails(invoke("evaluate", model, tmp_path), "the data has classes 2 (cat, dog)", "the model's own classes")
+
+
+# Predict
+
+
+def test_predict(model: Path, images: Path) -> None:
+    result = shell("predict", model, *sorted(images.iterdir()))
+    assert (result.returncode, result.stderr.strip()) == (0, "")
+    header, _, *rows = result.stdout.splitlines()
+    assert header.split() == ["File", "Class", "Probability", "Then"]
+    assert len(rows) == 3
+    for index, row in enumerate(rows):
+        assert re.fullmatch(rf"\S.*digit {index}\.png +\d +[\d.]+% +\d [\d.]+%, \d [\d.]+% *", row)
+
+
+def test_predict_json(model: Path, images: Path) -> None:
+    result = invoke("predict", model, images, "--json", "--top", "10")
+    assert (result.exit_code, result.stderr) == (0, "")
+    records = json.loads(result.stdout)
+    assert [Path(record["file"]).name for record in records] == [f"digit {index}.png" for index in range(3)]
+    for record in records:
+        assert list(record) == ["file", "class", "probabilities"]
+        shares = list(record["probabilities"].values())
+        assert shares == sorted(shares, reverse=True)
+        assert sum(shares) == pytest.approx(1, abs=1e-5)
+        assert record["class"] == next(iter(record["probabilities"]))
+        assert set(record["probabilities"]) == set("0123456789")
+    (one, *_) = json.loads(invoke("predict", model, images, "--json", "--top", "1").stdout)
+    assert one["probabilities"] == {records[0]["class"]: records[0]["probabilities"][records[0]["class"]]}
+
+
+def test_predict_averages_passes(model: Path, images: Path) -> None:
+    file = next(iter(sorted(images.iterdir())))
+    one, many = (
+        json.loads(invoke("predict", model, file, "--passes", passes, "--json", "--top", "10").stdout)[0]
+        for passes in ("1", "4")
+    )
+    assert one["probabilities"] != many["probabilities"]
+    assert sum(many["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_bad_image_among_good_ones(model: Path, images: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(images, tmp_path / "images"))
+    whole = (folder / "digit 0.png").read_bytes()
+    (folder / "digit 0.5.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "digit 1.5.png").write_text("no image")
+    result = invoke("predict", model, folder, "--json")
+    assert result.exit_code == 2
+    assert [Path(record["file"]).name for record in json.loads(result.stdout)] == [
+        f"digit {index}.png" for index in range(3)
+    ]
+    first, second = result.stderr.splitlines()
+    assert first.startswith(f"error: {folder / 'digit 0.5.png'} ")
+    assert second.startswith(f"error: {folder / 'digit 1.5.png'} ")
+    result = invoke("predict", model, folder)
+    assert result.exit_code == 2
+    assert result.stdout.count(".png") == 3
+
+
+def test_only_bad_images(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"")
+    fails(invoke("predict", model, tmp_path / "bad.png"), "bad.png is empty", "replace or remove it")
+    result = invoke("predict", model, tmp_path / "bad.png", "--json")
+    assert (result.exit_code, json.loads(result.stdout)) == (2, [])
+
+
+def gigapixel(path: Path) -> None:
+    """A PNG of 40,000 x 40,000 pixels by its header, and without any."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
+
+
+def test_images_of_every_kind(model: Path, tmp_path: Path) -> None:
+    Image.new("L", (9, 7), 100).save(tmp_path / "grey.png")
+    Image.new("RGBA", (20, 10), (200, 0, 0, 100)).save(tmp_path / "rgba.png")
+    Image.fromarray(np.full((12, 12), 40_000, np.uint16)).save(tmp_path / "sixteen bits.png")
+    Image.new("RGB", (1, 1), (1, 2, 3)).save(tmp_path / "one pixel.png")
+    Image.new("P", (8, 8), 3).save(tmp_path / "palette.gif")
+    Image.new("CMYK", (16, 16), (10, 20, 30, 40)).save(tmp_path / "print.jpg")
+    result = invoke("predict", model, tmp_path, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert len(json.loads(result.stdout)) == 6
+    gigapixel(tmp_path / "huge.png")
+    fails(invoke("predict", model, tmp_path / "huge.png"), str(tmp_path / "huge.png"), "pixels")
+
+
+def test_predict_refuses(model: Path, images: Path, tmp_path: Path) -> None:
+    fails(invoke("predict", model, images, "--top", "0"), "--top is 0")
+    fails(invoke("predict", model, images, "--passes", "0"), "passes is 0")
+    fails(invoke("predict", model, tmp_path / "missing.png"), "missing.png does not exist")
+    fails(invoke("predict", model, tmp_path), f"{tmp_path} holds no image")
+    assert invoke("predict", model).exit_code == 2
+
+
+# Models that are none
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_model_that_is_none(command: str, model: Path, images: Path, tmp_path: Path) -> None:
+    subject: str | Path = "digits" if command == "evaluate" else images
+    fails(invoke(command, tmp_path, subject), "there is no config.json in it")
+    bad = Path(shutil.copytree(model, tmp_path / "bad"))
+    (bad / "model.safetensors").write_bytes(b"\x80\x05K\x01.")
+    fails(invoke(command, bad, subject), str(bad / "model.safetensors"), "not a safetensors file")
+    (bad / "config.json").write_text("{")
+    fails(invoke(command, bad, subject), str(bad / "config.json"))
+
+
+def test_a_mistyped_model_is_not_looked_for_in_the_hub_where_its_folder_exists(model: Path, images: Path) -> None:
+    result = shell("predict", "runs/digit", images, cwd=model.parents[1])
+    fails(result, "model is 'runs/digit', but there is no config.json in it")
+    result = shell("predict", "nobody/nothing", images, cwd=model.parents[1])
+    fails(result, "model is 'nobody/nothing', but there is no such folder", "Hub")
