@@ -140,7 +140,7 @@ def train(setup: Setup, out: Path, monitor: Monitor) -> Evaluation:
             f"out is {str(out)!r}, but this folder cannot be made ({error.strerror}): choose another with --out"
         ) from error
     torch.manual_seed(setup.seed)
-    return _fit(setup, splits, out, monitor, Progress(), None)
+    return _Run(setup, splits, out, monitor).finish()
 
 
 def resume(out: Path, monitor: Monitor) -> Evaluation:
@@ -168,7 +168,10 @@ def resume(out: Path, monitor: Monitor) -> Evaluation:
     splits = _load(setup, monitor)
     if splits.train.fingerprint != fingerprint:
         raise CheckpointError(f"the data {setup.data!r} has changed since the run in {out} began: start a new run")
-    return _fit(setup, splits, out, monitor, progress, tensors)
+    run = _Run(setup, splits, out, monitor)
+    run.progress = progress
+    restore(tensors, run.model, run.optimizer)
+    return run.finish()
 
 
 def _load(setup: Setup, monitor: Monitor) -> Splits:
@@ -182,116 +185,130 @@ def _load(setup: Setup, monitor: Monitor) -> Splits:
     )
 
 
-def _fit(
-    setup: Setup, splits: Splits, out: Path, monitor: Monitor, progress: Progress, tensors: dict[str, Tensor] | None
-) -> Evaluation:
-    recipe = setup.recipe
-    model = _build(setup, splits)
-    fabric = Fabric(accelerator="auto", devices=1)
-    optimizer = torch.optim.Adam(
-        model.parameters(), recipe.learning_rate, (recipe.beta1, recipe.beta2), recipe.epsilon, fused=True
-    )
-    module, optimizer_set_up = fabric.setup(model, optimizer)
-    if tensors is not None:
-        restore(tensors, model, optimizer)
-    record = asdict(setup) | {"data_fingerprint": splits.train.fingerprint}
+class _Run:
+    """A run under way: what `train` starts and `resume` goes on with."""
 
-    batch_size = min(recipe.batch_size, len(splits.train))
-    steps = len(splits.train) // batch_size  # an epoch leaves out what does not fill a batch, other images each time
-    clock = time.perf_counter()
-    saved = clock
+    def __init__(self, setup: Setup, splits: Splits, out: Path, monitor: Monitor) -> None:
+        self.setup, self.splits, self.out, self.monitor = setup, splits, out, monitor
+        self.recipe = recipe = setup.recipe
+        self.record = asdict(setup) | {"data_fingerprint": splits.train.fingerprint}
+        self.progress = Progress()
+        self.batch_size = min(recipe.batch_size, len(splits.train))
+        # An epoch leaves out what does not fill a batch, other images each time.
+        self.steps = len(splits.train) // self.batch_size
+        self.fabric = Fabric(accelerator="auto", devices=1)
+        self.model = _build(setup, splits)
+        self.optimizer = torch.optim.Adam(
+            self.model.parameters(), recipe.learning_rate, (recipe.beta1, recipe.beta2), recipe.epsilon, fused=True
+        )
+        self.module, self.fabric_optimizer = self.fabric.setup(self.model, self.optimizer)
+        self.clock = self.saved = time.perf_counter()
 
-    def save() -> None:
-        nonlocal clock, saved
-        saved = time.perf_counter()
-        progress.seconds += saved - clock
-        clock = saved
-        save_checkpoint(out, record, progress, model, optimizer)
+    def finish(self) -> Evaluation:
+        """Train the epochs that are left, then write the results."""
+        with _stop_signals() as stop:
+            if not (self.out / CHECKPOINT_FILE).exists():
+                self.save()
+            while self.progress.epoch < self.recipe.epochs:
+                epoch_record = self.train_one_epoch(stop)
+                history = [*self.progress.history, epoch_record]
+                self.progress = Progress(epoch=self.progress.epoch + 1, history=history)
+                lines = "".join(json.dumps(line) + "\n" for line in history)
+                write_atomically(self.out / METRICS_FILE, lines.encode())
+                self.monitor.on_epoch(epoch_record)
+                self.save()
+        return self.write_results()
 
-    def check_finite(loss: Tensor) -> None:
-        # The update may break the weights that gave a good loss, and neither must reach a checkpoint.
-        if not all(bool(tensor.isfinite().all()) for tensor in (loss, *model.state_dict().values())):
+    def train_one_epoch(self, stop: threading.Event) -> dict[str, Any]:
+        """Train the batches that are left of this epoch; returns its line of metrics.jsonl."""
+        recipe, progress, images = self.recipe, self.progress, self.splits.train
+        self.monitor.on_start(progress.epoch, recipe.epochs, progress.step, self.steps, self.batch_size)
+        self.model.train()
+        if progress.epoch >= recipe.epochs - recipe.fixed_epochs:
+            for pool in self.model.fractional_max_pools():
+                pool.eval()
+        order = torch.Generator().manual_seed(self.setup.seed * 1_000_003 + progress.epoch)
+        batches = torch.split(torch.randperm(len(images), generator=order), self.batch_size)
+        loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=self.fabric.device)
+        correct = torch.tensor(progress.correct, device=self.fabric.device)
+
+        for indices, fetched in _fetched(images, batches[progress.step : self.steps]):
+            done = (progress.epoch * self.steps + progress.step) / (recipe.epochs * self.steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(recipe, done)
+            batch, labels = self.fabric.to_device((fetched, images.labels[indices]))
+            started = time.perf_counter()
+            loss, hits = train_step(self.fabric, self.module, self.fabric_optimizer, batch, labels)
+            progress.step_seconds += time.perf_counter() - started
+            loss_sum += loss
+            correct += hits
+            progress.step += 1
+            progress.images += len(indices)
+            if progress.step % LOOK_EVERY == 0 or progress.step == self.steps:
+                self.check_finite(loss)
+                self.monitor.on_step(loss.item(), progress.step)
+            if stop.is_set() or time.perf_counter() - self.saved > SAVE_EVERY:
+                self.check_finite(loss)
+                progress.loss_sum, progress.correct = loss_sum.item(), int(correct.item())
+                self.save()
+                if stop.is_set():
+                    raise Interrupted
+
+        epoch_record: dict[str, Any] = {
+            "epoch": progress.epoch + 1,
+            "loss": loss_sum.item() / self.steps,
+            "accuracy": correct.item() / progress.images,
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "images_per_second": progress.images / progress.step_seconds,
+            "seconds": self.elapsed(),  # all but the evaluation: data, steps and saving
+            "step_seconds": progress.step_seconds,
+        }
+        if self.splits.validation is not None:
+            held_out = evaluate(self.model, self.splits.validation, seed=self.setup.seed)
+            epoch_record |= {"validation_loss": held_out.loss, "validation_accuracy": held_out.accuracy}
+        epoch_record["evaluation_seconds"] = time.perf_counter() - self.clock
+        self.clock = time.perf_counter()
+        return epoch_record
+
+    def elapsed(self) -> float:
+        """Seconds of this epoch so far, over all its parts where it was interrupted."""
+        now = time.perf_counter()
+        self.progress.seconds += now - self.clock
+        self.clock = now
+        return self.progress.seconds
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        self.elapsed()
+        save_checkpoint(self.out, self.record, self.progress, self.model, self.optimizer)
+        self.saved = time.perf_counter()
+
+    def check_finite(self, loss: Tensor) -> None:
+        """Stop where the run has diverged: neither such a loss nor the weights behind it may reach a checkpoint."""
+        if not all(bool(tensor.isfinite().all()) for tensor in (loss, *self.model.state_dict().values())):
             raise TrainingDiverged(
-                f"training diverged in epoch {progress.epoch + 1}, before step {progress.step}: a loss or a weight is "
-                f"not a finite number. Train with a lower --learning-rate than {recipe.learning_rate:g}"
+                f"training diverged in epoch {self.progress.epoch + 1}, before step {self.progress.step}: a loss or a "
+                f"weight is not a finite number. Train with a lower --learning-rate than {self.recipe.learning_rate:g}"
             )
 
-    with _stop_signals() as stop:
-        if tensors is None:
-            save()
-        while progress.epoch < recipe.epochs:
-            monitor.on_start(progress.epoch, recipe.epochs, progress.step, steps, batch_size)
-            model.train()
-            if progress.epoch >= recipe.epochs - recipe.fixed_epochs:
-                for pool in model.fractional_max_pools():
-                    pool.eval()
-            order = torch.Generator().manual_seed(setup.seed * 1_000_003 + progress.epoch)
-            batches = torch.split(torch.randperm(len(splits.train), generator=order), batch_size)[progress.step : steps]
-            loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=fabric.device)
-            correct = torch.tensor(progress.correct, device=fabric.device)
-
-            for indices, images in _fetched(splits.train, batches):
-                done = (progress.epoch * steps + progress.step) / (recipe.epochs * steps)
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(recipe, done)
-                batch, labels = fabric.to_device((images, splits.train.labels[indices]))
-                started = time.perf_counter()
-                loss, hits = train_step(fabric, module, optimizer_set_up, batch, labels)
-                progress.step_seconds += time.perf_counter() - started
-                loss_sum += loss
-                correct += hits
-                progress.step += 1
-                progress.images += len(indices)
-                if progress.step % LOOK_EVERY == 0 or progress.step == steps:
-                    check_finite(loss)
-                    monitor.on_step(loss.item(), progress.step)
-                if stop.is_set() or time.perf_counter() - saved > SAVE_EVERY:
-                    check_finite(loss)
-                    progress.loss_sum, progress.correct = loss_sum.item(), int(correct.item())
-                    save()
-                    if stop.is_set():
-                        raise Interrupted
-
-            epoch_record: dict[str, Any] = {
-                "epoch": progress.epoch + 1,
-                "loss": loss_sum.item() / steps,
-                "accuracy": correct.item() / progress.images,
-                "learning_rate": optimizer.param_groups[0]["lr"],
-            }
-            trained = time.perf_counter()
-            if splits.validation is not None:
-                held_out = evaluate(model, splits.validation, seed=setup.seed)
-                epoch_record |= {"validation_loss": held_out.loss, "validation_accuracy": held_out.accuracy}
-            seconds = progress.seconds + trained - clock
-            clock = time.perf_counter()
-            epoch_record |= {
-                "images_per_second": progress.images / progress.step_seconds,
-                "seconds": seconds,  # all but the evaluation: data, steps and saving
-                "step_seconds": progress.step_seconds,
-                "evaluation_seconds": clock - trained,
-            }
-            history = [*progress.history, epoch_record]
-            progress = Progress(epoch=progress.epoch + 1, history=history)
-            write_atomically(out / METRICS_FILE, "".join(json.dumps(line) + "\n" for line in history).encode())
-            monitor.on_epoch(epoch_record)
-            save()
-
-    model.training_record = record | {
-        "version": __version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "device": str(fabric.device),
-        "threads": torch.get_num_threads(),
-        "images": len(splits.train),
-        "last_epoch": progress.history[-1],
-    }
-    model.save_pretrained(out)
-    draw_curves(progress.history, out / CURVES_FILE)
-    evaluation = evaluate(model, splits.test, seed=setup.seed)
-    write_atomically(out / EVALUATION_FILE, (json.dumps(evaluation.record(), indent=2) + "\n").encode())
-    (out / CHECKPOINT_FILE).unlink()
-    return evaluation
+    def write_results(self) -> Evaluation:
+        """The model, its curves and its evaluation on the test images; then the checkpoint has served."""
+        self.model.training_record = self.record | {
+            "version": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "device": str(self.fabric.device),
+            "threads": torch.get_num_threads(),
+            "images": len(self.splits.train),
+            "last_epoch": self.progress.history[-1],
+        }
+        self.model.save_pretrained(self.out)
+        draw_curves(self.progress.history, self.out / CURVES_FILE)
+        evaluation = evaluate(self.model, self.splits.test, seed=self.setup.seed)
+        write_atomically(self.out / EVALUATION_FILE, (json.dumps(evaluation.record(), indent=2) + "\n").encode())
+        (self.out / CHECKPOINT_FILE).unlink()
+        return evaluation
 
 
 def _build(setup: Setup, splits: Splits) -> HybridMobileNet:
