@@ -165,8 +165,8 @@ def test_metrics_have_a_line_per_epoch(finished: Path) -> None:
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     for line in lines:
         assert list(line) == [
-            "epoch", "loss", "accuracy", "learning_rate", "validation_loss", "validation_accuracy",
-            "images_per_second", "seconds", "step_seconds", "evaluation_seconds",
+            "epoch", "loss", "accuracy", "learning_rate", "images_per_second", "seconds", "step_seconds",
+            "validation_loss", "validation_accuracy", "evaluation_seconds",
         ]  # fmt: skip
         assert 0 < line["step_seconds"] < line["seconds"]
         assert line["evaluation_seconds"] > 0
