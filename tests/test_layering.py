@@ -18,7 +18,7 @@ LEVELS: tuple[set[str], ...] = (
     {"architecture", "files"},
     {"cost", "paper", "recipe", "plots", "progress", "images"},
     {"kernels", "tables", "sources"},
-    {"pooling", "data"},
+    {"pooling", "depthwise", "data"},
     {"model"},
     {"checkpoint"},
     {"evaluate"},

@@ -21,6 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from hybrid_mobilenet import pooling
 from hybrid_mobilenet.architecture import fractional_size
@@ -163,7 +164,7 @@ def test_every_size_up_to_40_against_the_oracle(sequence: str, overlapping: bool
     for (height, out_height), k in zip(PAIRS, order, strict=True):
         width, out_width = PAIRS[k]
         rows, columns = draw(height, out_height, sequence, generator), draw(width, out_width, sequence, generator)
-        channels = 8 if k % 2 else 3  # the CPU kernel copies by eights where it can
+        channels = 8 if k % 2 else 3  # the CPU kernel treats eight at once where it can
         x = torch.randint(-2, 2, (2, channels, height, width), generator=generator).float()
         weight = torch.randint(1, 9, (2, channels, out_height, out_width), generator=generator).float()
         expected, expected_gradient = oracle(x, weight, rows, columns, overlapping)
@@ -276,6 +277,55 @@ def test_opcheck(shape: tuple[int, ...], memory_format: torch.memory_format, ove
     _, winners = operators.fractional_max_pool2d(x, rows, columns, overlapping)
     arguments = (weight, winners, rows, columns, overlapping, *shape[2:])
     torch.library.opcheck(operators.fractional_max_pool2d_backward.default, arguments)
+
+
+@both_regions
+@pytest.mark.parametrize("channels", [8, 12, 16, 31, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch", [1, 128])  # 128: large enough to be stored past the cache
+def test_eager_path_and_operator_are_equal_to_the_plain_kernel(
+    batch: int, dtype: torch.dtype, channels: int, overlapping: bool
+) -> None:
+    x = small_integers(batch, channels, 25, 20, below=6).to(dtype)
+    x[0, channels // 2, 3, 4] = torch.nan
+    rows, columns = random_sequence(25, 17, seeded(1)), random_sequence(20, 14, seeded(2))
+    weight = small_integers(batch, channels, 17, 14, below=9, seed=1).to(dtype)
+    expected, winners = reference.forward(x, rows, columns, overlapping)
+    expected_gradient = reference.backward(weight, winners, rows, columns, overlapping, 25, 20)
+
+    asked = x.clone().requires_grad_()
+    eager = fractional_max_pool2d(asked, rows, columns, overlapping)
+    operator, of_operator = torch.ops.hybrid_mobilenet.fractional_max_pool2d(asked, rows, columns, overlapping)
+    assert torch.equal(of_operator, winners)
+    for output in (eager, operator):
+        torch.testing.assert_close(output, expected, rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(torch.autograd.grad(output, asked, weight)[0], expected_gradient)
+
+
+@both_regions
+def test_output_may_be_changed_in_place(overlapping: bool) -> None:
+    x, sequence = small_integers(2, 8, 9, 9).sub(1).requires_grad_(), random_sequence(9, 6, seeded())
+    expected = torch.autograd.grad(fractional_max_pool2d(x, sequence, sequence, overlapping).relu().sum(), x)
+    actual = torch.autograd.grad(fractional_max_pool2d(x, sequence, sequence, overlapping).relu_().sum(), x)
+    assert torch.equal(actual[0], expected[0])
+
+
+def test_fake_tensors_get_fake_results() -> None:
+    sequence = random_sequence(9, 6, seeded())
+    with FakeTensorMode() as mode:
+        x = mode.from_tensor(torch.rand(2, 3, 9, 9)).requires_grad_()
+        output = fractional_max_pool2d(x, mode.from_tensor(sequence), mode.from_tensor(sequence))
+    assert isinstance(output, FakeTensor)
+    assert output.shape == (2, 3, 6, 6)
+
+
+@both_regions
+def test_second_derivative_is_refused(overlapping: bool) -> None:
+    x, sequence = torch.rand(2, 3, 9, 9).requires_grad_(), random_sequence(9, 6, seeded())
+    output = fractional_max_pool2d(x, sequence, sequence, overlapping)
+    (gradient,) = torch.autograd.grad((output**2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        torch.autograd.grad(gradient.sum() + x.sum(), x)
 
 
 @both_regions

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self, cast, get_args
 
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .architecture import FMP_RATIO, Activation, Layer, Network, PoolingSequence, resolve
+from .depthwise import depthwise_convolution
 from .files import write_atomically
 from .pooling import FractionalMaxPool2d
 
@@ -26,6 +28,8 @@ WEIGHTS_FILE = "model.safetensors"
 
 #: Keras's epsilon. Larger than PyTorch's 1e-5, it keeps channels of little variance from being blown up.
 BATCH_NORM_EPSILON = 1e-3
+
+ACTIVATIONS: dict[Activation, type[nn.ReLU | nn.ReLU6]] = {"relu": nn.ReLU, "relu6": nn.ReLU6}
 
 #: Arguments of HybridMobileNet that config.json holds under their own names.
 OPTIONS = ("mean", "std", "activation", "dropout", "sequence", "overlapping")
@@ -52,6 +56,8 @@ class ModelError(ValueError):
 class ConvolutionBlock(nn.Module):
     """Convolution without bias, batch normalisation, activation: (N, C, H, W) to (N, C_out, H_out, W_out).
 
+    Where pooling follows, the activation comes after it instead.
+
     A depthwise convolution with a depth multiplier repeats its input channels and convolves each copy: the same
     function as grouped convolution up to the order of channels, and several times faster. Output ``m * C + c`` is the
     m-th map of input channel c; Keras and torch's groups put it at ``c * delta + m``.
@@ -60,7 +66,7 @@ class ConvolutionBlock(nn.Module):
     sizes: the maps are as large, and shifted by one pixel.
     """
 
-    def __init__(self, layer: Layer, activation: Activation) -> None:
+    def __init__(self, layer: Layer, activation: nn.Module) -> None:
         super().__init__()
         depthwise = layer.kind == "depthwise"
         self.copies = layer.out_channels // layer.in_channels if depthwise else 1
@@ -78,14 +84,15 @@ class ConvolutionBlock(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.copies > 1:
-            x = torch.cat([x] * self.copies, 1)  # faster than x.repeat over a whole step
-        if self.conv.kernel_size == (1, 1) and x.shape[2] * x.shape[3] <= MATRIX_PRODUCT_PIXELS:
+        if self.conv.groups > 1:
+            # torch.cat is faster than x.repeat over a whole step
+            x = torch.cat([x] * self.copies, 1) if self.copies > 1 else x
+            x = depthwise_convolution(x, self.conv.weight, self.conv.stride[0])
+        elif self.conv.kernel_size == (1, 1) and x.shape[2] * x.shape[3] <= MATRIX_PRODUCT_PIXELS:
             x = F.linear(x.permute(0, 2, 3, 1), self.conv.weight.flatten(1)).permute(0, 3, 1, 2)
         else:
             x = self.conv(x)
-        x = self.norm(x)
-        return F.relu6(x, inplace=True) if self.activation == "relu6" else F.relu(x, inplace=True)
+        return cast(Tensor, self.activation(self.norm(x)))
 
 
 class Classifier(nn.Module):
@@ -174,22 +181,26 @@ class HybridMobileNet(nn.Module):
         self.sequence: PoolingSequence = sequence
         self.overlapping = overlapping
         self.training_record: dict[str, Any] = {}
-        for layer in network.layers:
+        for layer, following in zip_longest(network.layers, network.layers[1:]):
             if layer.kind != "global_average_pool":  # without weights or state: a mean in forward
-                self.add_module(layer.name, self._build(layer))
+                pooled = following is not None and following.kind in ("max_pool", "fractional_max_pool")
+                self.add_module(layer.name, self._build(layer, pooled))
         self._initialise()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
-    def _build(self, layer: Layer) -> nn.Module:
+    def _build(self, layer: Layer, pooled: bool) -> nn.Module:
+        activation = ACTIVATIONS[self.activation](inplace=True)
         match layer.kind:
             case "max_pool":
-                return nn.MaxPool2d(layer.kernel, layer.stride, padding=layer.kernel // 2)
+                return nn.Sequential(nn.MaxPool2d(layer.kernel, layer.stride, padding=layer.kernel // 2), activation)
             case "fractional_max_pool":
-                return FractionalMaxPool2d(FMP_RATIO, sequence=self.sequence, overlapping=self.overlapping)
+                pool = FractionalMaxPool2d(FMP_RATIO, sequence=self.sequence, overlapping=self.overlapping)
+                return nn.Sequential(pool, activation)
             case "fully_connected":
                 return Classifier(layer, self.dropout)
             case _:
-                return ConvolutionBlock(layer, self.activation)
+                # The maximum of activations is the activation of the maximum, and there are fewer after pooling.
+                return ConvolutionBlock(layer, nn.Identity() if pooled else activation)
 
     def _initialise(self) -> None:
         for module in self.modules():

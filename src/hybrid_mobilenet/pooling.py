@@ -11,7 +11,7 @@ channel, still random in eval().
 from __future__ import annotations
 
 from types import ModuleType
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ def random_sequence(n_in: int, n_out: int, generator: torch.Generator | None = N
     """
     _check_sizes(n_in, n_out)
     order = torch.randperm(n_out, generator=generator, device=generator.device if generator else None)
-    steps = 1 + (order < n_in - n_out).long()
+    steps = 1 + (order < n_in - n_out)
     return torch.cat((steps.new_zeros(1), steps.cumsum(0)))
 
 
@@ -94,53 +94,32 @@ def _check_sizes(n_in: int, n_out: int) -> None:
         )
 
 
+def _kernels(device: torch.device) -> ModuleType:
+    """The module of `kernels` for a device, imported where it first runs: numba and triton take long to load."""
+    if device.type == "cpu":
+        from .kernels import cpu
+
+        return cpu
+    if device.type == "cuda":
+        try:
+            from .kernels import cuda
+        except ImportError:  # no triton: it comes with torch for CUDA on Linux only
+            return reference
+        return cuda
+    return reference
+
+
 @torch.library.custom_op("hybrid_mobilenet::fractional_max_pool2d", mutates_args=())
 def _pool(x: Tensor, rows: Tensor, columns: Tensor, overlapping: bool) -> tuple[Tensor, Tensor]:
-    return reference.forward(x, rows, columns, overlapping)
+    return cast(tuple[Tensor, Tensor], _kernels(x.device).forward(x, rows, columns, overlapping))
 
 
 @torch.library.custom_op("hybrid_mobilenet::fractional_max_pool2d_backward", mutates_args=())
 def _pool_backward(
     gradient: Tensor, winners: Tensor, rows: Tensor, columns: Tensor, overlapping: bool, height: int, width: int
 ) -> Tensor:
-    return reference.backward(gradient, winners, rows, columns, overlapping, height, width)
-
-
-# The kernels are imported where they first run: numba and triton take long to load.
-@_pool.register_kernel("cpu")
-def _pool_cpu(x: Tensor, rows: Tensor, columns: Tensor, overlapping: bool) -> tuple[Tensor, Tensor]:
-    from .kernels import cpu
-
-    return cpu.forward(x, rows, columns, overlapping)
-
-
-@_pool_backward.register_kernel("cpu")
-def _pool_backward_cpu(
-    gradient: Tensor, winners: Tensor, rows: Tensor, columns: Tensor, overlapping: bool, height: int, width: int
-) -> Tensor:
-    from .kernels import cpu
-
-    return cpu.backward(gradient, winners, rows, columns, overlapping, height, width)
-
-
-@_pool.register_kernel("cuda")
-def _pool_cuda(x: Tensor, rows: Tensor, columns: Tensor, overlapping: bool) -> tuple[Tensor, Tensor]:
-    return cast(tuple[Tensor, Tensor], _cuda_kernels().forward(x, rows, columns, overlapping))
-
-
-@_pool_backward.register_kernel("cuda")
-def _pool_backward_cuda(
-    gradient: Tensor, winners: Tensor, rows: Tensor, columns: Tensor, overlapping: bool, height: int, width: int
-) -> Tensor:
-    return cast(Tensor, _cuda_kernels().backward(gradient, winners, rows, columns, overlapping, height, width))
-
-
-def _cuda_kernels() -> ModuleType:
-    try:
-        from .kernels import cuda
-    except ImportError:  # no triton: it comes with torch for CUDA on Linux only
-        return reference
-    return cuda
+    kernels = _kernels(gradient.device)
+    return cast(Tensor, kernels.backward(gradient, winners, rows, columns, overlapping, height, width))
 
 
 @_pool.register_fake
@@ -158,18 +137,35 @@ def _pool_backward_shape(
     return torch.empty(shape, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
 
 
-def _keep(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, rows, columns, overlapping = inputs
     ctx.save_for_backward(output[1], rows, columns)
     ctx.overlapping, ctx.size = overlapping, x.shape[2:]
 
 
-def _gradient(ctx, gradient, _of_winners):  # type: ignore[no-untyped-def]
+def _gradient(ctx: Any, gradient: Tensor, _of_winners: Tensor | None) -> tuple[Tensor, None, None, None]:
     spread = _pool_backward(gradient, *ctx.saved_tensors, ctx.overlapping, *ctx.size)
     return spread, None, None, None
 
 
 _pool.register_autograd(_gradient, setup_context=_keep)
+
+
+class _EagerPool(torch.autograd.Function):
+    """The operator without its dispatch, which takes as long as the pooling of a small batch."""
+
+    @staticmethod
+    def forward(ctx, *inputs):  # type: ignore[no-untyped-def]
+        output = _kernels(inputs[0].device).forward(*inputs)
+        _keep(ctx, inputs, output)
+        return output[0]
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        if torch.is_grad_enabled():  # create_graph: the operator refuses a second derivative
+            return _gradient(ctx, gradient, None)
+        arguments = (gradient, *ctx.saved_tensors, ctx.overlapping, *ctx.size)
+        return _kernels(gradient.device).backward(*arguments), None, None, None
 
 
 def fractional_max_pool2d(x: Tensor, rows: Tensor, columns: Tensor, overlapping: bool = False) -> Tensor:
@@ -191,8 +187,11 @@ def fractional_max_pool2d(x: Tensor, rows: Tensor, columns: Tensor, overlapping:
         ValueError: where `x` is not a floating-point tensor of four dimensions, or a sequence does not fit its axis.
     """
     _check_input(x)
-    pooled, _ = _pool(x, rows.to(x.device), columns.to(x.device), overlapping)
-    return cast(Tensor, pooled)
+    inputs = x, rows.to(x.device), columns.to(x.device), overlapping
+    # Compilers, exporters and tensor subclasses, fake ones among them, see the operator.
+    if x.requires_grad and type(x) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling():
+        return cast(Tensor, _EagerPool.apply(*inputs))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _pool(*inputs)[0])
 
 
 def _check_input(x: Tensor) -> None:

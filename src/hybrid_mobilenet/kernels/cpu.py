@@ -1,59 +1,78 @@
 """Fractional max pooling on the CPU, compiled by numba.
 
-Maps are read in channels-last order (N, H, W, C) as one flat array. Pooling is separable, so a row of regions is pooled
-in two passes: down the rows, over W * C neighbouring numbers at once, then across the columns, over C at once. Each
-inner loop stores to one place and its offsets are unsigned: numba vectorises nothing else. A narrow region reads its
-last pixel twice instead of branching; "greater than" never lets the second reading win. Winners are coded as in
-`reference`: backward then reads a byte per region instead of the whole input, which has left the cache by that time.
-They are found for all pairs of neighbouring columns at once and copied in words of eight where C is a multiple of 8,
-since loops over eight bytes are not vectorised.
-"""
+Maps are read in channels-last order (N, H, W, C). The loop over the channels of a region is written in LLVM's vectors:
+compiled from Python it costs more to enter than to run. A narrow region reads its last pixel twice instead of
+branching; "greater than" never lets the second reading win. Winners are coded as in `reference`: backward then reads a
+byte per region instead of the whole input, which has left the cache by that time.
 
-# ruff: noqa: PLR0124  a number that is not equal to itself is NaN
+The rest is memory traffic. Forward fetches ahead, since the hardware follows the jumps from row to row badly. Large
+results are stored past the cache: a store into it first reads the line that it is going to replace.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from functools import reduce
+from itertools import chain
 from typing import Any, cast
 
 import numba
 import numpy as np
+import numpy.typing as npt
 import torch
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba.core import cgutils
+from numba.extending import intrinsic
 from torch import Tensor
+
+from .threads import run_over_batch
 
 #: Numbers below which a second thread costs more than it saves.
 PARALLEL_FROM = 1 << 16
 
-Kernel = Callable[..., None]
+#: Bytes from which a result is stored past the cache: below, whoever reads it next finds it in the second level.
+STREAM_FROM = 1 << 20
+
+#: Channels to a vector: as many of the first kind as fit, then of the second, then of the third.
+LANES = (16, 8, 1)
+
+#: The same for what is stored past the cache: eight numbers are aligned where there are a multiple of eight.
+LANES_STREAMED = (8,)
+
+#: Bytes that forward fetches ahead: about a row.
+AHEAD = 4096
+
+Array = npt.NDArray[Any]
+Kernel = Callable[..., Any]
 offset = np.uint64
-_threads: ThreadPoolExecutor | None = None
+codegen: Any = cgutils  # has no types
+written: Any = intrinsic
+BYTE = ir.IntType(8)
 
 
 def forward(x: Tensor, rows: Tensor, columns: Tensor, overlapping: bool) -> tuple[Tensor, Tensor]:
     """Maxima over regions, and their winners: (N, C, H, W) to two of (N, C, H_out, W_out), x's dtype and uint8."""
-    _check(rows, x.shape[2], "rows")
-    _check(columns, x.shape[3], "columns")
-    shape = (*x.shape[:2], len(rows) - 1, len(columns) - 1)
-    output = torch.empty(shape, dtype=_computed(x.dtype), memory_format=torch.channels_last)
+    batch, channels, height, width = x.shape
+    cuts = _checked(rows, height, "rows"), _checked(columns, width, "columns")
+    shape = (batch, channels, len(rows) - 1, len(columns) - 1)
+    pooled = torch.empty(shape, dtype=_computed(x.dtype), memory_format=torch.channels_last)
     winners = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
-    words = _flat(winners).view(np.uint64 if x.shape[1] % 8 == 0 else np.uint8)
-    _run(_forward, (_flat(x), _flat(output), words, rows.numpy(), columns.numpy()), x.shape, overlapping)
-    return output.to(x.dtype), winners
+    arrays = (_maps(x), _maps(pooled), _maps(winners), *cuts)
+    _run(_forward, arrays, (height, width, channels), (overlapping, _streams(pooled)))
+    return pooled.to(x.dtype), winners
 
 
 def backward(
     gradient: Tensor, winners: Tensor, rows: Tensor, columns: Tensor, overlapping: bool, height: int, width: int
 ) -> Tensor:
     """Gradient of the input, (N, C, height, width), from that of the output, each region's going to its winner."""
-    shape = torch.Size((*winners.shape[:2], height, width))
+    batch, channels = winners.shape[:2]
+    shape = (batch, channels, height, width)
     spread = torch.empty(shape, dtype=_computed(gradient.dtype), memory_format=torch.channels_last)
     if overlapping:
         spread.zero_()
-    kernel = _backward_overlapping if overlapping else _backward_disjoint
-    _run(kernel, (_flat(gradient), _flat(winners), _flat(spread), rows.numpy(), columns.numpy()), shape, overlapping)
+    arrays = (_maps(spread), _maps(gradient), _maps(winners), rows.numpy(), columns.numpy())
+    _run(_backward, arrays, (height, width, channels), (overlapping, _streams(spread) and not overlapping))
     return spread.to(gradient.dtype)
 
 
@@ -62,55 +81,31 @@ def _computed(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
-def _flat(x: Tensor) -> np.ndarray[Any, Any]:
-    nhwc = x.detach().to(_computed(x.dtype)).permute(0, 2, 3, 1)
-    flat: np.ndarray[Any, Any] = nhwc.contiguous().view(-1).numpy()
-    return flat
+def _maps(x: Tensor) -> Array:
+    maps: Array = x.detach().to(_computed(x.dtype)).permute(0, 2, 3, 1).contiguous().numpy()
+    return maps
 
 
-def _check(sequence: Tensor, size: int, name: str) -> None:
+def _streams(result: Tensor) -> bool:
+    """Whether to store past the cache, which vectors must be aligned for."""
+    return result.nbytes >= STREAM_FROM and result.shape[1] % 8 == 0 and result.data_ptr() % 64 == 0
+
+
+def _checked(sequence: Tensor, size: int, name: str) -> Array:
     # The kernels read where the sequences point, so a wrong one must not reach them.
-    values = sequence.numpy()
-    right = values.dtype == np.int64 and values.ndim == 1 and len(values) > 1 and values[0] == 0 and values[-1] == size
-    if not right or not ((steps := values[1:] - values[:-1]).min() >= 1 and steps.max() <= 2):
+    values: Array = sequence.numpy()
+    if values.dtype != np.int64 or values.ndim != 1 or not _rises(values, size):
         raise ValueError(
             f"{name} is {sequence.dtype} {values.tolist()}, but must be int64 and rise from 0 to {size} in steps of 1 "
             "or 2: make it with random_sequence or pseudorandom_sequence"
         )
+    return values
 
 
-def _run(kernel: Kernel, arrays: tuple[Any, ...], shape: torch.Size, overlapping: bool) -> None:
-    """Run a kernel over slices of the batch, one per thread of torch's setting; numba releases the GIL."""
-    batch, channels, height, width = shape
-
-    def part(first: int, last: int) -> None:
-        kernel(*arrays, height, width, channels, int(overlapping), first, last)
-
-    threads = min(torch.get_num_threads(), batch) if shape.numel() >= PARALLEL_FROM else 1
-    if threads <= 1:
-        part(0, batch)
-        return
-    bounds = [batch * thread // threads for thread in range(threads + 1)]
-    others = [_pool().submit(part, first, last) for first, last in pairwise(bounds[1:])]
-    part(bounds[0], bounds[1])
-    for other in others:
-        other.result()
-
-
-def _pool() -> ThreadPoolExecutor:
-    global _threads  # noqa: PLW0603  one pool per process, made when first needed
-    if _threads is None:
-        _threads = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="fractional-max-pool")
-    return _threads
-
-
-def _forget_pool() -> None:
-    global _threads  # noqa: PLW0603
-    _threads = None
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)  # threads do not survive a fork
+def _run(kernel: Kernel, arrays: tuple[Array, ...], sizes: tuple[int, int, int], flags: tuple[bool, bool]) -> None:
+    batch = len(arrays[0])
+    threads = min(torch.get_num_threads(), batch) if arrays[0].size >= PARALLEL_FROM else 1
+    run_over_batch(kernel, arrays, sizes, flags, batch, max(threads, 1))
 
 
 def _compiled(function: Kernel) -> Kernel:
@@ -121,96 +116,148 @@ def _compiled(function: Kernel) -> Kernel:
 
 
 @_compiled
-def _forward(x, y, words, rows, columns, height, width, channels, overlap, first, last):  # type: ignore[no-untyped-def]
-    channel_count, row, per_word = offset(channels), offset(width * channels), offset(words.itemsize)
-    winners = words.view(np.uint8)
-    # One pixel more than a row: the last column has no neighbour.
-    pooled, row_won_words = (
-        np.zeros(row + channel_count, x.dtype),
-        np.zeros((row + channel_count) // per_word, words.dtype),
+def _rises(sequence, size):  # type: ignore[no-untyped-def]
+    if len(sequence) < 2 or sequence[0] != 0 or sequence[-1] != size:
+        return False
+    fit = True
+    for i in range(len(sequence) - 1):
+        fit &= 1 <= sequence[i + 1] - sequence[i] <= 2
+    return fit
+
+
+def _vectors(context: Any, builder: Any, kinds: Any, values: Any) -> Iterator[Any]:
+    """Write the loops over the channels of a region; the caller writes what each of them does.
+
+    Yields the pixels as a list of (code, address), first row first, for each column; the addresses of the region's
+    number and of its winner; and a function that stores a vector of results.
+    """
+    maps, rows, columns, regions, winners, region, channels, streaming = (
+        context.make_array(kind)(context, builder, value).data if isinstance(kind, numba.types.Array) else value
+        for kind, value in zip(kinds, values, strict=True)
     )
-    pair_won_words = np.empty(row // per_word, words.dtype)
-    row_won, pair_won = row_won_words.view(np.uint8), pair_won_words.view(np.uint8)
-    o = offset(first * (len(rows) - 1) * (len(columns) - 1)) * channel_count
+    number = context.get_data_type(kinds[0].dtype)
+    size = kinds[0].dtype.bitwidth // 8
+
+    def loops(kinds_of_lanes: tuple[int, ...], streamed: bool) -> Iterator[Any]:
+        start = channels.type(0)
+        for lanes in kinds_of_lanes:
+            stop = builder.sub(channels, builder.urem(channels, channels.type(lanes)))
+            with codegen.for_range_slice(builder, start, stop, channels.type(lanes), channels.type) as (channel, _):
+
+                def address(base: Any, place: Any, kind: Any, lanes: int = lanes, channel: Any = channel) -> Any:
+                    vector = ir.VectorType(kind, lanes).as_pointer()
+                    return builder.bitcast(builder.gep(base, [builder.add(place, channel)]), vector)
+
+                def store(result: Any, place: Any, lanes: int = lanes) -> None:
+                    stored = builder.store(result, place, align=lanes * size if streamed else size)
+                    if streamed:
+                        stored.set_metadata("nontemporal", builder.module.add_metadata([ir.IntType(32)(1)]))
+
+                codes = ir.VectorType(BYTE, lanes)
+                pixels = [
+                    [
+                        (codes([3 * c + r] * lanes), address(maps, builder.add(row, column), number))
+                        for r, row in enumerate(codegen.unpack_tuple(builder, rows))
+                    ]
+                    for c, column in enumerate(codegen.unpack_tuple(builder, columns))
+                ]
+                yield pixels, address(regions, region, number), address(winners, region, BYTE), store
+            start = stop
+
+    with builder.if_else(streaming) as (then, otherwise):
+        with then:
+            yield from loops(LANES_STREAMED, True)
+        with otherwise:
+            yield from loops(LANES, False)
+
+
+def _fetch(builder: Any, place: Any) -> None:
+    integer, pointer = ir.IntType(32), BYTE.as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [pointer, integer, integer, integer])
+    prefetch = codegen.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    ahead = builder.gep(builder.bitcast(place, pointer), [ir.IntType(64)(AHEAD)])
+    builder.call(prefetch, [ahead, integer(0), integer(3), integer(1)])  # to read; keep in all caches; data
+
+
+@written
+def _pool_region(_typing, x, rows, columns, y, winners, region, channels, streaming):  # type: ignore[no-untyped-def]
+    size = x.dtype.bitwidth // 8
+
+    def write(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        def better(best: Any, other: Any) -> Any:
+            greater = builder.fcmp_ordered(">", other[0], best[0])
+            taken = builder.or_(greater, builder.fcmp_unordered("uno", other[0], other[0]))  # NaN is taken too
+            return builder.select(taken, other[0], best[0]), builder.select(greater, other[1], best[1])
+
+        for pixels, maximum, winner, store in _vectors(context, builder, signature.args, values):
+            for _, place in pixels[0]:
+                _fetch(builder, place)
+            read = [[(builder.load(place, align=size), code) for code, place in column] for column in pixels]
+            number, code = reduce(better, [reduce(better, column) for column in read])
+            store(number, maximum)
+            builder.store(code, winner, align=1)
+        return context.get_dummy_value()
+
+    return numba.types.void(x, rows, columns, y, winners, region, channels, streaming), write
+
+
+@written
+def _spread_region(_typing, dx, rows, columns, g, winners, region, channels, streaming):  # type: ignore[no-untyped-def]
+    size = dx.dtype.bitwidth // 8
+
+    def write(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        for pixels, gradient, winner, store in _vectors(context, builder, signature.args, values):
+            number, won = builder.load(gradient, align=size), builder.load(winner, align=1)
+            for code, place in chain(*pixels):
+                share = builder.select(builder.icmp_unsigned("==", won, code), number, number.type(None))
+                if len(rows) == 3:  # overlapping
+                    share = builder.fadd(share, builder.load(place, align=size))
+                store(share, place)
+        return context.get_dummy_value()
+
+    return numba.types.void(dx, rows, columns, g, winners, region, channels, streaming), write
+
+
+@_compiled
+def _forward(x, y, winners, rows, columns, height, width, channels, overlapping, streaming, first, last):  # type: ignore[no-untyped-def]
+    pitch, step = offset(width * channels), offset(channels)
+    o = offset(first * (len(rows) - 1) * (len(columns) - 1)) * step
     for n in range(first, last):
         for i in range(len(rows) - 1):
-            a = offset(n * height + rows[i]) * row
-            c = offset(n * height + min(rows[i + 1] - 1 + overlap, height - 1)) * row
-            b = min(a + row, c)
-            for k in range(row):
-                m, v = x[a + k], x[b + k]
-                pooled[k] = v if (v > m) | (v != v) else m
-            for k in range(row):
-                row_won[k] = x[b + k] > x[a + k]
-            if c > b:
-                for k in range(row):
-                    row_won[k] = np.uint8(2) if x[c + k] > pooled[k] else row_won[k]
-                for k in range(row):
-                    m, v = pooled[k], x[c + k]
-                    pooled[k] = v if (v > m) | (v != v) else m
-            for k in range(row):
-                won = pooled[k + channel_count] > pooled[k]
-                pair_won[k] = np.uint8(3) + row_won[k + channel_count] if won else row_won[k]
+            a, b = offset(n * height + rows[i]) * pitch, offset(n * height + rows[i + 1] - 1) * pitch
+            c = offset(n * height + min(rows[i + 1], height - 1)) * pitch
             for j in range(len(columns) - 1):
-                a = offset(columns[j]) * channel_count
-                c = offset(min(columns[j + 1] - 1 + overlap, width - 1)) * channel_count
-                b = min(a + channel_count, c)
-                for k in range(channel_count):
-                    m, v = pooled[a + k], pooled[b + k]
-                    y[o + k] = v if (v > m) | (v != v) else m
-                if b > a:
-                    for k in range(channel_count // per_word):
-                        words[o // per_word + k] = pair_won_words[a // per_word + k]
+                d, e = offset(columns[j]) * step, offset(columns[j + 1] - 1) * step
+                if overlapping:
+                    f = offset(min(columns[j + 1], width - 1)) * step
+                    three_rows, three_columns = (a, min(a + pitch, c), c), (d, min(d + step, f), f)
+                    _pool_region(x, three_rows, three_columns, y, winners, o, step, streaming)
                 else:
-                    for k in range(channel_count // per_word):
-                        words[o // per_word + k] = row_won_words[a // per_word + k]
-                if c > b:
-                    for k in range(channel_count):
-                        won = pooled[c + k] > y[o + k]
-                        winners[o + k] = np.uint8(6) + row_won[c + k] if won else winners[o + k]
-                    for k in range(channel_count):
-                        m, v = y[o + k], pooled[c + k]
-                        y[o + k] = v if (v > m) | (v != v) else m
-                o += channel_count
+                    _pool_region(x, (a, b), (d, e), y, winners, o, step, streaming)
+                o += step
 
 
 @_compiled
-def _backward_disjoint(g, winners, dx, rows, columns, height, width, channels, _overlap, first, last):  # type: ignore[no-untyped-def]
-    channel_count, zero = offset(channels), g.dtype.type(0)
-    o = offset(first * (len(rows) - 1) * (len(columns) - 1)) * channel_count
+def _backward(dx, g, winners, rows, columns, height, width, channels, overlapping, streaming, first, last):  # type: ignore[no-untyped-def]
+    pitch, step = offset(width * channels), offset(channels)
+    o = offset(first * (len(rows) - 1) * (len(columns) - 1)) * step
     for n in range(first, last):
         for i in range(len(rows) - 1):
-            top, low = (n * height + rows[i]) * width, (n * height + rows[i + 1] - 1) * width
+            a, b = offset(n * height + rows[i]) * pitch, offset(n * height + rows[i + 1] - 1) * pitch
+            c = offset(n * height + min(rows[i + 1], height - 1)) * pitch
             for j in range(len(columns) - 1):
-                left, right = columns[j], columns[j + 1] - 1
-                a, b = offset(top + left) * channel_count, offset(low + left) * channel_count
-                c, d = offset(top + right) * channel_count, offset(low + right) * channel_count
-                for k in range(channel_count):
-                    dx[a + k] = g[o + k] if winners[o + k] == 0 else zero
-                if low > top:
-                    for k in range(channel_count):
-                        dx[b + k] = g[o + k] if winners[o + k] == 1 else zero
-                if right > left:
-                    for k in range(channel_count):
-                        dx[c + k] = g[o + k] if winners[o + k] == 3 else zero
-                    if low > top:
-                        for k in range(channel_count):
-                            dx[d + k] = g[o + k] if winners[o + k] == 4 else zero
-                o += channel_count
-
-
-@_compiled
-def _backward_overlapping(g, winners, dx, rows, columns, height, width, channels, overlap, first, last):  # type: ignore[no-untyped-def]
-    channel_count, zero = offset(channels), g.dtype.type(0)
-    o = offset(first * (len(rows) - 1) * (len(columns) - 1)) * channel_count
-    for n in range(first, last):
-        for i in range(len(rows) - 1):
-            for j in range(len(columns) - 1):
-                for h in range(rows[i], min(rows[i + 1] + overlap, height)):
-                    for w in range(columns[j], min(columns[j + 1] + overlap, width)):
-                        place = offset((n * height + h) * width + w) * channel_count
-                        code = np.uint8(3 * (w - columns[j]) + h - rows[i])
-                        # The regions of an image come one after the other: a thread owns whole images.
-                        for k in range(channel_count):
-                            dx[place + k] += g[o + k] if winners[o + k] == code else zero
-                o += channel_count
+                d, e = offset(columns[j]) * step, offset(columns[j + 1] - 1) * step
+                # Disjoint regions name every pixel once: what is stored past the cache must be stored once.
+                if overlapping:
+                    f = offset(min(columns[j + 1], width - 1)) * step
+                    three_rows, three_columns = (a, min(a + pitch, c), c), (d, min(d + step, f), f)
+                    _spread_region(dx, three_rows, three_columns, g, winners, o, step, streaming)
+                elif a < b and d < e:
+                    _spread_region(dx, (a, b), (d, e), g, winners, o, step, streaming)
+                elif a < b:
+                    _spread_region(dx, (a, b), (d,), g, winners, o, step, streaming)
+                elif d < e:
+                    _spread_region(dx, (a,), (d, e), g, winners, o, step, streaming)
+                else:
+                    _spread_region(dx, (a,), (d,), g, winners, o, step, streaming)
+                o += step
