@@ -10,13 +10,11 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner, Result
@@ -50,14 +48,6 @@ def fails(result: Result | subprocess.CompletedProcess[str], *parts: str) -> Non
     assert result.stderr.startswith("error: ")
     for part in parts:
         assert part in result.stderr, result.stderr
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,14 +16,6 @@ from hybrid_mobilenet.architecture import Family, resolve
 from hybrid_mobilenet.data import ImageDataset, load
 from hybrid_mobilenet.evaluate import Evaluation, evaluate, probabilities
 from hybrid_mobilenet.model import HybridMobileNet
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
