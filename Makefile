@@ -44,7 +44,7 @@ $(READY): requirements.lock pyproject.toml
 lock: ## resolve the dependencies anew; writes requirements.lock
 	$(PYTHON) -m venv --clear .venv-lock
 	.venv-lock/bin/python -m pip install 'pip>=25.1'
-	.venv-lock/bin/python -m pip install 'torch==2.13.0' . --group dev
+	.venv-lock/bin/python -m pip install 'torch==2.13.0' '.[export]' --group dev
 	{ echo '# All versions the project is tested with, for Linux and macOS. Made by: make lock'; \
 	  echo '# Installed by: pip install --requirement requirements.lock'; \
 	  .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude hybrid-mobilenet \

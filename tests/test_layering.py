@@ -17,12 +17,12 @@ PACKAGE = Path(hybrid_mobilenet.__file__).parent
 LEVELS: tuple[set[str], ...] = (
     {"architecture", "files"},
     {"cost", "paper", "recipe", "plots", "progress", "images"},
-    {"kernels", "tables", "sources"},
-    {"pooling", "depthwise", "data"},
+    {"kernels", "tables", "sources", "runtimes"},
+    {"pooling", "depthwise", "data", "latency"},
     {"model"},
     {"checkpoint"},
     {"evaluate"},
-    {"train"},
+    {"train", "export"},
     {"cli"},
     {"__main__"},
 )

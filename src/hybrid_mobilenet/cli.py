@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from .architecture import FAMILIES, Activation, Family, PoolingSequence, Size, resolve
+from .export import FILES
 from .recipe import PAPER, Recipe
 
 if TYPE_CHECKING:
@@ -73,6 +74,14 @@ def fail(message: str, status: int = USAGE_ERROR) -> NoReturn:
     """Print one line on stderr and exit."""
     print("error:", " ".join(message.split()), file=sys.stderr)
     raise typer.Exit(status)
+
+
+def report_problems(problems: list[str]) -> None:
+    """Print what went wrong while the rest went on, a line each on stderr, and exit if there is any."""
+    for problem in problems:
+        print("error:", " ".join(problem.split()), file=sys.stderr)
+    if problems:
+        raise typer.Exit(USAGE_ERROR)
 
 
 def console(at_least: int = 0) -> Console:
@@ -364,10 +373,70 @@ def predict(
         )
     elif predictions:
         console(TABLE_WIDTH).print(prediction_table(predictions))
-    if problems:
-        for problem in problems:
-            print("error:", " ".join(problem.split()), file=sys.stderr)
-        raise typer.Exit(USAGE_ERROR)
+    report_problems(problems)
+
+
+@app.command()
+def export(
+    model: ModelArgument,
+    more: Annotated[list[str] | None, typer.Argument(metavar="", hidden=True)] = None,
+    *,
+    to: Annotated[
+        list[str] | None, typer.Option(metavar="TARGET...", help=f"One or more of {', '.join(FILES)}.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="As for train; its test images are compared and counted.", show_default="digits")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the files.", show_default="MODEL/export")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Export a model to files that other runtimes run: plain bytes in, probabilities out.
+
+    Every file is run on real images before it is written, and must agree with
+    PyTorch: on the test images of --data, or else on scikit-learn's digits.
+    Normalisation and softmax are in the graph, class names in the metadata.
+
+    [bold]Examples[/]
+      hybrid-mobilenet export runs/digits --to onnx
+      hybrid-mobilenet export runs/cifar10 --to onnx --data cifar10 --json
+    """
+    from dataclasses import asdict
+
+    targets = [*(to or ()), *(more or ())]
+    for target in targets:
+        if target not in FILES:
+            raise ValueError(f"--to is {target!r}, but must be one or more of {', '.join(FILES)}")
+    if not to:
+        raise ValueError(f"say what to export to, after the model: --to followed by one or more of {', '.join(FILES)}")
+
+    from .data import load_test
+    from .export.deployed import ExportError
+    from .export.export import export as export_target
+    from .model import HybridMobileNet
+    from .progress import RunProgress
+    from .runtimes import RuntimeFileError
+    from .tables import export_table
+
+    network = HybridMobileNet.from_pretrained(model)
+    folder = out or (Path(model) if Path(model).is_dir() else Path()) / "export"
+    results: list[dict[str, object]] = []
+    problems: list[str] = []
+    with RunProgress(shown=not as_json) as progress:
+        test = None
+        if data is not None:
+            size, channels = network.network.image_size, network.network.in_channels
+            test = load_test(data, image_size=size, channels=channels, progress=progress.on_data)
+        for target in dict.fromkeys(targets):
+            done = progress.counter(f"exporting to {target}", len(test) if test is not None else 0)
+            try:
+                results.append(asdict(export_target(network, target, folder, test, done)))
+            except (ExportError, RuntimeFileError) as error:  # the other targets go on
+                problems.append(f"{target}: {error}")
+    if as_json:
+        print_json(results)
+    elif results:
+        console(TABLE_WIDTH).print(export_table(results))
+    report_problems(problems)
 
 
 def parse_image_size(text: str) -> Size:

@@ -117,28 +117,57 @@ def evaluate(
     Raises:
         ValueError: where the data set's classes or images are not the model's, or `passes` is out of range.
     """
-    if tuple(dataset.class_names) != model.class_names:
-        raise ValueError(
-            f"the data has classes {_shortened(dataset.class_names)}, but the model knows "
-            f"{_shortened(model.class_names)}: evaluate on data with the model's own classes"
-        )
     device = model.mean.device
-    predicted, log_likelihood = [], 0.0
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        for indices in torch.split(torch.arange(len(dataset)), BATCH_SIZE):
-            p = probabilities(model, dataset.batch(indices).to(device), passes).cpu()
-            log_likelihood += p.gather(1, dataset.labels[indices, None]).clamp_min(1e-12).log().sum().item()
-            predicted.append(p.argmax(1))
-            if on_images:
-                on_images(len(indices))
+        return tally(
+            model.class_names,
+            lambda images: probabilities(model, images.to(device), passes).cpu(),
+            dataset,
+            passes,
+            on_images,
+        )
+
+
+def tally(
+    class_names: tuple[str, ...],
+    classify: Callable[[Tensor], Tensor],
+    dataset: ImageDataset,
+    passes: int = 1,
+    on_images: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Evaluate what classifies images, a model or an exported file, on every image of a data set.
+
+    Args:
+        class_names: in the order of the probabilities.
+        classify: from images, uint8 (N, C, H, W), to probabilities, (N, classes).
+        dataset: its images and labels.
+        passes: that `classify` averages, for the record.
+        on_images: called with the number of images done, for progress.
+
+    Raises:
+        ValueError: where the data set's classes are others.
+    """
+    if tuple(dataset.class_names) != class_names:
+        raise ValueError(
+            f"the data has classes {_shortened(dataset.class_names)}, but the model knows "
+            f"{_shortened(class_names)}: evaluate on data with the model's own classes"
+        )
+    predicted, log_likelihood = [], 0.0
+    for indices in torch.split(torch.arange(len(dataset)), BATCH_SIZE):
+        p = classify(dataset.batch(indices))
+        log_likelihood += p.gather(1, dataset.labels[indices, None]).clamp_min(1e-12).log().sum().item()
+        predicted.append(p.argmax(1))
+        if on_images:
+            on_images(len(indices))
 
     from sklearn.metrics import confusion_matrix  # slow to import
 
-    classes = range(len(model.class_names))
-    confusion = confusion_matrix(dataset.labels.numpy(), torch.cat(predicted).numpy(), labels=list(classes))
+    confusion = confusion_matrix(
+        dataset.labels.numpy(), torch.cat(predicted).numpy(), labels=list(range(len(class_names)))
+    )
     rows = tuple(tuple(int(count) for count in row) for row in confusion)
-    return Evaluation(model.class_names, rows, -log_likelihood / len(dataset), passes)
+    return Evaluation(class_names, rows, -log_likelihood / len(dataset), passes)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from string import ascii_lowercase
+from typing import Any
 
 from rich import box
 from rich.markup import escape
@@ -213,4 +214,20 @@ def prediction_table(predictions: Sequence[tuple[Path, Sequence[tuple[str, float
     for path, ((name, probability), *others) in predictions:
         then = ", ".join(f"{other} {share:.1%}" for other, share in others)
         rows.add_row(escape(str(path)), escape(name), f"{probability:.1%}", escape(then))
+    return rows
+
+
+def export_table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """The files that were exported, as records of `export.export.Exported`."""
+    rows = table("File", "Size", "Logits differ by", "Accuracy", "One image", left=1)
+    for result in results:
+        accuracy = "-" if result["accuracy"] is None else f"{result['accuracy']:.2%}"
+        kilobytes, microseconds = result["bytes"] / 1000, result["microseconds"]
+        rows.add_row(
+            escape(result["file"]),
+            f"{kilobytes:,.0f} kB",
+            f"{result['difference']:.1e}",
+            accuracy,
+            f"{microseconds:,.0f} us",
+        )
     return rows

@@ -1,0 +1,9 @@
+"""From a trained network to the files that devices run; each is checked in its runtime before it is written.
+
+This module names what there is, for the command line, and imports nothing that is slow.
+"""
+
+from __future__ import annotations
+
+#: What `export --to` takes, and the file that it makes.
+FILES = {"onnx": "model.onnx"}

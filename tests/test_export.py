@@ -1,0 +1,256 @@
+"""Exported files: what they compute, what they say of themselves, how exporting fails."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+from typer.testing import CliRunner, Result
+
+from hybrid_mobilenet import HybridMobileNet, __version__, cli, resolve
+from hybrid_mobilenet.architecture import FAMILIES, Family, Size
+from hybrid_mobilenet.data import load_test
+from hybrid_mobilenet.export.check import largest_difference
+from hybrid_mobilenet.export.deployed import Deployed, ExportError
+from hybrid_mobilenet.export.onnx import export_onnx, onnx_bytes
+from hybrid_mobilenet.runtimes import OnnxClassifier, RuntimeFileError, open_file
+
+SIZES: tuple[Size, ...] = ((32, 32), (40, 24))
+
+
+def images(count: int, size: Size = (32, 32), channels: int = 3, seed: int = 0) -> Tensor:
+    """Random images with large and small structures, as photographs have."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = (torch.randn(count, channels, side, side, generator=generator) for side in (2, 4, 8, 16))
+    pixels = sum(nn.functional.interpolate(layer, size, mode="bicubic") for layer in layers)
+    assert isinstance(pixels, Tensor)
+    return (128 + 50 * pixels).clamp(0, 255).to(torch.uint8)
+
+
+def network(
+    family: Family, alpha: float = 0.25, delta: int = 2, classes: int = 10, size: Size = (32, 32), **options: Any
+) -> HybridMobileNet:
+    """A network as if trained: statistics of images, scales and shifts of its own, logits that depend on the image."""
+    torch.manual_seed(0)
+    model = HybridMobileNet(resolve(family, alpha, delta, classes, 3, size), **options).train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+            module.momentum = 1.0
+    some = images(32, size)
+    with torch.no_grad():
+        model(some)
+        model.get_parameter("classifier.linear.weight").div_(2 * model.eval()(some).std())
+        nn.init.normal_(model.get_parameter("classifier.linear.bias"))
+    return model
+
+
+@pytest.fixture(scope="module")
+def fmp() -> HybridMobileNet:
+    return network("fmp")
+
+
+@pytest.fixture(scope="module")
+def folder(fmp: HybridMobileNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model")
+    fmp.save_pretrained(path)
+    return path
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner(env={"COLUMNS": "120"}).invoke(cli.app, list(map(str, arguments)))
+
+
+def fails(result: Result, *parts: str) -> None:
+    assert (result.exit_code, result.stdout) == (2, ""), result.stderr
+    assert re.fullmatch(r"error: [^\n]+\n", result.stderr), result.stderr
+    for part in parts:
+        assert part in result.stderr, result.stderr
+
+
+# What the graph computes
+
+
+@pytest.mark.parametrize(
+    ("family", "alpha", "delta", "classes", "size"),
+    list(product(FAMILIES, (0.25, 1.0), (1, 2), (10, 100), SIZES)),
+    ids=lambda value: str(value).replace(" ", ""),
+)
+def test_onnx_agrees_with_pytorch(family: Family, alpha: float, delta: int, classes: int, size: Size) -> None:
+    model = network(family, alpha, delta, classes, size)
+    some = images(2, size, seed=1)
+    with torch.no_grad():
+        expected = model(some)
+    logits, probabilities = OnnxClassifier(onnx_bytes(model)).outputs(some)
+    assert expected.std(0).max() > 0.1  # that logits depend on the image
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(probabilities, expected.softmax(1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"overlapping": True}, {"activation": "relu6"}], ids=str)
+def test_options_of_the_model_are_exported(options: dict[str, Any]) -> None:
+    model, plain, some = network("fmp", **options), network("fmp"), images(4)
+    # The same weights and statistics: only the option makes the difference.
+    model.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        expected, other = model(some), plain(some)
+    logits, _ = OnnxClassifier(onnx_bytes(model)).outputs(some)
+    assert (expected - other).abs().max() > 1e-2
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
+
+
+def test_greyscale() -> None:
+    torch.manual_seed(0)
+    model = HybridMobileNet(resolve("fmp", 0.25, 1, 10, 1, 8), mean=[0.3], std=[0.4]).eval()
+    some = images(4, (8, 8), 1)
+    with torch.no_grad():
+        expected = model(some)
+    logits, _ = OnnxClassifier(onnx_bytes(model)).outputs(some)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+
+
+def test_the_deployed_network_leaves_the_model_as_it_is(fmp: HybridMobileNet) -> None:
+    before = {name: tensor.clone() for name, tensor in fmp.state_dict().items()}
+    deployed = Deployed(fmp)
+    for parameter in deployed.parameters():
+        parameter.data.zero_()
+    for name, tensor in fmp.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_the_graph_has_standard_operators_named_after_the_layers(fmp: HybridMobileNet) -> None:
+    model = onnx.load_from_string(onnx_bytes(fmp))
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
+    nodes = {node.name: node.op_type for node in model.graph.node}
+    assert set(nodes.values()) == {
+        "Cast", "Sub", "Transpose", "Concat", "Conv", "Relu", "Gather", "MaxPool", "GlobalAveragePool", "Flatten",
+        "Gemm", "Identity", "Softmax",
+    }  # fmt: skip
+    layers = {layer.name: layer.kind for layer in fmp.network.layers}
+    assert set(layers) <= set(nodes)
+    kinds = {"convolution": "Conv", "depthwise": "Conv", "pointwise": "Conv", "fractional_max_pool": "MaxPool"}
+    assert all(nodes[name] == kinds[kind] for name, kind in layers.items() if kind in kinds)
+    # 4 -> 2 and 2 -> 1 are plain max pooling
+    assert sum(kind == "Gather" for kind in nodes.values()) == 2 * 5
+
+
+def test_any_batch_size_and_what_the_file_says(fmp: HybridMobileNet, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    assert 0 < export_onnx(fmp, path) <= 1e-4
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    assert (entry.name, entry.type, entry.shape) == ("images", "tensor(uint8)", ["N", 32, 32, 3])
+    assert [(out.name, out.type, out.shape) for out in session.get_outputs()] == [
+        (name, "tensor(float)", ["N", 10]) for name in ("logits", "probabilities")
+    ]
+    some = images(5).permute(0, 2, 3, 1).numpy()
+    together, _ = session.run(None, {"images": some})
+    for index in range(5):
+        (alone, shares) = session.run(None, {"images": some[index : index + 1]})
+        np.testing.assert_allclose(alone[0], together[index], atol=1e-5)
+        np.testing.assert_allclose(shares.sum(), 1, atol=1e-6)
+    said = session.get_modelmeta().custom_metadata_map
+    assert json.loads(said["class_names"]) == list("0123456789")
+    assert json.loads(said["image_size"]) == [32, 32]
+    assert {key: said[key] for key in ("family", "alpha", "delta", "in_channels", "version")} == {
+        "family": "fmp", "alpha": "0.25", "delta": "2", "in_channels": "3", "version": __version__,
+    }  # fmt: skip
+    assert "uint8 (N, 32, 32, 3), RGB, 0..255" in said["preprocessing"]
+
+
+# What is refused
+
+
+def test_an_export_that_disagrees_leaves_no_file(
+    fmp: HybridMobileNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = network("fmp")
+    with torch.no_grad():
+        changed.get_parameter("classifier.linear.bias")[3] += 2e-4
+    monkeypatch.setattr("hybrid_mobilenet.export.onnx.onnx_bytes", lambda _model: onnx_bytes(changed))
+    with pytest.raises(ExportError, match=r"disagrees with PyTorch in ONNX Runtime: logits differ by 0.000[12]"):
+        export_onnx(fmp, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_not_a_number_is_a_disagreement(fmp: HybridMobileNet) -> None:
+    changed = network("fmp")
+    with torch.no_grad():
+        changed.get_parameter("classifier.linear.bias")[3] = float("nan")
+    with pytest.raises(ExportError, match="differ by nan"):
+        largest_difference(fmp, OnnxClassifier(onnx_bytes(changed)), None)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.999])
+def test_a_file_cut_in_the_middle(fmp: HybridMobileNet, tmp_path: Path, keep: float) -> None:
+    content = onnx_bytes(fmp)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
+    with pytest.raises(RuntimeFileError, match=r"model\.onnx is (damaged|no model).*export it again"):
+        open_file(path)
+
+
+def test_a_foreign_onnx_model(tmp_path: Path) -> None:
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [value], [result])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(RuntimeFileError, match="no model exported by hybrid-mobilenet"):
+        open_file(tmp_path / "model.onnx")
+
+
+# The command
+
+
+def test_export_command(folder: Path) -> None:
+    result = invoke("export", folder, "--to", "onnx")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[0].split("  ")[0] == "File"
+    row = " ".join(result.stdout.splitlines()[2:])
+    assert re.search(r"1,7\d\d kB +\d\.\de-\d\d +- +[\d,]+ us", row), row
+    assert (folder / "export" / "model.onnx").stat().st_size > 1_700_000
+
+
+def test_export_command_with_data(folder: Path, tmp_path: Path) -> None:
+    result = invoke("export", folder, "--to", "onnx", "--data", "digits", "--out", tmp_path / "a" / "b", "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    (record,) = json.loads(result.stdout)
+    file = tmp_path / "a" / "b" / "model.onnx"
+    assert (record["target"], record["file"], record["bytes"]) == ("onnx", str(file), file.stat().st_size)
+    test = load_test("digits")
+    with torch.no_grad():
+        right = HybridMobileNet.from_pretrained(folder)(test.batch(torch.arange(len(test)))).argmax(1) == test.labels
+    assert record["accuracy"] == pytest.approx(right.float().mean().item(), abs=1 / len(test))
+    assert 0 < record["difference"] <= 1e-4
+    assert record["microseconds"] > 1
+
+
+def test_export_refuses(folder: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "out")
+    fails(invoke("export", folder, "--to", "onxx", *out), "--to is 'onxx', but must be one or more of onnx")
+    fails(invoke("export", folder, "--to", "onnx", "coreml", *out), "--to is 'coreml', but must be")
+    fails(invoke("export", folder, *out), "say what to export to")
+    fails(invoke("export", tmp_path / "nothing", "--to", "onnx", *out), "there is no config.json in it")
+    (tmp_path / "file").write_text("")
+    fails(invoke("export", folder, "--to", "onnx", "--out", tmp_path / "file"), str(tmp_path / "file"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_missing_runtime_is_named_with_its_remedy(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OnnxClassifier, "module", "no_such_module")
+    result = invoke("export", folder, "--to", "onnx", "--out", tmp_path)
+    fails(result, "onnx: ONNX Runtime is not installed: pip install 'hybrid-mobilenet[export]'")
+    assert list(tmp_path.iterdir()) == []
