@@ -17,17 +17,19 @@ PACKAGE = Path(hybrid_mobilenet.__file__).parent
 LEVELS: tuple[set[str], ...] = (
     {"architecture", "files"},
     {"cost", "paper", "recipe", "plots", "progress", "images"},
-    {"kernels", "tables", "sources", "runtimes"},
-    {"pooling", "depthwise", "data", "latency"},
+    {"kernels", "tables", "sources", "runtimes", "grid"},
+    {"pooling", "depthwise", "data", "latency", "records"},
     {"model"},
     {"checkpoint"},
     {"evaluate"},
     {"train", "export"},
+    {"reproduce"},
+    {"estimate", "engines"},
     {"cli"},
     {"__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-STANDARD_LIBRARY_ONLY = {"__init__", "architecture", "files", "cost", "paper", "recipe"}
+STANDARD_LIBRARY_ONLY = {"__init__", "architecture", "files", "cost", "paper", "recipe", "grid", "records"}
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from .architecture import FAMILIES, Activation, Family, PoolingSequence, Size, resolve
 from .export import FILES
-from .recipe import PAPER, Recipe
+from .recipe import PAPER_RECIPES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.console import Console
+
+    from .grid import Run
+    from .progress import RunState
 
 TABLE_WIDTH = 120  # columns that any table fits in: a narrower terminal wraps its lines, but no figure is cut off
 USAGE_ERROR = 2
@@ -179,6 +185,14 @@ def cost(as_json: JsonOption = False) -> None:
     )
 
 
+def recipe_option(setting: str, explanation: str, *names: str) -> Any:
+    """An option of `train` in place of a setting of the family's recipe, which the help shows as its default."""
+    values = {family: str(getattr(recipe, setting)) for family, recipe in PAPER_RECIPES.items()}
+    alike = len(set(values.values())) == 1
+    default = values["fmp"] if alike else ", ".join(f"{family}: {value}" for family, value in values.items())
+    return typer.Option(*names, help=explanation, show_default=default)
+
+
 @app.command()
 def train(
     ctx: typer.Context,
@@ -192,13 +206,17 @@ def train(
     delta: DeltaOption = 2,
     image_size: ImageSizeOption = "32",
     in_channels: InChannelsOption = 3,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = PAPER.epochs,
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = PAPER.batch_size,
-    learning_rate: Annotated[float, typer.Option(help="Adam's at the start; it falls to 0.")] = PAPER.learning_rate,
-    activation: Annotated[Activation, typer.Option(help="After batch normalisation.")] = PAPER.activation,
-    sequence: Annotated[PoolingSequence, typer.Option(help="Regions of fractional max pooling.")] = PAPER.sequence,
-    overlapping: Annotated[bool, typer.Option("--overlapping", help="Let these regions overlap.")] = PAPER.overlapping,
-    fixed_epochs: Annotated[int, typer.Option(help="Last epochs with fixed regions.")] = PAPER.fixed_epochs,
+    epochs: Annotated[int | None, recipe_option("epochs", "Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, recipe_option("batch_size", "Images per step.")] = None,
+    learning_rate: Annotated[
+        float | None, recipe_option("learning_rate", "Adam's at the start; it falls to 0.")
+    ] = None,
+    activation: Annotated[Activation | None, recipe_option("activation", "After batch normalisation.")] = None,
+    sequence: Annotated[PoolingSequence | None, recipe_option("sequence", "Fractional max pooling's regions.")] = None,
+    overlapping: Annotated[
+        bool | None, recipe_option("overlapping", "Whether these regions overlap.", "--overlapping/--disjoint")
+    ] = None,
+    fixed_epochs: Annotated[int | None, recipe_option("fixed_epochs", "Last epochs with fixed regions.")] = None,
     validation: Annotated[float, typer.Option(help="Share of the training images held out to watch the run.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Of weights, order, regions and the validation split.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/DATA-FAMILY-...")] = None,
@@ -224,15 +242,17 @@ def train(
         options = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in others))
         raise ValueError(f"--resume goes on with the settings that the run was started with: leave out {options}")
     if data is not None:
-        recipe = Recipe(
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            activation=activation,
-            sequence=sequence,
-            overlapping=overlapping,
-            fixed_epochs=fixed_epochs,
-        )
+        settings = {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "activation": activation,
+            "sequence": sequence,
+            "overlapping": overlapping,
+            "fixed_epochs": fixed_epochs,
+        }
+        chosen: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+        recipe = replace(PAPER_RECIPES[family], **chosen)
         folder = out or Path("runs") / f"{Path(data).stem}-{family}-d{delta}-a{alpha:g}-s{seed}"
     from . import train as training
     from .checkpoint import CHECKPOINT_FILE
@@ -267,6 +287,109 @@ def train(
             f"model, curves and evaluation in {folder}",
             sep="\n",
         )
+
+
+@app.command()
+def reproduce(
+    *,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE,...", help="Rows with a value of these; all KEYs must hold. May be repeated."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Runs of each row, with the seeds 0, 1, and so on.")] = 1,
+    epochs: Annotated[int | None, typer.Option(help="In place of the recipes'.", show_default="the recipes'")] = None,
+    jobs: Annotated[int, typer.Option(help="Runs at once, each in a process with its share of the threads.")] = 1,
+    results: Annotated[Path, typer.Option(help="Folder of the records.")] = Path("results/reproduce"),
+    runs: Annotated[Path, typer.Option(help="Folder of the run folders.")] = Path("runs/reproduce"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Measure how long it would take, and run nothing.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Reproduce the paper's tables: train its configurations on its data, cheapest first, and record each.
+
+    A finished run is a JSON record, and is not run again unless its recipe or
+    its network changes. Whatever stops the sweep, the same command goes on, and
+    one epoch of each unfinished run is the most that is lost.
+
+    KEY is data (cifar10, cifar100, digits; if not given, the first two), family,
+    delta, alpha, or table (4 to 7: the rows that the paper prints there).
+
+    [bold]Examples[/]
+      [dim]the rows of Table 7, three seeds each; first how long that takes here:[/]
+      hybrid-mobilenet reproduce --only table=7 --seeds 3 --dry-run
+      hybrid-mobilenet reproduce --only table=7 --seeds 3
+      hybrid-mobilenet reproduce --only data=cifar10 --only alpha=0.25,0.5
+    """
+    from .grid import select
+
+    if jobs < 1:
+        raise ValueError(f"--jobs is {jobs}, but must be 1 or more")
+    chosen = select(only or [], seeds, epochs)
+
+    from .engines import run_here, run_in_processes
+    from .progress import RunProgress, SweepProgress, Work, duration
+    from .records import is_recorded, record_path
+    from .reproduce import Place
+    from .train import Interrupted
+
+    place = Place(results, runs)
+    left = [run for run in chosen if not is_recorded(results, run)]
+    if epochs is not None and (replaced := [run.name for run in left if record_path(results, run).exists()]):
+        raise ValueError(
+            f"--epochs {epochs} would replace {len(replaced)} records of other recipes in {results}, such as that of "
+            f"{replaced[0]}: name another folder with --results"
+        )
+    if dry_run:
+        from .estimate import estimate, seconds_in_all
+        from .tables import estimate_table
+
+        with RunProgress(shown=not as_json) as progress:
+            networks = len({(run.network, run.recipe) for run in left})
+            estimates = estimate(left, place, jobs, partial(progress.counter("measuring networks", networks), 1))
+        seconds = seconds_in_all(estimates, jobs)
+        if as_json:
+            print_json({"seconds": seconds, "jobs": jobs, "runs": [each.record() for each in estimates]})
+            return
+        out = console(TABLE_WIDTH)
+        out.print(estimate_table([each.record() for each in estimates]))
+        out.print(
+            f"{len(chosen) - len(left)} of {len(chosen)} runs are recorded; the others take about "
+            f"[bold]{duration(seconds)}[/] {'one after another' if jobs == 1 else f'with {jobs} at once'}, as fast as "
+            "this machine is just now"
+        )
+        return
+    work = {run.name: Work(f"{run.data} {run.family}", run.cost) for run in left}
+    with SweepProgress(work, jobs, shown=not as_json) as sweep:
+        try:
+            if jobs == 1:
+                run_here(left, place, sweep)
+            else:
+                run_in_processes(left, place, jobs, sweep)
+        except Interrupted:
+            raise KeyboardInterrupt("stopped and saved; the same command goes on") from None
+    unfinished = {name: state for name, state in sweep.states.items() if state.state != "finished"}
+    if as_json:
+        print_json([sweep_record(run, results, unfinished) for run in chosen])
+    else:
+        recorded = len(chosen) - len(unfinished)
+        console().print(f"{recorded} of {len(chosen)} runs have their record in {results}")
+    failed = [state for state in unfinished.values() if state.state == "failed"]
+    for state in failed:
+        print(f"error: {state.name}: {state.message}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(USAGE_ERROR)
+
+
+def sweep_record(run: Run, results: Path, unfinished: Mapping[str, RunState]) -> dict[str, object]:
+    """A run for `reproduce --json`: its record with the accuracies by passes, or why it has none."""
+    from .records import read_record, record_path
+
+    if state := unfinished.get(run.name):
+        return {"run": run.name, "state": state.state, "message": state.message}
+    path = record_path(results, run)
+    accuracy = {str(passes): score.accuracy for passes, score in read_record(path).test.items()}
+    return {"run": run.name, "state": "recorded", "record": str(path), "accuracy": accuracy}
 
 
 @app.command()

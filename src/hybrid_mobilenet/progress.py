@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 
@@ -75,3 +80,128 @@ class RunProgress:
 
     def _show(self, what: str, total: int, completed: int = 0) -> None:
         self._bars.reset(self._task, description=what, total=total, completed=completed, visible=True)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a run of a sweep tells of itself.
+
+    Attributes:
+        name: of the run.
+        state: "waiting" is never told; "elsewhere" means that another process works on it.
+        done: the fraction of its training that is done.
+        what: what it is at, for a person.
+        rate: images per second, 0 where unknown.
+        message: the result of a finished run, or what went wrong.
+        is_news: worth a line where there is no terminal.
+    """
+
+    name: str
+    state: Literal["running", "finished", "failed", "elsewhere"]
+    done: float = 0.0
+    what: str = ""
+    rate: float = 0.0
+    message: str = ""
+    is_news: bool = False
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run of a sweep costs: runs of one kind take as long as their amounts are large."""
+
+    kind: str
+    amount: float
+
+
+class SweepProgress:
+    """A live table of the runs under way, with the time left, on stderr; plain lines where that is no terminal."""
+
+    def __init__(self, work: Mapping[str, Work], at_once: int, *, shown: bool) -> None:
+        self.states: dict[str, RunState] = {}
+        self._work, self._at_once = work, at_once
+        self._paces: dict[str, list[tuple[float, float]]] = {}  # seconds and amounts of each kind
+        self._first: dict[str, tuple[float, float]] = {}  # when and where each run began to report
+        self._console = Console(stderr=True, highlight=False, quiet=not shown, soft_wrap=True)
+        self._live = Live(console=self._console, refresh_per_second=2, transient=True, get_renderable=self._table)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def __call__(self, state: RunState) -> None:
+        """Take note of what a run tells."""
+        self._measure(state)
+        self.states[state.name] = state
+        if state.state != "running":
+            words = {"finished": "finished", "failed": "failed", "elsewhere": "left to another process"}
+            self._console.print(
+                f"{state.name}  {words[state.state]}  {state.message}  [{self.summary()}]", markup=False
+            )
+        elif state.is_news and not self._console.is_terminal:
+            rate = f"  {state.rate:,.0f} images/s" if state.rate else ""
+            self._console.print(f"{state.name}  {state.what}{rate}  [{self.summary()}]", markup=False)
+
+    def summary(self) -> str:
+        """How far the sweep is, with the time left."""
+        count = {state: [each.state for each in self.states.values()].count(state) for state in ("finished", "failed")}
+        failed = f", {count['failed']} failed" if count["failed"] else ""
+        left = self.seconds_left()
+        return (
+            f"{count['finished']} of {len(self._work)} runs finished{failed}"
+            f"{'' if left is None else f', about {duration(left)} left'}"
+        )
+
+    def seconds_left(self) -> float | None:
+        """Seconds until all is done, by the pace of runs of each kind so far; None where nothing was measured yet."""
+        paces = {
+            kind: sum(seconds for seconds, _ in spans) / sum(amount for _, amount in spans)
+            for kind, spans in self._paces.items()
+        }
+        if not paces:
+            return None
+        slowest = max(paces.values())  # for kinds that were not measured yet
+        left = [
+            (1 - state.done if state else 1) * work.amount * paces.get(work.kind, slowest)
+            for name, work in self._work.items()
+            if (state := self.states.get(name)) is None or state.state == "running"
+        ]
+        return sum(left) / max(1, min(self._at_once, len(left)))
+
+    def _measure(self, state: RunState) -> None:
+        now = time.monotonic()
+        when, done = self._first.get(state.name, (now, state.done))
+        if state.state == "running" and state.done < done + 1e-9:
+            self._first[state.name] = (now, state.done)
+        elif state.done > done:
+            work = self._work[state.name]
+            self._paces.setdefault(work.kind, []).append((now - when, (state.done - done) * work.amount))
+            self._first[state.name] = (now, state.done)
+
+    def _table(self) -> Group:
+        table = Table(box=None, pad_edge=False)
+        for column in ("Run", "", "", "images/s"):
+            table.add_column(column, no_wrap=True, justify="right" if column == "images/s" else "left")
+        for state in self.states.values():
+            if state.state == "running":
+                bar = ProgressBar(total=1, completed=state.done, width=24)
+                table.add_row(state.name, bar, state.what, f"{state.rate:,.0f}" if state.rate else "")
+        return Group(table, Text(self.summary()))
+
+
+def duration(seconds: float) -> str:
+    """A time as a person would say it: "40 s", "12 min", "3 h 05 min", "2 d 4 h"."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from .architecture import Activation, PoolingSequence
+from .architecture import Activation, Family, PoolingSequence
 
 
 @dataclass(frozen=True)
@@ -44,3 +44,6 @@ class Recipe:
 
 
 PAPER = Recipe()
+
+#: What each family is trained with unless told otherwise, and what its rows of the paper's tables are reproduced with.
+PAPER_RECIPES: dict[Family, Recipe] = {"mobilenet": PAPER, "mp3": PAPER, "fmp": PAPER}

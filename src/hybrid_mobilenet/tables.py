@@ -16,6 +16,7 @@ from rich.table import Table
 from . import cost as costs
 from . import paper
 from .architecture import FAMILIES, FMP_RATIO, Layer, Network, resolve
+from .progress import duration
 
 QUANTITIES: dict[paper.Quantity, str] = {"mult_adds": "Mult-Adds", "parameters": "parameters"}
 
@@ -229,5 +230,30 @@ def export_table(results: Sequence[Mapping[str, Any]]) -> Table:
             f"{result['difference']:.1e}",
             accuracy,
             f"{microseconds:,.0f} us",
+        )
+    return rows
+
+
+def estimate_table(estimates: Sequence[Mapping[str, Any]]) -> Table:
+    """The runs that are left, a line for those of one network, with the time that each and all take."""
+    rows = table("Data", "Family", "Delta", "Alpha", "Runs", "begun", "Epochs", "images/s", "a run", "all", left=2)
+
+    def kind(each: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(each[key] for key in ("data", "family", "delta", "alpha", "epochs", "images_per_second"))
+
+    for (data, family, delta, alpha, epochs, rate), alike in groupby(estimates, kind):
+        each = list(alike)
+        seconds = [one["seconds"] for one in each]
+        rows.add_row(
+            data,
+            family,
+            str(delta),
+            f"{alpha:g}",
+            str(len(each)),
+            str(sum(one["is_begun"] for one in each) or ""),
+            str(epochs),
+            f"{rate:,.0f}",
+            duration(max(seconds)),
+            duration(sum(seconds)),
         )
     return rows

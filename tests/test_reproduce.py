@@ -1,0 +1,430 @@
+"""The sweep: each run recorded once, whatever stops it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import hybrid_mobilenet
+from hybrid_mobilenet import cli, grid, reproduce
+from hybrid_mobilenet import train as training
+from hybrid_mobilenet.checkpoint import read_checkpoint
+from hybrid_mobilenet.data import load_test
+from hybrid_mobilenet.engines import run_here, run_in_processes
+from hybrid_mobilenet.evaluate import evaluate
+from hybrid_mobilenet.grid import Run, select
+from hybrid_mobilenet.model import HybridMobileNet
+from hybrid_mobilenet.progress import RunState
+from hybrid_mobilenet.recipe import PAPER_RECIPES
+from hybrid_mobilenet.records import Record, is_recorded, read_record, read_records, record_path
+from hybrid_mobilenet.reproduce import Place
+from hybrid_mobilenet.train import Interrupted
+
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(Path(hybrid_mobilenet.__file__).parents[1]),
+    "COLUMNS": "200",
+    "OMP_NUM_THREADS": "1",
+}
+ONLY = ["data=digits", "alpha=0.25", "delta=2"]
+
+
+@pytest.fixture(autouse=True)
+def _large_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch of two steps, so that runs in this process take a second."""
+    recipes = {family: replace(recipe, batch_size=700) for family, recipe in PAPER_RECIPES.items()}
+    monkeypatch.setattr(grid, "PAPER_RECIPES", recipes)
+
+
+def chosen(*families: str, epochs: int = 2) -> list[Run]:
+    return select([*ONLY, f"family={','.join(families)}"], epochs=epochs)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path / "results", tmp_path / "runs")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, list[RunState]]:
+    """A sweep over mobilenet and fmp that nobody disturbed, and what it told."""
+    folder = tmp_path_factory.mktemp("sweep")
+    place, states = Place(folder / "results", folder / "runs"), list[RunState]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            grid, "PAPER_RECIPES", {family: replace(each, batch_size=700) for family, each in PAPER_RECIPES.items()}
+        )
+        run_here(chosen("mobilenet", "fmp"), place, states.append)
+    return place, states
+
+
+def outcome(record: Record) -> dict[str, Any]:
+    """What does not depend on the machine's speed."""
+    times = {"images_per_second", "seconds", "step_seconds", "evaluation_seconds"}
+    fields = {name: value for name, value in vars(record).items() if name not in times | {"environment", "code"}}
+    epochs = [{key: value for key, value in line.items() if key not in times} for line in record.epochs]
+    return fields | {"epochs": epochs}
+
+
+def outcomes(folder: Path) -> dict[str, dict[str, Any]]:
+    return {path.stem: outcome(read_record(path)) for path in folder.glob("*.json")}
+
+
+# Records
+
+
+def test_a_record_holds_what_is_promised(finished: tuple[Place, list[RunState]]) -> None:
+    place, _ = finished
+    run = chosen("fmp")[0]
+    record = read_record(record_path(place.results, run))
+    assert (record.data, record.family, record.delta, record.alpha, record.seed) == ("digits", "fmp", 2, 0.25, 0)
+    assert (record.recipe, record.fingerprint) == (run.recipe, run.fingerprint)
+    assert (record.mult_adds, record.parameters, record.images) == (602_032, 433_314, 1438)
+    assert list(record.test) == [1, 12]
+    for score in record.test.values():
+        assert score.images == 359
+        assert score.accuracy == score.correct / 359
+        assert score.loss > 0
+    assert [line["epoch"] for line in record.epochs] == [1, 2]
+    assert record.images_per_second > 0
+    assert record.seconds["training"] == sum(line["seconds"] for line in record.epochs)
+    model = HybridMobileNet.from_pretrained(place.folder(run))
+    assert record.data_fingerprint == model.training_record["data_fingerprint"]
+    evaluation = json.loads((place.folder(run) / training.EVALUATION_FILE).read_text())
+    assert record.test[1].correct == evaluation["correct"]
+    again = evaluate(model, load_test("digits", image_size=8, channels=1), 12, run.seed)
+    assert (record.test[12].correct, record.test[12].loss) == (again.correct, again.loss)
+    assert record.environment["threads"] == 1
+    assert record.environment["torch"]
+    assert record.code["version"]
+
+
+def test_records_are_small_and_a_line_per_epoch(finished: tuple[Place, list[RunState]]) -> None:
+    place, _ = finished
+    text = record_path(place.results, chosen("fmp")[0]).read_text()
+    assert len(text) < 4000
+    assert sum(line.startswith('  {"epoch"') for line in text.splitlines()) == 2
+    assert "confusion" not in text
+
+
+def test_only_networks_with_random_regions_are_averaged(finished: tuple[Place, list[RunState]]) -> None:
+    place, _ = finished
+    assert list(read_record(record_path(place.results, chosen("mobilenet")[0])).test) == [1]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"epoch": 1}', "null"])
+def test_a_file_that_is_no_record(tmp_path: Path, content: str) -> None:
+    run = chosen("fmp")[0]
+    path = record_path(tmp_path, run)
+    path.write_text(content)
+    for read in (lambda: read_record(path), lambda: read_records(tmp_path), lambda: is_recorded(tmp_path, run)):
+        with pytest.raises(ValueError, match=r"seed0.json is not the record of a run .*: delete it, and"):
+            read()
+
+
+# What is run, and what is not
+
+
+def test_a_sweep_tells_how_far_it_is(finished: tuple[Place, list[RunState]]) -> None:
+    _, states = finished
+    names = [run.name for run in chosen("mobilenet", "fmp")]
+    for name in names:
+        told = [state for state in states if state.name == name]
+        assert [state.state for state in told] == ["running"] * (len(told) - 1) + ["finished"]
+        fractions = [state.done for state in told]
+        assert fractions == sorted(fractions)
+        assert (fractions[0], fractions[-1]) == (0, 1)
+        epochs = [state.what[:9] for state in told if state.is_news and state.what.startswith("epoch")]
+        assert epochs == ["epoch 1/2", "epoch 2/2"]
+    assert list(dict.fromkeys(state.name for state in states)) == names  # one after another, the cheapest first
+
+
+def test_what_is_recorded_is_not_run_again(
+    finished: tuple[Place, list[RunState]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, _ = finished
+    before = {path: path.read_bytes() for path in place.results.iterdir()}
+    monkeypatch.setattr(reproduce, "train", None)
+    monkeypatch.setattr(reproduce, "resume", None)
+    states: list[RunState] = []
+    run_here(chosen("mobilenet", "fmp"), place, states.append)
+    assert [state.state for state in states] == ["finished"] * 2
+    assert {path: path.read_bytes() for path in place.results.iterdir()} == before
+
+
+def test_another_recipe_is_another_experiment(finished: tuple[Place, list[RunState]], tmp_path: Path) -> None:
+    place = Place(Path(shutil.copytree(finished[0].results, tmp_path / "results")), tmp_path / "runs")
+    (run,) = chosen("mobilenet", epochs=1)
+    assert not is_recorded(place.results, run)
+    run_here([run], place, lambda _: None)
+    assert is_recorded(place.results, run)
+    assert len(read_record(record_path(place.results, run)).epochs) == 1
+    assert not is_recorded(place.results, chosen("mobilenet", epochs=2)[0])
+
+
+def test_a_run_that_was_trained_but_not_recorded_is_not_trained_again(
+    finished: tuple[Place, list[RunState]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path / "results", Path(shutil.copytree(finished[0].runs, tmp_path / "runs")))
+    monkeypatch.setattr(reproduce, "train", None)
+    monkeypatch.setattr(reproduce, "resume", None)
+    run_here(chosen("mobilenet", "fmp"), place, lambda _: None)
+    assert outcomes(place.results) == outcomes(finished[0].results)
+
+
+def test_a_folder_that_a_kill_left_before_the_first_save(place: Place, finished: tuple[Place, list[RunState]]) -> None:
+    (run,) = chosen("mobilenet")
+    place.folder(run).mkdir(parents=True)
+    (place.folder(run) / ".checkpoint.safetensors.x.tmp").write_bytes(b"half")
+    run_here([run], place, lambda _: None)
+    assert outcome(read_record(record_path(place.results, run))) == outcomes(finished[0].results)[run.name]
+
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = training.train
+
+    def fail(setup: Any, *arguments: Any) -> Any:
+        if setup.family == "mobilenet":
+            raise training.TrainingDiverged("training diverged\nin epoch 1")
+        return train(setup, *arguments)
+
+    monkeypatch.setattr(reproduce, "train", fail)
+    states: list[RunState] = []
+    run_here(chosen("mobilenet", "fmp", epochs=1), place, states.append)
+    failed, *_, last = states
+    assert (failed.state, failed.message) == ("failed", "training diverged in epoch 1")
+    assert last.state == "finished"
+    assert len(read_records(place.results)) == 1
+
+
+def test_a_disk_error_names_its_file(place: Place) -> None:
+    place.results.parent.mkdir(exist_ok=True)
+    place.results.write_text("not a folder")
+    states: list[RunState] = []
+    run_here(chosen("mobilenet"), place, states.append)
+    assert [(state.state, state.message) for state in states] == [("failed", f"{place.results}: File exists")]
+
+
+def test_a_run_is_left_to_the_process_that_works_on_it(place: Place) -> None:
+    (run,) = chosen("mobilenet")
+    place.runs.mkdir()
+    lock = place.runs / f"{place.folder(run).name}.lock"
+    with reproduce._locked(lock) as holder:
+        assert holder is None
+        states: list[RunState] = []
+        run_here([run], place, states.append)
+    assert [(state.state, state.message.split()[:2]) for state in states] == [
+        ("elsewhere", ["process", str(os.getpid())])
+    ]
+    assert not place.results.exists() or read_records(place.results) == []
+
+
+# Interruptions
+
+
+def stop_at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
+    """Do `act` before a step, counted over all runs from 0."""
+    take, taken = training.train_step, 0
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal taken
+        if taken == step:
+            act()
+        taken += 1
+        return take(*arguments)
+
+    monkeypatch.setattr(training, "train_step", counted)
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(
+    place: Place, finished: tuple[Place, list[RunState]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = chosen("mobilenet", "fmp")
+    with monkeypatch.context() as patch:
+        stop_at_step(patch, 6, lambda: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(Interrupted):
+            run_here(runs, place, lambda _: None)
+    assert set(outcomes(place.results)) == {runs[0].name}
+    progress = read_checkpoint(place.folder(runs[1]))[1]
+    assert (progress.epoch, progress.step) == (1, 1)
+    run_here(runs, place, lambda _: None)
+    assert outcomes(place.results) == outcomes(finished[0].results)
+
+
+# The command
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner(env={"COLUMNS": "120"}).invoke(cli.app, ["reproduce", *map(str, arguments)])
+
+
+def options(place: Place, *families: str) -> list[str]:
+    only = [text for condition in [*ONLY, f"family={','.join(families)}"] for text in ("--only", condition)]
+    return [*only, "--results", str(place.results), "--runs", str(place.runs)]
+
+
+def test_the_command(finished: tuple[Place, list[RunState]]) -> None:
+    place, _ = finished
+    # The recipe's 40 epochs are not what these records were made with: --epochs must be given again.
+    result = invoke(*options(place, "mobilenet", "fmp"), "--epochs", "2")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.replace("\n", "") == f"2 of 2 runs have their record in {place.results}"
+    result = invoke(*options(place, "mobilenet", "fmp"), "--epochs", "2", "--json")
+    assert json.loads(result.stdout) == [
+        {
+            "run": run.name,
+            "state": "recorded",
+            "record": str(record_path(place.results, run)),
+            "accuracy": {
+                str(passes): score.accuracy
+                for passes, score in read_record(record_path(place.results, run)).test.items()
+            },
+        }
+        for run in chosen("mobilenet", "fmp")
+    ]
+
+
+def test_the_command_tells_and_fails(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(*_arguments: object) -> None:
+        raise training.TrainingDiverged("training diverged")
+
+    monkeypatch.setattr(reproduce, "train", diverge)
+    result = invoke(*options(place, "mobilenet"))
+    assert result.exit_code == 2
+    name = "digits-mobilenet-d2-a0.25-seed0"
+    assert result.stderr.splitlines() == [
+        f"{name}  failed  training diverged  [0 of 1 runs finished, 1 failed]",
+        f"error: {name}: training diverged",
+    ]
+    assert result.stdout.replace("\n", "") == f"0 of 1 runs have their record in {place.results}"
+
+
+def test_epochs_never_replace_a_record(finished: tuple[Place, list[RunState]]) -> None:
+    place, _ = finished
+    result = invoke(*options(place, "mobilenet"), "--epochs", "1")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"error: --epochs 1 would replace 1 records of other recipes in {place.results}, such as that of "
+        "digits-mobilenet-d2-a0.25-seed0: name another folder with --results\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--only", "family=vgg"], "family must be one or more of"),
+        (["--seeds", "0"], "--seeds is 0"),
+        (["--epochs", "0"], "epochs is 0"),
+        (["--jobs", "0"], "--jobs is 0, but must be 1 or more"),
+    ],
+)
+def test_the_command_refuses(arguments: list[str], part: str) -> None:
+    result = invoke(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert part in result.stderr
+
+
+def test_a_dry_run_measures_and_runs_nothing(place: Place, finished: tuple[Place, list[RunState]]) -> None:
+    place = Place(finished[0].results, place.runs)
+    arguments = [*options(place, "mobilenet", "fmp"), "--epochs", "2", "--seeds", "2"]
+    record = json.loads(invoke(*arguments, "--dry-run", "--json").stdout)
+    assert [run["run"] for run in record["runs"]] == [
+        "digits-mobilenet-d2-a0.25-seed1",
+        "digits-fmp-d2-a0.25-seed1",
+    ]
+    for run in record["runs"]:
+        assert (run["epochs"], run["is_begun"]) == (2, False)
+        assert run["seconds"] > 2 * 2 * 700 / run["images_per_second"]
+    assert record["seconds"] == pytest.approx(sum(run["seconds"] for run in record["runs"]))
+    assert not place.runs.exists()
+    lines = invoke(*arguments, "--dry-run").stdout.splitlines()
+    assert lines[0].split()[:7] == ["Data", "Family", "Delta", "Alpha", "Runs", "begun", "Epochs"]
+    assert lines[0].split()[7:] == ["images/s", "a", "run", "all"]
+    assert [line.split()[:5] for line in lines[2:4]] == [
+        ["digits", "mobilenet", "2", "0.25", "1"],
+        ["digits", "fmp", "2", "0.25", "1"],
+    ]
+    assert lines[4].startswith("2 of 4 runs are recorded; the others take about ")
+
+
+def test_an_estimate_is_near_the_truth(finished: tuple[Place, list[RunState]]) -> None:
+    from hybrid_mobilenet.estimate import measure
+
+    run = chosen("fmp")[0]
+    speed = measure(run)
+    took = read_record(record_path(finished[0].results, run)).epochs[-1]["step_seconds"] / 2
+    assert took / 5 < speed.step < took * 5  # the machine may be busy with something else at either time
+
+
+# Several processes
+
+
+def test_processes_give_the_same_records(place: Place, finished: tuple[Place, list[RunState]]) -> None:
+    states: list[RunState] = []
+    run_in_processes(chosen("mobilenet", "fmp"), place, 2, states.append)
+    assert outcomes(place.results) == outcomes(finished[0].results)
+    assert [state.state for state in states if state.state != "running"] == ["finished"] * 2
+    assert multiprocessing.active_children() == []
+
+
+def test_a_killed_process_costs_its_run_alone(place: Place) -> None:
+    states: list[RunState] = []
+    runs = chosen("mobilenet", "fmp", epochs=3)
+
+    def kill_one(state: RunState) -> None:
+        states.append(state)
+        if state.name == runs[1].name and state.what.startswith("epoch 1/3 loss") and state.is_news:
+            (worker,) = (each for each in multiprocessing.active_children() if each.name == runs[1].name)
+            worker.kill()
+
+    run_in_processes(runs, place, 2, kill_one)
+    ended = {state.name: state for state in states if state.state != "running"}
+    assert ended[runs[0].name].state == "finished"
+    assert ended[runs[1].name].state == "failed"
+    assert "was killed by signal 9: run again" in ended[runs[1].name].message
+    run_here(runs, place, states.append)
+    assert len(read_records(place.results)) == 2
+    assert states[-1].state == "finished"
+
+
+def sweep(place: Place, *arguments: str) -> subprocess.Popen[str]:
+    """A sweep over two runs, in a process group of its own."""
+    command = [sys.executable, "-m", "hybrid_mobilenet", "reproduce", *options(place, "mobilenet", "fmp"), *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
+    )
+
+
+def wait_for(process: subprocess.Popen[str], *parts: str) -> None:
+    """Read stderr until a line has all parts."""
+    assert process.stderr is not None
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if all(part in line for part in parts):
+            return
+    raise AssertionError(f"no line with {parts} in: {''.join(seen)}")
+
+
+def test_ctrl_c_saves_every_process_s_run(place: Place) -> None:
+    process = sweep(place, "--jobs", "2", "--epochs", "40")
+    for family in ("mobilenet", "fmp"):
+        wait_for(process, family, "epoch")
+    os.killpg(process.pid, signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr.splitlines()[-1] == "error: stopped and saved; the same command goes on"
+    assert "Traceback" not in stderr
