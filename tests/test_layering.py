@@ -19,8 +19,8 @@ LEVELS: tuple[set[str], ...] = (
     {"cost", "paper", "recipe", "plots", "progress", "images"},
     {"kernels", "tables", "sources", "runtimes", "grid"},
     {"pooling", "depthwise", "data", "latency", "records"},
-    {"model"},
-    {"checkpoint"},
+    {"model", "claims"},
+    {"checkpoint", "report"},
     {"evaluate"},
     {"train", "export"},
     {"reproduce"},
@@ -29,7 +29,7 @@ LEVELS: tuple[set[str], ...] = (
     {"__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-STANDARD_LIBRARY_ONLY = {"__init__", "architecture", "files", "cost", "paper", "recipe", "grid", "records"}
+STANDARD_LIBRARY_ONLY = {"__init__", "architecture", "files", "cost", "paper", "recipe", "grid", "records", "claims"}
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 

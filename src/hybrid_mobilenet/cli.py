@@ -393,6 +393,31 @@ def sweep_record(run: Run, results: Path, unfinished: Mapping[str, RunState]) ->
 
 
 @app.command()
+def report(
+    *,
+    results: Annotated[Path, typer.Option(help="Folder of the records.")] = Path("results/reproduce"),
+    out: Annotated[Path, typer.Option(help="Folder of the report and its pictures.")] = Path("docs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Write from the records of `reproduce` whether the paper holds up: REPRODUCTION.md with two pictures.
+
+    Every table beside the paper's, every claim judged by a rule that stands there.
+    The same records give the same text.
+
+    [bold]Examples[/]
+      hybrid-mobilenet report
+      hybrid-mobilenet report --results my-results --out my-report
+    """
+    from .report import write_report
+
+    written = write_report(results, out)
+    if as_json:
+        print_json([str(path) for path in written])
+    else:
+        console().print("written:", *written)
+
+
+@app.command()
 def evaluate(
     model: ModelArgument,
     data: Annotated[str, typer.Argument(help="As for train; its test images are used.")],

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -76,6 +77,53 @@ def draw_confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str
                     color = "white" if shares[i][j] > 0.5 else "black"
                     axes.text(j, i, str(count), ha="center", va="center", color=color, fontsize=8)
     figure.colorbar(image, ax=axes, label="Share of the true class", fraction=0.046)
+    _write(figure, path)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point of `draw_tradeoff`: whose, of which family, its cost in millions, its accuracy in percent."""
+
+    whose: Literal["ours", "the paper"]
+    family: str
+    cost: float
+    accuracy: float
+
+
+def draw_tradeoff(panels: Mapping[str, Sequence[Mark]], cost: str, path: Path) -> None:
+    """Accuracy against a cost, ours beside the paper's, a panel for each data set, as PNG.
+
+    Args:
+        panels: title and marks of each.
+        cost: label of the cost's axis, which is logarithmic.
+        path: where the picture is written.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
+    figure = Figure(figsize=(5.2 * len(panels), 4.2), layout="constrained")
+    families = list(dict.fromkeys(mark.family for marks in panels.values() for mark in marks))
+    for axes, (title, marks) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for index, family in enumerate(families):
+            for whose, line, filled in (("the paper", "--", False), ("ours", "-", True)):
+                points = sorted(
+                    (mark.cost, mark.accuracy) for mark in marks if (mark.family, mark.whose) == (family, whose)
+                )
+                color = f"C{index}"
+                axes.plot(
+                    [point[0] for point in points],
+                    [point[1] for point in points],
+                    marker="os^"[index % 3],
+                    linestyle=line,
+                    linewidth=1,
+                    color=color,
+                    markerfacecolor=color if filled else "white",
+                    label=f"{family}, {whose}" + ("" if points else " (none)"),
+                )
+        axes.set(title=title, xlabel=cost, ylabel="Test accuracy (%)", xscale="log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
     _write(figure, path)
 
 
