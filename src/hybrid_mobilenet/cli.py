@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -545,7 +546,7 @@ def export(
     Normalisation and softmax are in the graph, class names in the metadata.
 
     [bold]Examples[/]
-      hybrid-mobilenet export runs/digits --to onnx
+      hybrid-mobilenet export runs/digits --to onnx web
       hybrid-mobilenet export runs/cifar10 --to onnx --data cifar10 --json
     """
     from dataclasses import asdict
@@ -585,6 +586,35 @@ def export(
     elif results:
         console(TABLE_WIDTH).print(export_table(results))
     report_problems(problems)
+
+
+@app.command()
+def web(
+    folder: Annotated[Path, typer.Argument(help="A page made by export --to web.")],
+    *,
+    host: Annotated[str, typer.Option(help="Address to serve on; 0.0.0.0 is the whole network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 8000,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve an exported page to browsers on this machine, until Ctrl-C.
+
+    Any static file server does; this one sends the headers with which browsers
+    run the model on several threads. On other addresses than this machine's
+    own, browsers give the camera to pages over HTTPS only.
+
+    [bold]Example[/]
+      hybrid-mobilenet web runs/digits/export/web
+    """
+    from .serve import PageServer
+
+    with PageServer(folder, host, port) as server:
+        if as_json:
+            print(json.dumps({"url": server.url}))  # one line, to be read while the command goes on
+        else:
+            console().print(f"{folder} is at {server.url} until Ctrl-C", soft_wrap=True)
+        sys.stdout.flush()
+        with suppress(KeyboardInterrupt):  # the usual end
+            server.serve_forever()
 
 
 def parse_image_size(text: str) -> Size:

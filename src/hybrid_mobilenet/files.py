@@ -1,9 +1,11 @@
-"""Writing files whole or not at all."""
+"""Writing files and folders whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -18,6 +20,29 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         # A failed write names no file, and a failed open the temporary one.
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder, to be filled in the `with` block; at its end it takes the place of `path`.
+
+    Where the block fails, nothing is left of it, and what was at `path` stays.
+
+    Raises:
+        OSError: where a folder cannot be made beside `path`, naming `path`.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    with temporary as name:
+        new, old = Path(name) / "new", Path(name) / "old"
+        new.mkdir()
+        yield new
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
 
 
 def _write_and_rename(path: Path, content: bytes) -> None:

@@ -5,5 +5,5 @@ This module names what there is, for the command line, and imports nothing that 
 
 from __future__ import annotations
 
-#: What `export --to` takes, and the file that it makes.
-FILES = {"onnx": "model.onnx"}
+#: What `export --to` takes, and the file or folder that it makes.
+FILES = {"onnx": "model.onnx", "web": "web"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from ..runtimes import open_file
 from . import FILES
 from .check import CHECKED_IMAGES
 from .onnx import export_onnx
+from .onnxruntime_web import WebClassifier
+from .web import export_web
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Exported:
 
     Attributes:
         target: of `FILES`.
-        file: where it is.
+        file: where it is; a folder for the web.
         bytes: its size.
         difference: largest difference of a logit to PyTorch's.
         accuracy: on the test images, or None without data.
@@ -65,9 +68,13 @@ def export(
     images: Tensor | None = None
     if test is not None:
         images = test.batch(torch.arange(min(CHECKED_IMAGES, len(test))))
-    difference = export_onnx(model, path, images)
-    classifier = open_file(path, threads=1)
+    web = target == "web"
+    difference = (export_web if web else export_onnx)(model, path, images)
     accuracy = None
-    if test is not None:
-        accuracy = tally(model.class_names, classifier.probabilities, test, on_images=on_images).accuracy
-    return Exported(target, str(path), path.stat().st_size, difference, accuracy, 1e6 * latency(classifier).median)
+    with ExitStack() as running:
+        classifier = running.enter_context(WebClassifier(path)) if web else open_file(path, threads=1)
+        if test is not None:
+            accuracy = tally(model.class_names, classifier.probabilities, test, on_images=on_images).accuracy
+        microseconds = 1e6 * latency(classifier).median
+    size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+    return Exported(target, str(path), size, difference, accuracy, microseconds)

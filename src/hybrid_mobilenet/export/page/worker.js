@@ -1,0 +1,74 @@
+// The model, in a thread of its own, so that the page stays responsive.
+//
+// Messages in: {id, picture}, a Blob or an ImageBitmap. Messages out: {model} once it is ready; for each picture
+// {id, probabilities, milliseconds, pixels} or {id, error}; {failure} where the model cannot be loaded.
+
+import * as ort from "./onnxruntime-web/ort.wasm.min.mjs";
+import { MAX_PIXELS, networkInput } from "./pixels.js";
+
+/** Bytes of a picture's file; a photograph has 2 to 50 million. */
+const MAX_BYTES = 200e6;
+
+const ready = load();
+ready.then(
+  ({ model }) => postMessage({ model: { ...model, threads: ort.env.wasm.numThreads, runtime: ort.env.versions.web } }),
+  (error) => postMessage({ failure: error.message }),
+);
+
+async function load() {
+  const [model, network] = await Promise.all([
+    fetched("model.json").then((response) => response.json()),
+    fetched("model.onnx").then((response) => response.arrayBuffer()),
+  ]);
+  ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;
+  const session = await ort.InferenceSession.create(network).catch((error) => {
+    throw new Error(`The model cannot be run: ${error.message}`);
+  });
+  const [height, width] = model.image_size;
+  for (let pass = 0; pass < 3; pass++) await run(session, model, new Uint8Array(height * width * model.in_channels));
+  return { model, session };
+}
+
+async function fetched(file) {
+  const response = await fetch(file).catch(() => ({ ok: false, status: "no connection" }));
+  if (!response.ok) throw new Error(`${file} cannot be loaded (${response.status}): export the page again, or reload it.`);
+  return response;
+}
+
+async function run(session, model, pixels) {
+  const images = new ort.Tensor("uint8", pixels, [1, ...model.image_size, model.in_channels]);
+  const start = performance.now();
+  const { probabilities } = await session.run({ images }, ["probabilities"]);
+  return { probabilities: probabilities.data, milliseconds: performance.now() - start };
+}
+
+async function decoded(picture) {
+  if (picture instanceof ImageBitmap) return picture;
+  if (picture.size > MAX_BYTES) throw new Error(`This file has ${Math.round(picture.size / 1e6)} MB: choose one below ${MAX_BYTES / 1e6} MB.`);
+  return createImageBitmap(picture, { colorSpaceConversion: "none", premultiplyAlpha: "none" }).catch(() => {
+    throw new Error("This browser cannot read that as a picture: choose a JPEG, PNG, WebP or GIF file that is whole.");
+  });
+}
+
+/** One picture at a time, in the order they came. */
+let queue = ready;
+onmessage = ({ data: { id, picture } }) => {
+  queue = queue.then(() => classify(picture)).then(
+    (result) => postMessage({ id, ...result }),
+    (error) => postMessage({ id, error: error.message }),
+  );
+};
+
+async function classify(picture) {
+  const { model, session } = await ready;
+  const bitmap = await decoded(picture);
+  try {
+    if (bitmap.width * bitmap.height > MAX_PIXELS) {
+      throw new Error(`This picture has ${bitmap.width} x ${bitmap.height} pixels: choose one below ${MAX_PIXELS / 1e6 | 0} million.`);
+    }
+    const pixels = networkInput(bitmap, ...model.image_size, model.in_channels);
+    return { ...(await run(session, model, pixels)), pixels };
+  } finally {
+    bitmap.close();
+  }
+}
