@@ -18,7 +18,7 @@ LEVELS: tuple[set[str], ...] = (
     {"architecture", "files", "serve"},
     {"cost", "paper", "recipe", "plots", "progress", "images"},
     {"kernels", "tables", "sources", "runtimes", "grid"},
-    {"pooling", "depthwise", "data", "latency", "records"},
+    {"pooling", "depthwise", "batch_norm", "data", "latency", "records"},
     {"model", "claims"},
     {"checkpoint", "report"},
     {"evaluate"},

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from hybrid_mobilenet.kernels import cpu, threads
+from hybrid_mobilenet.kernels import batch_norm, cpu, depthwise, threads
 from hybrid_mobilenet.pooling import random_sequence
 
 
@@ -38,3 +38,32 @@ def test_threads_make_no_difference(batch: int, overlapping: bool, dtype: torch.
         gradient = cpu.backward(y, winners, rows, columns, overlapping, 64, 50)
         results.append((y, winners, gradient))
     assert all(torch.equal(one, several) for one, several in zip(*results, strict=True))
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_threads_share_a_depthwise_convolution() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 16, 40, 30, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(9, 32, dtype=torch.float64)
+    results = []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        y = depthwise.forward(x, weight, 2)
+        assert 9 * y.numel() >= depthwise.PARALLEL_FROM
+        results.append((y, *depthwise.backward(y, x, weight, 2, True)))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_threads_share_batch_normalisation() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(50, 24, 9, 9, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    assert x.numel() >= batch_norm.PARALLEL_FROM
+    gradient, weight, bias = torch.randn_like(x), torch.rand(24).double(), torch.rand(24).double()
+    results = []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        running = torch.zeros(24).double(), torch.ones(24).double()
+        y, saved = batch_norm.forward(x, weight, bias, *running, 0.1, 1e-3, True)
+        results.append((*running, y, saved, *batch_norm.backward(gradient, x, saved, True)))
+    torch.testing.assert_close(*results)

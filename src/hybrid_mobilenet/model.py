@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .architecture import FMP_RATIO, Activation, Layer, Network, PoolingSequence, resolve
+from .batch_norm import batch_norm
 from .depthwise import depthwise_convolution
 from .files import write_atomically
 from .pooling import FractionalMaxPool2d
@@ -58,9 +59,9 @@ class ConvolutionBlock(nn.Module):
 
     Where pooling follows, the activation comes after it instead.
 
-    A depthwise convolution with a depth multiplier repeats its input channels and convolves each copy: the same
-    function as grouped convolution up to the order of channels, and several times faster. Output ``m * C + c`` is the
-    m-th map of input channel c; Keras and torch's groups put it at ``c * delta + m``.
+    With a depth multiplier, output ``m * C + c`` of a depthwise convolution is the m-th map of input channel c, and the
+    weights are those of a plain depthwise convolution over repeated input channels; Keras and torch's groups put it at
+    ``c * delta + m``.
 
     Padding is torch's, one pixel on every side. TensorFlow's "same" pads bottom and right only at stride 2 on even
     sizes: the maps are as large, and shifted by one pixel.
@@ -69,15 +70,13 @@ class ConvolutionBlock(nn.Module):
     def __init__(self, layer: Layer, activation: nn.Module) -> None:
         super().__init__()
         depthwise = layer.kind == "depthwise"
-        self.copies = layer.out_channels // layer.in_channels if depthwise else 1
-        channels = layer.in_channels * self.copies
         self.conv = nn.Conv2d(
-            channels,
+            layer.out_channels if depthwise else layer.in_channels,
             layer.out_channels,
             layer.kernel,
             layer.stride,
             padding=layer.kernel // 2,
-            groups=channels if depthwise else 1,
+            groups=layer.out_channels if depthwise else 1,
             bias=False,
         )
         self.norm = nn.BatchNorm2d(layer.out_channels, eps=BATCH_NORM_EPSILON)
@@ -85,14 +84,14 @@ class ConvolutionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.conv.groups > 1:
-            # torch.cat is faster than x.repeat over a whole step
-            x = torch.cat([x] * self.copies, 1) if self.copies > 1 else x
             x = depthwise_convolution(x, self.conv.weight, self.conv.stride[0])
         elif self.conv.kernel_size == (1, 1) and x.shape[2] * x.shape[3] <= MATRIX_PRODUCT_PIXELS:
             x = F.linear(x.permute(0, 2, 3, 1), self.conv.weight.flatten(1)).permute(0, 3, 1, 2)
         else:
             x = self.conv(x)
-        return cast(Tensor, self.activation(self.norm(x)))
+        if isinstance(self.activation, nn.ReLU):
+            return batch_norm(x, self.norm, relu=True)
+        return cast(Tensor, self.activation(batch_norm(x, self.norm, relu=False)))
 
 
 class Classifier(nn.Module):

@@ -11,21 +11,20 @@ results are stored past the cache: a store into it first reads the line that it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import reduce
-from itertools import chain
-from typing import Any, cast
+from itertools import chain, pairwise
+from typing import Any
 
 import numba
 import numpy as np
-import numpy.typing as npt
 import torch
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-from .threads import run_over_batch
+from .threads import array, compiled, number, numbers, run, share
 
 #: Numbers below which a second thread costs more than it saves.
 PARALLEL_FROM = 1 << 16
@@ -42,8 +41,6 @@ LANES_STREAMED = (8,)
 #: Bytes that forward fetches ahead: about a row.
 AHEAD = 4096
 
-Array = npt.NDArray[Any]
-Kernel = Callable[..., Any]
 offset = np.uint64
 codegen: Any = cgutils  # has no types
 written: Any = intrinsic
@@ -53,12 +50,13 @@ BYTE = ir.IntType(8)
 def forward(x: Tensor, rows: Tensor, columns: Tensor, overlapping: bool) -> tuple[Tensor, Tensor]:
     """Maxima over regions, and their winners: (N, C, H, W) to two of (N, C, H_out, W_out), x's dtype and uint8."""
     batch, channels, height, width = x.shape
-    cuts = _checked(rows, height, "rows"), _checked(columns, width, "columns")
+    rows, columns = _checked(rows, height, "rows"), _checked(columns, width, "columns")
+    maps = _maps(x)
     shape = (batch, channels, len(rows) - 1, len(columns) - 1)
-    pooled = torch.empty(shape, dtype=_computed(x.dtype), memory_format=torch.channels_last)
+    pooled = torch.empty(shape, dtype=maps.dtype, memory_format=torch.channels_last)
     winners = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
-    arrays = (_maps(x), _maps(pooled), _maps(winners), *cuts)
-    _run(_forward, arrays, (height, width, channels), (overlapping, _streams(pooled)))
+    sizes = (batch, height, width, channels, overlapping, _streams(pooled))
+    run(_forward, (maps, pooled, winners, rows, columns), sizes, _threads(maps))
     return pooled.to(x.dtype), winners
 
 
@@ -67,23 +65,19 @@ def backward(
 ) -> Tensor:
     """Gradient of the input, (N, C, height, width), from that of the output, each region's going to its winner."""
     batch, channels = winners.shape[:2]
-    shape = (batch, channels, height, width)
-    spread = torch.empty(shape, dtype=_computed(gradient.dtype), memory_format=torch.channels_last)
+    maps = _maps(gradient)
+    spread = torch.empty((batch, channels, height, width), dtype=maps.dtype, memory_format=torch.channels_last)
     if overlapping:
         spread.zero_()
-    arrays = (_maps(spread), _maps(gradient), _maps(winners), rows.numpy(), columns.numpy())
-    _run(_backward, arrays, (height, width, channels), (overlapping, _streams(spread) and not overlapping))
+    sizes = (batch, height, width, channels, overlapping, _streams(spread) and not overlapping)
+    run(_backward, (spread, maps, _maps(winners), rows.contiguous(), columns.contiguous()), sizes, _threads(spread))
     return spread.to(gradient.dtype)
 
 
-def _computed(dtype: torch.dtype) -> torch.dtype:
-    # numba knows no bfloat16. Going through float32 is exact: a maximum is one of its inputs.
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
-
-
-def _maps(x: Tensor) -> Array:
-    maps: Array = x.detach().to(_computed(x.dtype)).permute(0, 2, 3, 1).contiguous().numpy()
-    return maps
+def _maps(x: Tensor) -> Tensor:
+    # Neither has arithmetic here. Going through float32 is exact: a maximum is one of its inputs.
+    x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _streams(result: Tensor) -> bool:
@@ -91,38 +85,20 @@ def _streams(result: Tensor) -> bool:
     return result.nbytes >= STREAM_FROM and result.shape[1] % 8 == 0 and result.data_ptr() % 64 == 0
 
 
-def _checked(sequence: Tensor, size: int, name: str) -> Array:
+def _threads(maps: Tensor) -> int:
+    return max(min(torch.get_num_threads(), len(maps)), 1) if maps.numel() >= PARALLEL_FROM else 1
+
+
+def _checked(sequence: Tensor, size: int, name: str) -> Tensor:
     # The kernels read where the sequences point, so a wrong one must not reach them.
-    values: Array = sequence.numpy()
-    if values.dtype != np.int64 or values.ndim != 1 or not _rises(values, size):
+    values = sequence.tolist()
+    fits = sequence.dtype == torch.int64 and sequence.dim() == 1 and len(values) >= 2
+    if not fits or values[0] != 0 or values[-1] != size or not all(1 <= b - a <= 2 for a, b in pairwise(values)):
         raise ValueError(
-            f"{name} is {sequence.dtype} {values.tolist()}, but must be int64 and rise from 0 to {size} in steps of 1 "
+            f"{name} is {sequence.dtype} {values}, but must be int64 and rise from 0 to {size} in steps of 1 "
             "or 2: make it with random_sequence or pseudorandom_sequence"
         )
-    return values
-
-
-def _run(kernel: Kernel, arrays: tuple[Array, ...], sizes: tuple[int, int, int], flags: tuple[bool, bool]) -> None:
-    batch = len(arrays[0])
-    threads = min(torch.get_num_threads(), batch) if arrays[0].size >= PARALLEL_FROM else 1
-    run_over_batch(kernel, arrays, sizes, flags, batch, max(threads, 1))
-
-
-def _compiled(function: Kernel) -> Kernel:
-    try:
-        return cast(Kernel, numba.njit(function, nogil=True, error_model="numpy", cache=True))
-    except RuntimeError:  # no folder to cache in can be written to: compile anew in every process
-        return cast(Kernel, numba.njit(function, nogil=True, error_model="numpy"))
-
-
-@_compiled
-def _rises(sequence, size):  # type: ignore[no-untyped-def]
-    if len(sequence) < 2 or sequence[0] != 0 or sequence[-1] != size:
-        return False
-    fit = True
-    for i in range(len(sequence) - 1):
-        fit &= 1 <= sequence[i + 1] - sequence[i] <= 2
-    return fit
+    return sequence.contiguous()
 
 
 def _vectors(context: Any, builder: Any, kinds: Any, values: Any) -> Iterator[Any]:
@@ -218,8 +194,13 @@ def _spread_region(_typing, dx, rows, columns, g, winners, region, channels, str
     return numba.types.void(dx, rows, columns, g, winners, region, channels, streaming), write
 
 
-@_compiled
-def _forward(x, y, winners, rows, columns, height, width, channels, overlapping, streaming, first, last):  # type: ignore[no-untyped-def]
+@compiled
+def _forward(call):  # type: ignore[no-untyped-def]
+    x, y, winners = numbers(call, 0), numbers(call, 1), array(call, 2, np.uint8)
+    rows, columns = array(call, 3, np.int64), array(call, 4, np.int64)
+    height, width, channels = number(call, 1), number(call, 2), number(call, 3)
+    overlapping, streaming = number(call, 4) != 0, number(call, 5) != 0
+    first, last = share(call, number(call, 0))
     pitch, step = offset(width * channels), offset(channels)
     o = offset(first * (len(rows) - 1) * (len(columns) - 1)) * step
     for n in range(first, last):
@@ -237,8 +218,13 @@ def _forward(x, y, winners, rows, columns, height, width, channels, overlapping,
                 o += step
 
 
-@_compiled
-def _backward(dx, g, winners, rows, columns, height, width, channels, overlapping, streaming, first, last):  # type: ignore[no-untyped-def]
+@compiled
+def _backward(call):  # type: ignore[no-untyped-def]
+    dx, g, winners = numbers(call, 0), numbers(call, 1), array(call, 2, np.uint8)
+    rows, columns = array(call, 3, np.int64), array(call, 4, np.int64)
+    height, width, channels = number(call, 1), number(call, 2), number(call, 3)
+    overlapping, streaming = number(call, 4) != 0, number(call, 5) != 0
+    first, last = share(call, number(call, 0))
     pitch, step = offset(width * channels), offset(channels)
     o = offset(first * (len(rows) - 1) * (len(columns) - 1)) * step
     for n in range(first, last):

@@ -1,9 +1,12 @@
-"""Running a pooling kernel on torch's own threads.
+"""Compiling kernels with numba and running them on torch's own threads.
 
 Two pools of threads on the same cores get in each other's way: OpenMP's threads, on which torch runs, spin for a while
 when their work is done, and a second pool waits for the cores that they hold. Where torch's OpenMP library is GNU's
 (Linux), a kernel is therefore handed to its pool, through the entry point that compilers use. Elsewhere plain threads
 serve.
+
+A kernel is a function of one argument, its call: the addresses of its arrays, its numbers and its thread, which it
+reads with the functions below. That is what OpenMP can hand on, and calling it takes a few microseconds.
 """
 
 from __future__ import annotations
@@ -13,58 +16,153 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
-import numpy.typing as npt
 import torch
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import types as numba_types
 from numba.extending import intrinsic
+from torch import Tensor
 
-Array = npt.NDArray[Any]
-Kernel = Callable[..., Any]
-written: Any = intrinsic  # these have no types
-types: Any = numba_types
+types: Any = numba_types  # these have no types
+written: Any = intrinsic
 carray: Any = numba.carray  # type: ignore[attr-defined]
 
+#: A call begins with the OpenMP functions that tell a thread's number and how many there are, or with two zeros and the
+#: two numbers themselves; its arrays follow, an address and a length each, and its numbers from FIRST_NUMBER on.
+FIRST_ARRAY, MOST_ARRAYS = 4, 12
+FIRST_NUMBER = FIRST_ARRAY + 2 * MOST_ARRAYS
+LENGTH = FIRST_NUMBER + 12
 
-def run_over_batch(
-    kernel: Kernel,
-    arrays: tuple[Array, ...],
-    sizes: tuple[int, int, int],
-    flags: tuple[bool, bool],
-    batch: int,
-    threads: int,
-) -> None:
-    """Run ``kernel(*arrays, *sizes, *flags, first, last)`` over slices of a batch, one per thread.
+Compiled = Callable[..., Any]
+NUMBER = {torch.float32: types.float32, torch.float64: types.float64}
+
+
+def compiled(function: Compiled) -> Compiled:
+    """A function that kernels call, or a kernel itself: compiled when first used, and kept on disk."""
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        result: Compiled = numba.njit(function, cache=True, **options)  # type: ignore[call-overload]
+    except RuntimeError:  # no folder to cache in can be written to: compile anew in every process
+        result = numba.njit(function, **options)  # type: ignore[call-overload]
+    return result
+
+
+def run(kernel: Compiled, tensors: tuple[Tensor, ...], numbers: tuple[int, ...], threads: int) -> None:
+    """Run a kernel once on each of `threads` threads, and wait for all of them.
 
     Args:
-        kernel: compiled by numba to run without the GIL.
-        arrays: its five arrays, contiguous; it sees them with one dimension.
-        sizes: its three integers.
-        flags: its two booleans.
-        batch: number of images.
-        threads: number of slices, 1 or more.
+        kernel: see the top of this file; its numbers are of the first tensor's dtype, float32 or float64.
+        tensors: its arrays, each without gaps in memory; it sees them with one dimension, in the order of memory.
+        numbers: its integers.
+        threads: 1 or more.
     """
-    flat = [array.reshape(-1) for array in arrays]
+    address, function = _address(kernel, tensors[0].dtype)
+    call = np.zeros(LENGTH, np.int64)
+    call[FIRST_ARRAY : FIRST_ARRAY + 2 * len(tensors)] = [
+        number for tensor in tensors for number in (tensor.data_ptr(), tensor.numel())
+    ]
+    call[FIRST_NUMBER : FIRST_NUMBER + len(numbers)] = numbers
     if threads == 1:
-        kernel(*flat, *sizes, *flags, 0, batch)
+        call[3] = 1
+        function(call.ctypes.data)
     elif (openmp := _gnu_openmp()) is not None:
-        described = [number for array in flat for number in (array.ctypes.data, array.size)]
-        numbers = [openmp.thread_number, openmp.thread_count, batch, *sizes, *flags, *described]
-        given = np.array(numbers, np.int64)
-        entry = _entry(kernel, tuple(array.dtype for array in flat))
-        openmp.parallel(entry.address, given.ctypes.data, threads, 0)
+        call[0], call[1] = openmp.thread_number, openmp.thread_count
+        openmp.parallel(address, call.ctypes.data, threads, 0)
     else:
-        bounds = [batch * thread // threads for thread in range(threads + 1)]
-        parts = [_plain_threads().submit(kernel, *flat, *sizes, *flags, *ends) for ends in pairwise(bounds[1:])]
-        kernel(*flat, *sizes, *flags, *bounds[:2])
+        calls = np.tile(call, (threads, 1))
+        calls[:, 2], calls[:, 3] = range(threads), threads
+        parts = [_plain_threads().submit(function, part.ctypes.data) for part in calls[1:]]
+        function(calls[0].ctypes.data)
         for part in parts:
             part.result()
+
+
+@compiled
+def share(call, items):  # type: ignore[no-untyped-def]
+    """The first of a thread's items, and the one behind its last: equal shares, in order."""
+    thread, threads = team(call)
+    return items * thread // threads, items * (thread + 1) // threads
+
+
+@compiled
+def team(call):  # type: ignore[no-untyped-def]
+    """The thread's number, from 0, and how many threads there are."""
+    if word(call, 0) != 0:
+        return _called(word(call, 0)), _called(word(call, 1))
+    return word(call, 2), word(call, 3)
+
+
+@compiled
+def number(call, place):  # type: ignore[no-untyped-def]
+    """An integer of the call."""
+    return word(call, FIRST_NUMBER + place)
+
+
+@compiled
+def numbers(call, place):  # type: ignore[no-untyped-def]
+    """An array of the kernel's kind of number, by its place among the call's tensors."""
+    slot = FIRST_ARRAY + 2 * place
+    return carray(_own_pointer(call, word(call, slot)), word(call, slot + 1))
+
+
+@compiled
+def array(call, place, dtype):  # type: ignore[no-untyped-def]
+    """An array of another kind, such as np.int64."""
+    slot = FIRST_ARRAY + 2 * place
+    return carray(_pointer(word(call, slot), dtype), word(call, slot + 1))
+
+
+@written
+def word(_typing, call, place):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    """One of a call's integers, whatever it stands for."""
+
+    def write(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        words = builder.bitcast(values[0], ir.IntType(64).as_pointer())
+        return builder.load(builder.gep(words, [values[1]]))
+
+    return types.int64(call, types.int64), write
+
+
+@written
+def _own_pointer(_typing, call, address):  # type: ignore[no-untyped-def]
+    def write(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.inttoptr(values[1], context.get_value_type(signature.return_type))
+
+    return call(call, address), write
+
+
+@written
+def _pointer(_typing, address, dtype):  # type: ignore[no-untyped-def]
+    def write(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.inttoptr(values[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(dtype.instance_type)(address, dtype), write
+
+
+@written
+def _called(_typing, address):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    """What the C function ``int f(void)`` at an address returns."""
+
+    def write(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        function = ir.FunctionType(ir.IntType(32), []).as_pointer()
+        return builder.sext(builder.call(builder.inttoptr(values[0], function), []), ir.IntType(64))
+
+    return types.int64(types.int64), write
+
+
+@cache
+def _address(kernel: Any, dtype: torch.dtype) -> tuple[int, Any]:
+    """A kernel's machine code for a kind of number: where it is, and as a function to call, which holds no GIL."""
+    # The kind of pointer tells the kind of number; what it points to is a call.
+    signature = (types.CPointer(NUMBER[dtype]),)
+    kernel.compile(signature)
+    result = kernel.overloads[signature]
+    address = result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name)
+    return address, ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address)
 
 
 class _Openmp:
@@ -73,7 +171,7 @@ class _Openmp:
         self.parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         self.parallel.restype = None
         self.thread_number, self.thread_count = (
-            ctypes.cast(function, ctypes.c_void_p).value
+            ctypes.cast(function, ctypes.c_void_p).value or 0
             for function in (library.omp_get_thread_num, library.omp_get_num_threads)
         )
 
@@ -87,59 +185,6 @@ def _gnu_openmp() -> _Openmp | None:
         except (OSError, AttributeError):
             continue
     return None
-
-
-@cache
-def _entry(kernel: Kernel, dtypes: tuple[np.dtype[Any], ...]) -> Any:
-    """What each OpenMP thread calls: unpacks what it is given and runs the kernel on the thread's own slice."""
-    a, b, c, d, e = (_typed_pointer(numba.from_dtype(dtype)) for dtype in dtypes)
-    compiled: Any = numba.cfunc(types.void(types.CPointer(types.int64)))
-
-    @compiled
-    def entry(pointer):  # type: ignore[no-untyped-def]
-        given = carray(pointer, 18)
-        thread, threads, batch = _called(given[0]), _called(given[1]), given[2]
-        kernel(
-            carray(a(given[8]), given[9]),
-            carray(b(given[10]), given[11]),
-            carray(c(given[12]), given[13]),
-            carray(d(given[14]), given[15]),
-            carray(e(given[16]), given[17]),
-            given[3],
-            given[4],
-            given[5],
-            given[6] != 0,
-            given[7] != 0,
-            batch * thread // threads,
-            batch * (thread + 1) // threads,
-        )
-
-    return entry
-
-
-@cache
-def _typed_pointer(kind: Any) -> Any:
-    """A function that makes an address the pointer that carray takes."""
-
-    @written
-    def pointer(_typing, address):  # type: ignore[no-untyped-def]  # noqa: ARG001
-        def write(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            return builder.inttoptr(values[0], context.get_value_type(signature.return_type))
-
-        return types.CPointer(kind)(types.int64), write
-
-    return pointer
-
-
-@written
-def _called(_typing, address):  # type: ignore[no-untyped-def]  # noqa: ARG001
-    """What the C function ``int f(void)`` at an address returns."""
-
-    def write(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
-        function = ir.FunctionType(ir.IntType(32), []).as_pointer()
-        return builder.sext(builder.call(builder.inttoptr(values[0], function), []), ir.IntType(64))
-
-    return types.int64(types.int64), write
 
 
 @cache

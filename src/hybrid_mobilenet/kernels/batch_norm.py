@@ -1,0 +1,221 @@
+"""Batch normalisation of a training step on the CPU, with the ReLU behind it, compiled by numba.
+
+Forward and backward each go over the maps twice: once for sums over all pixels, once for the result. torch's go over
+them more often, and its ReLU once more each way; here the backward computes anew from the input which results the ReLU
+cut off.
+
+Maps are in channels-last order, so that an array is pixels of C numbers. The loops run over several pixels at once
+where there are few channels: what belongs to a channel is repeated to a tile. Sums are of differences to the first
+pixel, so that little cancels; a few tiles are summed in the maps' own precision, all these sums in float64.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .threads import array, compiled, number, numbers, run, share, team
+
+#: Numbers below which a second thread costs more than it saves.
+PARALLEL_FROM = 1 << 16
+
+#: Numbers of a tile, at least, and how many tiles are summed before float64 takes over.
+TILE, TILES = 512, 64
+
+index = np.uint64  # signed offsets would be tested for negative ones in every loop
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    epsilon: float,
+    relu: bool,
+) -> tuple[Tensor, Tensor]:
+    """Normalise by the batch's statistics, and move the running ones towards them.
+
+    Args:
+        x: (N, C, H, W), float32 or float64, channels-last, of two pixels or more.
+        weight: (C,), as all that follow.
+        bias: added last.
+        running_mean: changed in place.
+        running_var: changed in place.
+        momentum: share of the batch in the running statistics.
+        epsilon: added to the variance.
+        relu: whether the result is cut off at zero.
+
+    Returns:
+        The result, and what `backward` needs: (4, C), each channel's mean, 1 / standard deviation, scale and offset.
+    """
+    y, saved = torch.empty_like(x), x.new_empty(4, x.shape[1])
+    pixels, threads = x.numel() // x.shape[1], _threads(x)
+    shares = torch.zeros(threads, 2, x.shape[1], dtype=torch.float64)
+    sizes = (pixels, x.shape[1], threads, int(relu))
+    run(_sum, (x, shares), sizes, threads)
+    tensors = (x, shares, y, saved, weight, bias, running_mean, running_var, _settings(momentum, epsilon))
+    run(_normalise, tensors, sizes, threads)
+    return y, saved
+
+
+def backward(gradient: Tensor, x: Tensor, saved: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
+    """Gradients of the maps, and, (2, C), of bias and weight.
+
+    Args:
+        gradient: of the result; channels-last.
+        x: as given to `forward`.
+        saved: as returned by it.
+        relu: as given to it.
+    """
+    dx, of_parameters = torch.empty_like(x), torch.empty_like(saved[:2])
+    pixels, threads = x.numel() // x.shape[1], _threads(x)
+    shares = torch.zeros(threads, 2, x.shape[1], dtype=torch.float64)
+    sizes = (pixels, x.shape[1], threads, int(relu))
+    run(_sum_gradient, (x, shares, gradient, saved), sizes, threads)
+    run(_spread_gradient, (x, shares, gradient, saved, dx, of_parameters), sizes, threads)
+    return dx, of_parameters
+
+
+def _threads(x: Tensor) -> int:
+    return torch.get_num_threads() if x.numel() >= PARALLEL_FROM else 1
+
+
+@cache
+def _settings(momentum: float, epsilon: float) -> Tensor:
+    return torch.tensor([momentum, epsilon], dtype=torch.float64)
+
+
+@compiled
+def _sum(call):  # type: ignore[no-untyped-def]
+    """A thread's sums, per channel: of the differences to the first pixel, and of their squares."""
+    x, shares = numbers(call, 0), array(call, 1, np.float64)
+    pixels, channels = number(call, 0), number(call, 1)
+    shift = _tile(x, 0, channels)
+    sums, squares = np.zeros_like(shift), np.zeros_like(shift)
+    first, last = share(call, pixels)
+    start = first * channels
+    while start < last * channels:
+        for _ in range(TILES):
+            o, length = index(start), index(min(len(shift), last * channels - start))
+            for p in range(length):
+                difference = x[o + p] - shift[p]
+                sums[p] += difference
+                squares[p] += difference * difference
+            start += len(shift)
+            if start >= last * channels:
+                break
+        _flush(sums, squares, shares, team(call)[0], channels)
+
+
+@compiled
+def _normalise(call):  # type: ignore[no-untyped-def]
+    x, shares, y, saved = numbers(call, 0), array(call, 1, np.float64), numbers(call, 2), numbers(call, 3)
+    weight, bias, running_mean, running_var = numbers(call, 4), numbers(call, 5), numbers(call, 6), numbers(call, 7)
+    settings = array(call, 8, np.float64)
+    pixels, channels, threads, relu = number(call, 0), number(call, 1), number(call, 2), number(call, 3) != 0
+    momentum, epsilon = settings[0], settings[1]
+    # Each thread works out all channels for itself; the first one writes them down.
+    values = np.empty((4, channels), x.dtype)
+    for c in range(channels):
+        difference = _total(shares, 0, c, channels, threads) / pixels
+        variance = max(_total(shares, 1, c, channels, threads) / pixels - difference * difference, 0.0)
+        mean, inverse = difference + x[c], 1 / np.sqrt(variance + epsilon)
+        values[0, c], values[1, c] = mean, inverse
+        values[2, c], values[3, c] = weight[c] * inverse, bias[c] - mean * weight[c] * inverse
+        if team(call)[0] == 0:
+            running_mean[c] += momentum * (mean - running_mean[c])
+            running_var[c] += momentum * (variance * pixels / (pixels - 1) - running_var[c])
+            for value in range(4):
+                saved[value * channels + c] = values[value, c]
+    scale, offset = _tile(values[2], 0, channels), _tile(values[3], 0, channels)
+    first, last = share(call, pixels)
+    for start in range(first * channels, last * channels, len(scale)):
+        o, length = index(start), index(min(len(scale), last * channels - start))
+        if relu:
+            for p in range(length):
+                result = x[o + p] * scale[p] + offset[p]
+                y[o + p] = x.dtype.type(0) if result <= 0 else result  # NaN stays
+        else:
+            for p in range(length):
+                y[o + p] = x[o + p] * scale[p] + offset[p]
+
+
+@compiled
+def _sum_gradient(call):  # type: ignore[no-untyped-def]
+    """A thread's sums, per channel: of the gradient, and of its products with the distance from the mean."""
+    x, shares, gradient, saved = numbers(call, 0), array(call, 1, np.float64), numbers(call, 2), numbers(call, 3)
+    pixels, channels, relu = number(call, 0), number(call, 1), number(call, 3) != 0
+    mean, scale = _tile(saved, 0, channels), _tile(saved, 2 * channels, channels)
+    offset = _tile(saved, 3 * channels, channels)
+    sums, products = np.zeros_like(mean), np.zeros_like(mean)
+    first, last = share(call, pixels)
+    start = first * channels
+    while start < last * channels:
+        for _ in range(TILES):
+            o, length = index(start), index(min(len(mean), last * channels - start))
+            for p in range(length):
+                cut = relu & (x[o + p] * scale[p] + offset[p] <= 0)
+                g = x.dtype.type(0) if cut else gradient[o + p]
+                sums[p] += g
+                products[p] += g * (x[o + p] - mean[p])
+            start += len(mean)
+            if start >= last * channels:
+                break
+        _flush(sums, products, shares, team(call)[0], channels)
+
+
+@compiled
+def _spread_gradient(call):  # type: ignore[no-untyped-def]
+    x, shares, gradient, saved = numbers(call, 0), array(call, 1, np.float64), numbers(call, 2), numbers(call, 3)
+    dx, of_parameters = numbers(call, 4), numbers(call, 5)
+    pixels, channels, threads, relu = number(call, 0), number(call, 1), number(call, 2), number(call, 3) != 0
+    # dx = scale * (g - mean(g) - (x - mean) / variance * mean(g * (x - mean))), which is scale * g and a line in x.
+    line = np.empty((2, channels), x.dtype)
+    for c in range(channels):
+        mean, inverse, scale_ = saved[c], saved[channels + c], saved[2 * channels + c]
+        total, product = _total(shares, 0, c, channels, threads), _total(shares, 1, c, channels, threads)
+        slope = -scale_ * inverse * inverse * product / pixels
+        line[0, c], line[1, c] = slope, -scale_ * total / pixels - slope * mean
+        if team(call)[0] == 0:
+            of_parameters[c], of_parameters[channels + c] = total, product * inverse
+    slopes, heights = _tile(line[0], 0, channels), _tile(line[1], 0, channels)
+    scale, offset = _tile(saved, 2 * channels, channels), _tile(saved, 3 * channels, channels)
+    first, last = share(call, pixels)
+    for start in range(first * channels, last * channels, len(scale)):
+        o, length = index(start), index(min(len(scale), last * channels - start))
+        for p in range(length):
+            cut = relu & (x[o + p] * scale[p] + offset[p] <= 0)
+            g = x.dtype.type(0) if cut else gradient[o + p]
+            dx[o + p] = scale[p] * g + (x[o + p] * slopes[p] + heights[p])
+
+
+@compiled
+def _tile(values, start, channels):  # type: ignore[no-untyped-def]
+    """The channels' values from `start` on, repeated over as many whole pixels as fill a tile."""
+    tile = np.empty(channels * max(TILE // channels, 1), values.dtype)
+    for p in range(len(tile)):
+        tile[p] = values[start + p % channels]
+    return tile
+
+
+@compiled
+def _flush(sums, products, shares, thread, channels):  # type: ignore[no-untyped-def]
+    """Add a tile's sums to the thread's share of each channel, and start again at zero."""
+    o = 2 * thread * channels
+    for p in range(len(sums)):
+        shares[o + p % channels] += sums[p]
+        shares[o + channels + p % channels] += products[p]
+        sums[p] = products[p] = 0
+
+
+@compiled
+def _total(shares, which, channel, channels, threads):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for thread in range(threads):
+        total += shares[(2 * thread + which) * channels + channel]
+    return total

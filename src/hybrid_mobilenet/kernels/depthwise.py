@@ -1,0 +1,189 @@
+"""Depthwise 3x3 convolution with a depth multiplier on the CPU, forward and backward, compiled by numba.
+
+Maps are in channels-last order (N, H, W, C). For each image eight channels, a vector, are copied to a map with a border
+of zeros, which fits into the first level of the cache; every pixel then has nine neighbours, and the nine weights stay
+in registers. Input channel c feeds the outputs c, C + c, 2 * C + c, ...: channels are never copied in memory.
+
+Backward spreads the gradients of a strided convolution out, with zeros in between: the gradient of the maps is then the
+convolution with the kernel turned by 180 degrees, whatever the stride.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .threads import compiled, number, numbers, run, share, team
+from .vectors import WIDTH, load, store, zeros
+
+#: Multiplications below which a second thread costs more than it saves.
+PARALLEL_FROM = 1 << 18
+
+index = np.uint64  # signed offsets would be tested for negative ones in every loop
+
+ONE, TWO = index(WIDTH), index(2 * WIDTH)  # pixels of a padded map
+
+
+def forward(x: Tensor, weight: Tensor, stride: int) -> Tensor:
+    """The convolution, padded by one pixel on every side.
+
+    Args:
+        x: (N, C, H, W), float32 or float64, channels-last; C is a multiple of 8.
+        weight: (9, C * multiplier): a row per place of the kernel, row by row of it.
+        stride: 1 or more.
+
+    Returns:
+        (N, C * multiplier, ceil(H / stride), ceil(W / stride)), channels-last.
+    """
+    batch, channels, height, width = x.shape
+    out_channels = weight.shape[1]
+    shape = (batch, out_channels, -(-height // stride), -(-width // stride))
+    y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+    sizes = (batch, height, width, channels, *shape[2:], out_channels, stride)
+    run(_forward, (x, weight, y), sizes, _threads(y))
+    return y
+
+
+def backward(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, of_maps: bool) -> tuple[Tensor | None, Tensor]:
+    """Gradients of the maps, if wanted, and of the weights, (9, C * multiplier).
+
+    Args:
+        gradient: of the output; channels-last.
+        x: as for `forward`.
+        weight: as for `forward`.
+        stride: as for `forward`.
+        of_maps: whether the gradient of the maps is wanted.
+    """
+    batch, channels, height, width = x.shape
+    threads = _threads(gradient)
+    dx = torch.empty_like(x) if of_maps else x.new_empty(0)
+    shares = weight.new_zeros((threads, *weight.shape))
+    sizes = (batch, height, width, channels, *gradient.shape[2:], weight.shape[1], stride, int(of_maps))
+    run(_backward, (x, weight, gradient, dx, shares), sizes, threads)
+    return dx if of_maps else None, shares.sum(0)
+
+
+def _threads(y: Tensor) -> int:
+    return max(min(torch.get_num_threads(), len(y)), 1) if 9 * y.numel() >= PARALLEL_FROM else 1
+
+
+@compiled
+def _forward(call):  # type: ignore[no-untyped-def]
+    x, weight, y = numbers(call, 0), numbers(call, 1), numbers(call, 2)
+    height, width, channels = number(call, 1), number(call, 2), number(call, 3)
+    out_height, out_width, out_channels, stride = number(call, 4), number(call, 5), number(call, 6), number(call, 7)
+    row = (width + 2) * WIDTH
+    padded = np.zeros((height + 2) * row, x.dtype)
+    first, last = share(call, number(call, 0))
+    for n in range(first, last):
+        for c in range(0, channels, WIDTH):
+            _pad(x, n * height * width * channels + c, height, width, channels, 1, padded, row)
+            for out in range(c, out_channels, channels):
+                o = n * out_height * out_width * out_channels + out
+                w = _weights(weight, out, out_channels)
+                for i in range(out_height):
+                    _convolve_row(padded, stride * i * row, row, stride, w, y, o, out_width, out_channels, False)
+                    o += out_width * out_channels
+
+
+@compiled
+def _backward(call):  # type: ignore[no-untyped-def]
+    x, weight, gradient = numbers(call, 0), numbers(call, 1), numbers(call, 2)
+    dx, shares = numbers(call, 3), numbers(call, 4)
+    height, width, channels = number(call, 1), number(call, 2), number(call, 3)
+    out_height, out_width, out_channels, stride = number(call, 4), number(call, 5), number(call, 6), number(call, 7)
+    of_maps, thread = number(call, 8) != 0, team(call)[0]
+    row = (width + 2) * WIDTH
+    padded, spread = np.zeros((height + 2) * row, x.dtype), np.zeros((height + 2) * row, x.dtype)
+    first, last = share(call, number(call, 0))
+    for n in range(first, last):
+        for c in range(0, channels, WIDTH):
+            _pad(x, n * height * width * channels + c, height, width, channels, 1, padded, row)
+            for out in range(c, out_channels, channels):
+                o = n * out_height * out_width * out_channels + out
+                _pad(gradient, o, out_height, out_width, out_channels, stride, spread, row)
+                o = 9 * thread * out_channels + out
+                _add_weight_gradient(padded, spread, out_height, out_width, stride, row, shares, o, out_channels)
+                if of_maps:
+                    w = _weights(weight, out, out_channels)
+                    turned = (w[8], w[7], w[6], w[5], w[4], w[3], w[2], w[1], w[0])
+                    o = n * height * width * channels + c
+                    for i in range(height):
+                        _convolve_row(spread, i * row, row, 1, turned, dx, o, width, channels, out >= channels)
+                        o += width * channels
+
+
+@compiled
+def _pad(maps, start, height, width, channels, stride, padded, row):  # type: ignore[no-untyped-def]
+    """Copy channels of an image, from the number `start` on, inside the border, `stride` pixels apart."""
+    for i in range(height):
+        from_, to = index(start + i * width * channels), index((1 + stride * i) * row) + ONE
+        for _ in range(width):
+            store(load(maps, from_), padded, to)
+            from_ += index(channels)
+            to += index(stride) * ONE
+
+
+@compiled
+def _weights(weight, out, out_channels):  # type: ignore[no-untyped-def]
+    """A vector of weights per place of the kernel."""
+    o, step = index(out), index(out_channels)
+    return (
+        load(weight, o),
+        load(weight, o + step),
+        load(weight, o + index(2) * step),
+        load(weight, o + index(3) * step),
+        load(weight, o + index(4) * step),
+        load(weight, o + index(5) * step),
+        load(weight, o + index(6) * step),
+        load(weight, o + index(7) * step),
+        load(weight, o + index(8) * step),
+    )
+
+
+@compiled
+def _convolve_row(padded, top, row, stride, w, y, o, out_width, out_channels, add):  # type: ignore[no-untyped-def]
+    """One row of output pixels, from the three rows of `padded` from `top` on; added to what is there, if `add`."""
+    step = index(stride) * ONE
+    a, b, c, to = index(top), index(top + row), index(top + 2 * row), index(o)
+    for _ in range(out_width):
+        # Two sums, so that one multiply-add need not wait for the one before.
+        first = load(padded, a) * w[0] + load(padded, a + ONE) * w[1]
+        second = load(padded, a + TWO) * w[2] + load(padded, b) * w[3]
+        first = load(padded, b + ONE) * w[4] + first
+        second = load(padded, b + TWO) * w[5] + second
+        first = load(padded, c) * w[6] + first
+        second = load(padded, c + ONE) * w[7] + second
+        first = load(padded, c + TWO) * w[8] + first
+        if add:
+            second = second + load(y, to)
+        store(first + second, y, to)
+        a, b, c, to = a + step, b + step, c + step, to + index(out_channels)
+
+
+@compiled
+def _add_weight_gradient(padded, spread, out_height, out_width, stride, row, sums, start, out_channels):  # type: ignore[no-untyped-def]
+    """Add an image's share to the sums of the nine weights: products of pixels and the gradients that they meet."""
+    step = index(stride) * ONE
+    a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = zeros(padded)
+    for i in range(out_height):
+        a = index(stride * i * row)
+        b, c = a + index(row), a + index(2 * row)
+        g = b + ONE
+        for _ in range(out_width):
+            gradient = load(spread, g)
+            a0 = load(padded, a) * gradient + a0
+            a1 = load(padded, a + ONE) * gradient + a1
+            a2 = load(padded, a + TWO) * gradient + a2
+            b0 = load(padded, b) * gradient + b0
+            b1 = load(padded, b + ONE) * gradient + b1
+            b2 = load(padded, b + TWO) * gradient + b2
+            c0 = load(padded, c) * gradient + c0
+            c1 = load(padded, c + ONE) * gradient + c1
+            c2 = load(padded, c + TWO) * gradient + c2
+            a, b, c, g = a + step, b + step, c + step, g + step
+    o, step = index(start), index(out_channels)
+    for total in (a0, a1, a2, b0, b1, b2, c0, c1, c2):
+        store(load(sums, o) + total, sums, o)
+        o += step

@@ -1,0 +1,104 @@
+"""Vectors of eight numbers as values in functions that numba compiles: a processor's vector registers, by name.
+
+numba turns a loop over channels into vector instructions by itself, but entering such a loop costs more than a few
+channels are worth. `load`, `store` and the operators + and * on vectors are single instructions, where the processor
+has them so wide. Eight float32 are one register of most processors; sixteen were no faster where they are one too.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba.core import types
+from numba.extending import intrinsic, models, overload, register_model
+
+numba_types: Any = types  # these have no types
+written: Any = intrinsic
+model: Any = models
+registered: Any = register_model
+
+WIDTH = 8
+
+
+class Vector(numba_types.Type):  # type: ignore[misc]
+    """numba's type of WIDTH numbers of one kind."""
+
+    def __init__(self, number: Any) -> None:
+        self.number = number
+        super().__init__(name=f"Vector({number})")
+
+
+@registered(Vector)
+class _VectorModel(model.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, kind: Vector) -> None:
+        super().__init__(manager, kind, ir.VectorType(manager.lookup(kind.number).get_value_type(), WIDTH))
+
+
+@written
+def zeros(_typing, array):  # type: ignore[no-untyped-def]
+    """A vector of zeros, of an array's kind of number."""
+    kind = Vector(array.dtype)
+
+    def write(context: Any, _builder: Any, _signature: Any, _values: Any) -> Any:
+        return context.get_value_type(kind)(None)
+
+    return kind(array), write
+
+
+@written
+def load(_typing, array, offset):  # type: ignore[no-untyped-def]
+    """The numbers of a flat array from `offset` on."""
+    kind = Vector(array.dtype)
+
+    def write(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        place = _place(context, builder, kind, array, *values)
+        return builder.load(place, align=kind.number.bitwidth // 8)
+
+    return kind(array, offset), write
+
+
+@written
+def store(_typing, vector, array, offset):  # type: ignore[no-untyped-def]
+    """Put a vector's numbers into a flat array, from `offset` on."""
+
+    def write(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        place = _place(context, builder, vector, array, *values[1:])
+        builder.store(values[0], place, align=vector.number.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(vector, array, offset), write
+
+
+def _place(context: Any, builder: Any, vector: Vector, kind: Any, array: Any, offset: Any) -> Any:
+    start = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(start, [offset]), context.get_value_type(vector).as_pointer())
+
+
+def _operator(instruction: str) -> Any:
+    @written
+    def operation(_typing, a, b):  # type: ignore[no-untyped-def]
+        def write(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+            # "contract": a product and a sum may become one fused multiply-add, which rounds once.
+            return getattr(builder, instruction)(*values, flags=("contract",))
+
+        return a(a, b), write
+
+    return operation
+
+
+_add, _multiply = _operator("fadd"), _operator("fmul")
+
+
+# numba takes functions from `overload`, not intrinsics.
+
+
+@overload(operator.add)
+def _plus(a, b):  # type: ignore[no-untyped-def]
+    return (lambda a, b: _add(a, b)) if isinstance(a, Vector) and a == b else None  # noqa: PLW0108
+
+
+@overload(operator.mul)
+def _times(a, b):  # type: ignore[no-untyped-def]
+    return (lambda a, b: _multiply(a, b)) if isinstance(a, Vector) and a == b else None  # noqa: PLW0108
