@@ -34,9 +34,9 @@ class Comparison:
 
 
 COMPARISONS = (
-    Comparison("MobileNet d1 a1", "mobilenet", 1.0, 1, {1: 1.6, 2: 1.6}, 1.3),
-    Comparison("MP3 d2 a0.5", "mp3", 0.5, 2, {1: 4.0, 2: 3.5}, 1.6),
-    Comparison("FMP d2 a0.25", "fmp", 0.25, 2, {1: 3.5, 2: 3.0}, 2.0),
+    Comparison("MobileNet d1 a1", "mobilenet", 1.0, 1, {1: 1.6, 2: 1.6}, 1.5),
+    Comparison("MP3 d2 a0.5", "mp3", 0.5, 2, {1: 4.0, 2: 3.5}, 2.0),
+    Comparison("FMP d2 a0.25", "fmp", 0.25, 2, {1: 3.5, 2: 3.0}, 2.5),
 )
 
 

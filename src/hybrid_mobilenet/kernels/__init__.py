@@ -1,4 +1,5 @@
-"""Fractional max pooling, forward and backward, once per kind of device.
+"""Forward and backward of what torch has not, or not fast.
 
-Each module has the same two functions; `reference` is the one to read first.
+Fractional max pooling is here once per kind of device, as the same two functions: in `reference`, which is the one to
+read first, `cpu` and `cuda`. `depthwise` and `batch_norm` make training fast on a CPU; everywhere else torch's own serve.
 """
