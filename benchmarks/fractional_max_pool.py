@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from statistics import median
 
@@ -22,12 +23,26 @@ TIMES = {"ours": 10, "torch": 1, "clone": 40}
 
 def measure(rounds: int, advance: Callable[[], None]) -> Section:
     """On one thread. Each side gets the memory format it is fastest in."""
+    keep_freed_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     return Section(
         f"Fractional max pooling, forward and backward, {BATCH} images, one thread",
         [_row(*shape, rounds, advance) for shape in SHAPES],
     )
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep what it frees, as it does in training, where something newer lies behind it in memory.
+
+    Otherwise glibc gives the arrays of a layer that runs alone back to the system, and every pass gets new pages, a
+    fault each. All sides run under this.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:  # glibc
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        mallopt(m_trim_threshold, 1 << 30)
+        mallopt(m_mmap_threshold, 1 << 30)
 
 
 def _row(
