@@ -115,8 +115,9 @@ class Deployed(nn.Module):
                     )
                 case _:
                     block = cast(ConvolutionBlock, model.get_submodule(layer.name))
-                    if block.copies > 1:
-                        self.steps.add_module(f"{layer.name}_repeat", Repeat(block.copies))
+                    if layer.kind == "depthwise" and layer.out_channels > layer.in_channels:
+                        copies = layer.out_channels // layer.in_channels
+                        self.steps.add_module(f"{layer.name}_repeat", Repeat(copies))
                     self.steps.add_module(layer.name, folded(block))
                     self.steps.add_module(f"{layer.name}_{model.activation}", ACTIVATIONS[model.activation]())
         first = cast(nn.Conv2d, self.steps.get_submodule(network.layers[0].name))
