@@ -898,3 +898,23 @@ def test_cifar(
         assert dataset.labels[:3].tolist() == labels
         assert dataset.labels.bincount().tolist() == [count] * classes
     assert official_digest(splits) == digest
+
+
+def test_images_are_kept_on_a_device_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    meta = torch.device("meta")  # stands for a GPU; its tensors have no values
+    train = load("digits", image_size=8).train
+    assert train.pixels is not None
+    assert train.to(torch.device("cpu")) is train
+    assert train.to(meta) is train  # nobody says how much memory is free there
+    size = train.pixels.nbytes
+    for free, fits in ((2 * size - 2, False), (2 * size, True)):
+        monkeypatch.setattr(data, "_free_memory", lambda _device, free=free: free)
+        there = train.to(meta)
+        assert (there is not train) == fits
+    assert there.labels.device == meta
+    assert (len(there), there.class_names) == (len(train), train.class_names)
+    batch = there.batch(torch.tensor([3, 1], device=meta))
+    here = train.batch(torch.tensor([3, 1]))
+    assert (batch.device, batch.dtype, batch.shape, batch.stride()) == (meta, here.dtype, here.shape, here.stride())
+    streamed = load("digits", image_size=8, memory_bound=0).train
+    assert streamed.to(meta) is streamed

@@ -48,7 +48,9 @@ def commands(text: str) -> list[list[str]]:
         *re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text),
         *re.findall(r"^\t(.*)$", text, re.MULTILINE),
     ]
-    found = re.findall(r"(?:^|/)hybrid-mobilenet (.+)$", "\n".join(code).replace("\\\n", " "), re.MULTILINE)
+    found = re.findall(
+        r"(?:(?:^|/)hybrid-mobilenet|-m hybrid_mobilenet) (.+)$", "\n".join(code).replace("\\\n", " "), re.MULTILINE
+    )
     return [shlex.split(line, comments=True) for line in found]
 
 

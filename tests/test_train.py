@@ -17,19 +17,23 @@ from typing import Any
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 import hybrid_mobilenet.evaluate
-from hybrid_mobilenet import cli, files
+from hybrid_mobilenet import cli, depthwise, files
 from hybrid_mobilenet import train as training
+from hybrid_mobilenet.architecture import FAMILIES, Family, resolve
 from hybrid_mobilenet.checkpoint import CHECKPOINT_FILE, CheckpointError, read_checkpoint
 from hybrid_mobilenet.data import load
 from hybrid_mobilenet.model import HybridMobileNet
-from hybrid_mobilenet.recipe import PAPER, Recipe
+from hybrid_mobilenet.processes import Processes
+from hybrid_mobilenet.recipe import PAPER, Precision, Recipe
 from hybrid_mobilenet.train import Interrupted, Setup, TrainingDiverged, learning_rate, resume, train
 
 ENVIRONMENT = os.environ | {
@@ -186,6 +190,75 @@ def test_a_seed_decides_all(finished: Path, tmp_path: Path) -> None:
     assert weights(tmp_path / "other") != weights(finished)
 
 
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts how often a value is asked for, which is when a host waits for its GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator: Any, _types: Any, arguments: Any = (), options: Any = None) -> Any:
+        self.count += operator is torch.ops.aten._local_scalar_dense.default
+        return operator(*arguments, **(options or {}))
+
+
+def test_values_are_asked_for_at_the_end_of_an_epoch_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, counts = Waits(), []  # type: ignore[no-untyped-call]
+    before_step(monkeypatch, lambda _taken, _model, _optimizer: counts.append(waits.count))
+    with waits:
+        train(SMALL, tmp_path / "run", Quiet())
+    by_epoch = [counts[start : start + STEPS] for start in range(0, 3 * STEPS, STEPS)]
+    assert all(len(set(epoch)) == 1 for epoch in by_epoch), counts
+    assert len(set(counts)) == 3  # it does count
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_looks_at_no_value(family: Family) -> None:
+    with torch.device("meta"):  # where tensors have no values
+        model = HybridMobileNet(resolve(family, 0.25, 2, 10)).train()
+        images, labels = torch.empty(4, 3, 32, 32, dtype=torch.uint8), torch.empty(4, dtype=torch.int64)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    module, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), 0.1), move_to_device=False)
+    loss, hits = training.train_step(fabric, module, optimizer, images, labels)
+    assert (loss.device.type, loss.shape, hits.shape) == ("meta", (), ())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_is_not_waited_for_within_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    def watch(taken: int, _model: object, _optimizer: object) -> None:
+        # From the second step of an epoch, when all is compiled, to before its last, which looks at the loss.
+        torch.cuda.set_sync_debug_mode("error" if 0 < taken % STEPS < STEPS - 1 else "default")
+
+    before_step(monkeypatch, watch)
+    train(replace(SMALL, recipe=replace(RECIPE, precision=precision)), tmp_path / "run", Quiet())
+    assert HybridMobileNet.from_pretrained(tmp_path / "run").training_record["device"] == "cuda:0"
+
+
+def test_bf16_is_for_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    setup = replace(SMALL, recipe=replace(RECIPE, precision="bf16"))
+    refuses(ValueError, lambda: train(setup, tmp_path / "run", Quiet()), "'bf16'", "GPU", "--precision fp32")
+    assert not (tmp_path / "run").exists()
+
+
+def test_bf16_is_nearly_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The way of a GPU through the model, on the CPU.
+    monkeypatch.setattr("hybrid_mobilenet.model.depthwise_convolution", depthwise._convolve)
+    losses = []
+    for precision in ("fp32", "bf16"):
+        torch.manual_seed(0)
+        model = HybridMobileNet(resolve("fmp", 0.25, 1, 10, 1, (8, 8)), dropout=0).train()
+        images, labels = torch.randint(256, (16, 1, 8, 8), dtype=torch.uint8), torch.randint(10, (16,))
+        fabric = training._fabric(replace(RECIPE, precision=precision), Processes())
+        module, optimizer = fabric.setup(model, torch.optim.Adam(model.parameters(), 0.003, fused=True))
+        torch.manual_seed(1)
+        losses.append([training.train_step(fabric, module, optimizer, images, labels)[0].item() for _ in range(3)])
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], abs=0.1)
+
+
 def test_without_validation(tmp_path: Path) -> None:
     monitor = Quiet()
     train(replace(SMALL, validation=0, recipe=replace(RECIPE, epochs=2)), tmp_path / "run", monitor)
@@ -218,6 +291,7 @@ def test_the_last_epochs_may_have_fixed_regions(tmp_path: Path, monkeypatch: pyt
         ("dropout", -0.1, "0 or more and below 1"),
         ("activation", "gelu", "relu or relu6"),
         ("sequence", "even", "random or pseudorandom"),
+        ("precision", "fp16", "fp32 or bf16"),
         ("fixed_epochs", 61, "between 0 and epochs"),
         ("fixed_epochs", -1, "between 0 and epochs"),
     ],
@@ -659,8 +733,6 @@ def test_data_that_changed(tmp_path: Path) -> None:
 
 
 def test_a_step_updates_every_parameter_once() -> None:
-    from lightning_fabric import Fabric
-
     fabric = Fabric(accelerator="cpu", devices=1)
     linear = nn.Linear(3, 2)
     optimizer = torch.optim.SGD(linear.parameters(), 0.5)

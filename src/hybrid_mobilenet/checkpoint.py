@@ -39,8 +39,23 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
+def random_states(regions: torch.Generator | None = None) -> dict[str, Tensor]:
+    """The states of torch's default generators, and of that of the pooling regions where it is another."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    if regions is not None:
+        states["regions"] = regions.get_state()
+    return states
+
+
 def save_checkpoint(
-    folder: Path, setup: dict[str, Any], progress: Progress, model: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path,
+    setup: dict[str, Any],
+    progress: Progress,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    random: dict[str, Tensor],
 ) -> None:
     """Write the run's state to `folder`.
 
@@ -50,6 +65,7 @@ def save_checkpoint(
         progress: where it stands.
         model: its state_dict is stored.
         optimizer: its state is stored.
+        random: by name, the `random_states` of the process, or those of several processes stacked.
 
     Raises:
         OSError: where it cannot be written; the previous checkpoint is then intact.
@@ -57,9 +73,7 @@ def save_checkpoint(
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
-    tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    tensors |= {f"random.{name}": state for name, state in random.items()}
     header = {"setup": json.dumps(setup), "progress": json.dumps(asdict(progress))}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(folder / CHECKPOINT_FILE, save(contiguous, header))
@@ -87,8 +101,21 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Progress, dict[str, T
         ) from error
 
 
-def restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def restore(
+    tensors: dict[str, Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    regions: torch.Generator | None = None,
+    process: int = 0,
+) -> None:
     """Put a checkpoint's tensors into the model, the optimiser and the random generators.
+
+    Args:
+        tensors: of the checkpoint.
+        model: gets its weights and statistics.
+        optimizer: gets its state.
+        regions: generator of the pooling regions, where it is not torch's default one.
+        process: whose generators these are, where the checkpoint holds those of several.
 
     Raises:
         CheckpointError: where they do not fit the model.
@@ -102,10 +129,16 @@ def restore(tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim
             state.setdefault(int(index), {})[key] = tensor
         _check_optimizer_state(state, [parameter for group in optimizer.param_groups for parameter in group["params"]])
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-        torch.set_rng_state(tensors["random.cpu"])
-        if torch.cuda.is_available() and "random.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random.cuda"])
-    except (RuntimeError, KeyError, ValueError, TypeError) as error:
+        random = {
+            name: states if states.dim() < 2 else states[process].clone()
+            for name, states in _under("random", tensors).items()
+        }
+        torch.set_rng_state(random["cpu"])
+        if torch.cuda.is_available() and "cuda" in random:
+            torch.cuda.set_rng_state(random["cuda"])
+        if regions is not None:
+            regions.set_state(random["regions"])
+    except (RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
         first_line = str(error).splitlines()[0]
         raise CheckpointError(
             f"the checkpoint does not fit its own network ({first_line}): start the run anew in another folder"

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from .architecture import FAMILIES, Activation, Family, PoolingSequence, Size, resolve
 from .export import FILES
-from .recipe import PAPER_RECIPES
+from .recipe import PAPER_RECIPES, Precision
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -218,6 +218,7 @@ def train(
         bool | None, recipe_option("overlapping", "Whether these regions overlap.", "--overlapping/--disjoint")
     ] = None,
     fixed_epochs: Annotated[int | None, recipe_option("fixed_epochs", "Last epochs with fixed regions.")] = None,
+    precision: Annotated[Precision | None, recipe_option("precision", "fp32, or bf16 on GPUs.")] = None,
     validation: Annotated[float, typer.Option(help="Share of the training images held out to watch the run.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Of weights, order, regions and the validation split.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/DATA-FAMILY-...")] = None,
@@ -228,7 +229,8 @@ def train(
 
     DATA that is a folder holds one subfolder of images per class, or such folders
     named train and test; without a test folder, a fifth of the images is held out.
-    The state is saved after every epoch, every 5 minutes and at Ctrl-C.
+    The state is saved after every epoch, every 5 minutes and at Ctrl-C. Several GPUs
+    or machines: torchrun --nproc-per-node gpu -m hybrid_mobilenet train DATA
 
     [bold]Examples[/]
       [dim]the network that the paper recommends, on data that comes with scikit-learn:[/]
@@ -251,15 +253,18 @@ def train(
             "sequence": sequence,
             "overlapping": overlapping,
             "fixed_epochs": fixed_epochs,
+            "precision": precision,
         }
         chosen: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         recipe = replace(PAPER_RECIPES[family], **chosen)
         folder = out or Path("runs") / f"{Path(data).stem}-{family}-d{delta}-a{alpha:g}-s{seed}"
     from . import train as training
     from .checkpoint import CHECKPOINT_FILE
+    from .processes import OtherProcessFailed, rank
     from .progress import RunProgress
 
-    with RunProgress(shown=not as_json) as progress:
+    first = rank() == 0  # of several processes, one prints
+    with RunProgress(shown=first and not as_json) as progress:
         if resume is not None:
             folder = resume
             run = partial(training.resume, folder, progress)
@@ -270,7 +275,11 @@ def train(
             run = partial(training.train, setup, folder, progress)
         try:
             evaluation = run()
+        except OtherProcessFailed:
+            raise typer.Exit(USAGE_ERROR) from None
         except training.Interrupted:
+            if not first:
+                raise typer.Exit(INTERRUPTED) from None
             raise KeyboardInterrupt(
                 f"stopped and saved; go on with: hybrid-mobilenet train --resume {folder}"
             ) from None
@@ -279,6 +288,8 @@ def train(
                 raise
             reason = f"{error.strerror or error}; put that right, then: hybrid-mobilenet train --resume {folder}"
             raise OSError(error.errno, reason, error.filename) from None
+    if not first:
+        return
     result = {"run": str(folder), "accuracy": evaluation.accuracy, "images": evaluation.images}
     if as_json:
         print_json(result)

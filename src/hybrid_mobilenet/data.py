@@ -39,7 +39,7 @@ class ImageDataset:
     """Labelled images of one size, fetched by number: kept in memory, or streamed (decoded whenever asked for).
 
     Attributes:
-        labels: int64 (n,), always in memory.
+        labels: int64 (n,), always in memory; where they are, the numbers given to `batch` have to be.
         class_names: name of each label.
         image_size: (height, width) in pixels.
         channels: 3 for RGB, 1 for greyscale.
@@ -76,6 +76,17 @@ class ImageDataset:
         if failures := self._decode(indices, pixels):
             raise failures[0]
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    def to(self, device: torch.device) -> ImageDataset:
+        """The same images, fetched on a GPU without the host, if they are in memory and fit in half of its free memory.
+
+        Any other data set is returned itself.
+        """
+        if self.pixels is None or device.type == "cpu" or self.pixels.nbytes > _free_memory(device) // 2:
+            return self
+        there = ImageDataset(self._source, self._rows, self.image_size, self.channels)
+        there.pixels, there.labels = self.pixels.to(device), self.labels.to(device)
+        return there
 
     def subset(self, is_in: Tensor) -> ImageDataset:
         """The images for which `is_in`, bool (n,), is true, streamed."""
@@ -126,6 +137,11 @@ class ImageDataset:
             return failures
 
         return [failure for some in _pool().map(decode_some, range(0, len(items), together)) for failure in some]
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device; 0 where one is not told."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 @cache

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from .data import ImageDataset
 from .model import HybridMobileNet
+from .processes import Processes
 
 #: Images per forward pass: large enough for full speed on a CPU, and a few hundred MB of maps for the widest network.
 BATCH_SIZE = 256
+
+ALONE = Processes()
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ def evaluate(
     passes: int = 1,
     seed: int = 0,
     on_images: Callable[[int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> Evaluation:
     """Evaluate a model on every image of a data set.
 
@@ -113,6 +117,7 @@ def evaluate(
         passes: see `probabilities`.
         seed: of the random regions; the default generators are left as they were.
         on_images: called with the number of images done, for progress.
+        processes: those that share the work: each takes other batches, and all return the result over all images.
 
     Raises:
         ValueError: where the data set's classes or images are not the model's, or `passes` is out of range.
@@ -126,6 +131,7 @@ def evaluate(
             dataset,
             passes,
             on_images,
+            processes,
         )
 
 
@@ -135,6 +141,7 @@ def tally(
     dataset: ImageDataset,
     passes: int = 1,
     on_images: Callable[[int], None] | None = None,
+    processes: Processes = ALONE,
 ) -> Evaluation:
     """Evaluate what classifies images, a model or an exported file, on every image of a data set.
 
@@ -144,6 +151,7 @@ def tally(
         dataset: its images and labels.
         passes: that `classify` averages, for the record.
         on_images: called with the number of images done, for progress.
+        processes: as for `evaluate`.
 
     Raises:
         ValueError: where the data set's classes are others.
@@ -153,20 +161,22 @@ def tally(
             f"the data has classes {_shortened(dataset.class_names)}, but the model knows "
             f"{_shortened(class_names)}: evaluate on data with the model's own classes"
         )
-    predicted, log_likelihood = [], 0.0
-    for indices in torch.split(torch.arange(len(dataset)), BATCH_SIZE):
+    none = torch.empty(0, dtype=torch.int64)
+    expected, predicted, log_likelihood = [none], [none], 0.0
+    everything = torch.arange(len(dataset), device=dataset.labels.device)
+    for indices in torch.split(everything, BATCH_SIZE)[processes.rank :: processes.size]:
         p = classify(dataset.batch(indices))
-        log_likelihood += p.gather(1, dataset.labels[indices, None]).clamp_min(1e-12).log().sum().item()
+        expected.append(dataset.labels[indices].cpu())
         predicted.append(p.argmax(1))
+        log_likelihood += p.gather(1, expected[-1][:, None]).clamp_min(1e-12).log().sum().item()
         if on_images:
             on_images(len(indices))
 
-    from sklearn.metrics import confusion_matrix  # slow to import
-
-    confusion = confusion_matrix(
-        dataset.labels.numpy(), torch.cat(predicted).numpy(), labels=list(range(len(class_names)))
-    )
-    rows = tuple(tuple(int(count) for count in row) for row in confusion)
+    classes = len(class_names)
+    confusion = torch.bincount(torch.cat(expected) * classes + torch.cat(predicted), minlength=classes**2)
+    counts = processes.gather(confusion).sum(0).view(classes, classes)
+    log_likelihood = processes.gather(torch.tensor(log_likelihood, dtype=torch.float64)).sum().item()
+    rows = tuple(tuple(row) for row in counts.tolist())
     return Evaluation(class_names, rows, -log_likelihood / len(dataset), passes)
 
 

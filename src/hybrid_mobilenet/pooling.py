@@ -187,7 +187,8 @@ def fractional_max_pool2d(x: Tensor, rows: Tensor, columns: Tensor, overlapping:
         ValueError: where `x` is not a floating-point tensor of four dimensions, or a sequence does not fit its axis.
     """
     _check_input(x)
-    inputs = x, rows.to(x.device), columns.to(x.device), overlapping
+    # A blocking copy of the drawn regions would make the host wait for all steps that the GPU has not finished yet.
+    inputs = x, *(regions.to(x.device, non_blocking=x.is_cuda) for regions in (rows, columns)), overlapping
     # Compilers, exporters and tensor subclasses, fake ones among them, see the operator.
     if x.requires_grad and type(x) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling():
         return cast(Tensor, _EagerPool.apply(*inputs))  # type: ignore[no-untyped-call]

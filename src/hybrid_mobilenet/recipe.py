@@ -7,6 +7,8 @@ from typing import Literal, get_args
 
 from .architecture import Activation, Family, PoolingSequence
 
+Precision = Literal["fp32", "bf16"]
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -26,6 +28,7 @@ class Recipe:
     activation: Activation = "relu"  # ours: the paper names none
     sequence: PoolingSequence = "random"  # TensorFlow's default; the paper names none
     overlapping: bool = False  # TensorFlow's default; the paper names none
+    precision: Precision = "fp32"  # Keras's default; "bf16" (autocast) is for GPUs
     fixed_epochs: int = 0  # last epochs on the fixed regions of eval(); ours
 
     def __post_init__(self) -> None:
@@ -36,6 +39,7 @@ class Recipe:
         self._require("dropout", 0 <= self.dropout < 1, "0 or more and below 1: the paper's is 0.1")
         self._require("activation", self.activation in get_args(Activation), "relu or relu6")
         self._require("sequence", self.sequence in get_args(PoolingSequence), "random or pseudorandom")
+        self._require("precision", self.precision in get_args(Precision), "fp32 or bf16")
         self._require("fixed_epochs", 0 <= self.fixed_epochs <= self.epochs, "between 0 and epochs")
 
     def _require(self, name: str, holds: bool, rule: str) -> None:

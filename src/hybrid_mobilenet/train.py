@@ -12,22 +12,34 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from enum import IntEnum
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 
 from . import __version__
 from .architecture import Family, Size, resolve
-from .checkpoint import CHECKPOINT_FILE, CheckpointError, Progress, read_checkpoint, restore, save_checkpoint
+from .checkpoint import (
+    CHECKPOINT_FILE,
+    CheckpointError,
+    Progress,
+    random_states,
+    read_checkpoint,
+    restore,
+    save_checkpoint,
+)
 from .data import ImageDataset, Splits, load, normalisation
 from .evaluate import Evaluation, evaluate
 from .files import write_atomically
 from .model import HybridMobileNet
 from .plots import CURVES_FILE, draw_curves
+from .processes import Processes, joined
 from .recipe import PAPER, Recipe
 
 METRICS_FILE = "metrics.jsonl"
@@ -37,6 +49,14 @@ EVALUATION_FILE = "evaluation.json"
 SAVE_EVERY = 300.0
 #: Steps between looks at the loss: each look waits for the device.
 LOOK_EVERY = 20
+
+
+class After(IntEnum):
+    """What follows a step. The most urgent that any of several processes wants is what all do."""
+
+    STEP = 0
+    SAVE = 1
+    STOP = 2
 
 
 class TrainingDiverged(ValueError):  # noqa: N818  the field's word for it
@@ -112,6 +132,8 @@ def learning_rate(recipe: Recipe, done: float) -> float:
 def train(setup: Setup, out: Path, monitor: Monitor) -> Evaluation:
     """Train a network and leave in `out` the model, metrics.jsonl and evaluation.json.
 
+    Started by torchrun in several processes, they train one network, each with its share of every batch.
+
     Args:
         setup: what to train on what, and how.
         out: run folder; must be new or empty.
@@ -124,32 +146,58 @@ def train(setup: Setup, out: Path, monitor: Monitor) -> Evaluation:
         ValueError: where the setup, the data or `out` is unusable, or training diverges.
         OSError: where `out` cannot be written.
         Interrupted: after Ctrl-C or SIGTERM; `resume` goes on.
+        OtherProcessFailed, ProcessLost: where one of several processes cannot go on.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    with joined() as processes:
+        splits = processes.together(lambda: _prepare(setup, out, monitor, processes))
+        torch.manual_seed(setup.seed)
+        run = _Run(setup, splits, out, monitor, processes, Progress())
+        run.save()
+        return run.finish()
+
+
+def _prepare(setup: Setup, out: Path, monitor: Monitor, processes: Processes) -> Splits:
+    """Check all that can be checked before the first step, read the data and make the folder."""
+    if processes.first and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(
             f"out is {str(out)!r}, which exists already: choose another folder with --out, go on with an unfinished "
             "run with --resume, or delete it"
         )
     # Whatever is wrong with the network is told before the data is read.
     resolve(setup.family, setup.alpha, setup.delta, 2, setup.channels, setup.image_size)
+    if setup.recipe.precision == "bf16" and not torch.accelerator.is_available():
+        raise ValueError("precision is 'bf16', which is for GPUs, but there is none here: train with --precision fp32")
     splits = _load(setup, monitor)
+    _batch_size(setup.recipe, len(splits.train), processes)
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        if processes.first:
+            out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
             f"out is {str(out)!r}, but this folder cannot be made ({error.strerror}): choose another with --out"
         ) from error
-    torch.manual_seed(setup.seed)
-    return _Run(setup, splits, out, monitor).finish()
+    return splits
 
 
 def resume(out: Path, monitor: Monitor) -> Evaluation:
     """Go on with a run that was stopped; on a CPU with as many threads it ends with the same weights, byte for byte.
 
+    Several processes have to be as many as before, and to see the same folder.
+
     Raises:
-        CheckpointError: where `out` holds no unfinished run, or its data has changed.
-        ValueError, OSError, Interrupted: as `train`.
+        CheckpointError: where `out` holds no unfinished run, or one of another number of processes, or its data has
+            changed.
+        ValueError, OSError, Interrupted, OtherProcessFailed, ProcessLost: as `train`.
     """
+    with joined() as processes:
+        setup, splits, progress, tensors = processes.together(lambda: _read_run(out, monitor, processes))
+        run = _Run(setup, splits, out, monitor, processes, progress)
+        processes.together(lambda: restore(tensors, run.model, run.optimizer, run.regions, processes.rank))
+        return run.finish()
+
+
+def _read_run(out: Path, monitor: Monitor, processes: Processes) -> tuple[Setup, Splits, Progress, dict[str, Tensor]]:
+    """What `resume` goes on with."""
     if (out / EVALUATION_FILE).exists() and not (out / CHECKPOINT_FILE).exists():
         raise CheckpointError(
             f"the run in {out} is finished: see its {EVALUATION_FILE}, or train anew with another --out"
@@ -157,21 +205,26 @@ def resume(out: Path, monitor: Monitor) -> Evaluation:
     record, progress, tensors = read_checkpoint(out)
     try:
         fingerprint = record.pop("data_fingerprint")
+        before = record.pop("processes", 1)
         setup = Setup.from_record(record)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"the run in {out} was started by another version of hybrid-mobilenet ({error}): resume it with that "
             "version, or train anew in another folder"
         ) from error
-    for left in out.glob(".*.tmp"):  # by a kill while saving
-        left.unlink()
+    if before != processes.size:
+        command = f"torchrun --nproc-per-node {before} -m hybrid_mobilenet" if before > 1 else "hybrid-mobilenet"
+        raise CheckpointError(
+            f"the run in {out} was started in {before} process{'es' * (before > 1)}, not {processes.size}, and another "
+            f"number would change its outcome: go on with {command} train --resume {out}"
+        )
+    if processes.first:
+        for left in out.glob(".*.tmp"):  # by a kill while saving
+            left.unlink()
     splits = _load(setup, monitor)
     if splits.train.fingerprint != fingerprint:
         raise CheckpointError(f"the data {setup.data!r} has changed since the run in {out} began: start a new run")
-    run = _Run(setup, splits, out, monitor)
-    run.progress = progress
-    restore(tensors, run.model, run.optimizer)
-    return run.finish()
+    return setup, splits, progress, tensors
 
 
 def _load(setup: Setup, monitor: Monitor) -> Splits:
@@ -188,16 +241,27 @@ def _load(setup: Setup, monitor: Monitor) -> Splits:
 class _Run:
     """A run under way: what `train` starts and `resume` goes on with."""
 
-    def __init__(self, setup: Setup, splits: Splits, out: Path, monitor: Monitor) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        splits: Splits,
+        out: Path,
+        monitor: Monitor,
+        processes: Processes,
+        progress: Progress,
+    ) -> None:
         self.setup, self.splits, self.out, self.monitor = setup, splits, out, monitor
+        self.processes, self.progress = processes, progress
         self.recipe = recipe = setup.recipe
-        self.record = asdict(setup) | {"data_fingerprint": splits.train.fingerprint}
-        self.progress = Progress()
-        self.batch_size = min(recipe.batch_size, len(splits.train))
+        self.record = asdict(setup) | {"data_fingerprint": splits.train.fingerprint, "processes": processes.size}
+        processes.require_same("settings, data or checkpoint", json.dumps([self.record, asdict(progress)]))
+        self.batch_size = _batch_size(recipe, len(splits.train), processes)
         # An epoch leaves out what does not fill a batch, other images each time.
         self.steps = len(splits.train) // self.batch_size
-        self.fabric = Fabric(accelerator="auto", devices=1)
+        self.fabric = _fabric(recipe, processes)
+        self.train_images = splits.train.to(self.fabric.device)
         self.model = _build(setup, splits)
+        self.regions = _separate_randomness(self.model, setup.seed, processes)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), recipe.learning_rate, (recipe.beta1, recipe.beta2), recipe.epsilon, fused=True
         )
@@ -207,52 +271,56 @@ class _Run:
     def finish(self) -> Evaluation:
         """Train the epochs that are left, then write the results."""
         with _stop_signals() as stop:
-            if not (self.out / CHECKPOINT_FILE).exists():
-                self.save()
             while self.progress.epoch < self.recipe.epochs:
                 epoch_record = self.train_one_epoch(stop)
                 history = [*self.progress.history, epoch_record]
                 self.progress = Progress(epoch=self.progress.epoch + 1, history=history)
-                lines = "".join(json.dumps(line) + "\n" for line in history)
-                write_atomically(self.out / METRICS_FILE, lines.encode())
+                lines = "".join(json.dumps(line) + "\n" for line in history).encode()
+                self.processes.by_first(partial(write_atomically, self.out / METRICS_FILE, lines))
                 self.monitor.on_epoch(epoch_record)
                 self.save()
         return self.write_results()
 
     def train_one_epoch(self, stop: threading.Event) -> dict[str, Any]:
         """Train the batches that are left of this epoch; returns its line of metrics.jsonl."""
-        recipe, progress, images = self.recipe, self.progress, self.splits.train
+        recipe, progress, images = self.recipe, self.progress, self.train_images
         self.monitor.on_start(progress.epoch, recipe.epochs, progress.step, self.steps, self.batch_size)
         self.model.train()
         if progress.epoch >= recipe.epochs - recipe.fixed_epochs:
             for pool in self.model.fractional_max_pools():
                 pool.eval()
         order = torch.Generator().manual_seed(self.setup.seed * 1_000_003 + progress.epoch)
-        batches = torch.split(torch.randperm(len(images), generator=order), self.batch_size)
+        shuffled = torch.randperm(len(images), generator=order).to(images.labels.device)
+        batches = [self.processes.part(batch) for batch in torch.split(shuffled, self.batch_size)[: self.steps]]
         loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=self.fabric.device)
         correct = torch.tensor(progress.correct, device=self.fabric.device)
 
-        for indices, fetched in _fetched(images, batches[progress.step : self.steps]):
+        for fetched in _fetched(images, batches[progress.step :], pinned=self.fabric.device.type == "cuda"):
             done = (progress.epoch * self.steps + progress.step) / (recipe.epochs * self.steps)
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, done)
-            batch, labels = self.fabric.to_device((fetched, images.labels[indices]))
+            batch, labels = self.fabric.to_device(fetched)
             started = time.perf_counter()
             loss, hits = train_step(self.fabric, self.module, self.fabric_optimizer, batch, labels)
-            progress.step_seconds += time.perf_counter() - started
+            loss, hits = self.processes.share(self.model, loss, hits)
             loss_sum += loss
             correct += hits
             progress.step += 1
-            progress.images += len(indices)
-            if progress.step % LOOK_EVERY == 0 or progress.step == self.steps:
+            progress.images += self.batch_size
+            look = progress.step % LOOK_EVERY == 0 or progress.step == self.steps
+            if look:  # waits for the device, so that the seconds are those of all steps since the last look
                 self.check_finite(loss)
+            progress.step_seconds += time.perf_counter() - started
+            if look:
                 self.monitor.on_step(loss.item(), progress.step)
-            if stop.is_set() or time.perf_counter() - self.saved > SAVE_EVERY:
+            due = After.SAVE if time.perf_counter() - self.saved > SAVE_EVERY else After.STEP
+            after = self.processes.highest(After.STOP if stop.is_set() else due)
+            if after > After.STEP:
                 self.check_finite(loss)
                 progress.loss_sum, progress.correct = loss_sum.item(), int(correct.item())
                 self.save()
-                if stop.is_set():
-                    raise Interrupted
+            if after == After.STOP:
+                raise Interrupted
 
         epoch_record: dict[str, Any] = {
             "epoch": progress.epoch + 1,
@@ -264,7 +332,7 @@ class _Run:
             "step_seconds": progress.step_seconds,
         }
         if self.splits.validation is not None:
-            held_out = evaluate(self.model, self.splits.validation, seed=self.setup.seed)
+            held_out = evaluate(self.model, self.splits.validation, seed=self.setup.seed, processes=self.processes)
             epoch_record |= {"validation_loss": held_out.loss, "validation_accuracy": held_out.accuracy}
         epoch_record["evaluation_seconds"] = time.perf_counter() - self.clock
         self.clock = time.perf_counter()
@@ -278,14 +346,18 @@ class _Run:
         return self.progress.seconds
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint. Several processes differ in their random states alone."""
         self.elapsed()
-        save_checkpoint(self.out, self.record, self.progress, self.model, self.optimizer)
+        states = {name: self.processes.gather(state) for name, state in random_states(self.regions).items()}
+        random = {name: state.squeeze(0) for name, state in states.items()}
+        state = self.record, self.progress, self.model, self.optimizer, random
+        self.processes.by_first(lambda: save_checkpoint(self.out, *state))
         self.saved = time.perf_counter()
 
     def check_finite(self, loss: Tensor) -> None:
         """Stop where the run has diverged: neither such a loss nor the weights behind it may reach a checkpoint."""
-        if not all(bool(tensor.isfinite().all()) for tensor in (loss, *self.model.state_dict().values())):
+        tensors = (loss, *self.model.state_dict().values())
+        if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():  # the device is waited for once
             raise TrainingDiverged(
                 f"training diverged in epoch {self.progress.epoch + 1}, before step {self.progress.step}: a loss or a "
                 f"weight is not a finite number. Train with a lower --learning-rate than {self.recipe.learning_rate:g}"
@@ -303,11 +375,12 @@ class _Run:
             "images": len(self.splits.train),
             "last_epoch": self.progress.history[-1],
         }
-        self.model.save_pretrained(self.out)
-        draw_curves(self.progress.history, self.out / CURVES_FILE)
-        evaluation = evaluate(self.model, self.splits.test, seed=self.setup.seed)
-        write_atomically(self.out / EVALUATION_FILE, (json.dumps(evaluation.record(), indent=2) + "\n").encode())
-        (self.out / CHECKPOINT_FILE).unlink()
+        self.processes.by_first(lambda: self.model.save_pretrained(self.out))
+        self.processes.by_first(lambda: draw_curves(self.progress.history, self.out / CURVES_FILE))
+        evaluation = evaluate(self.model, self.splits.test, seed=self.setup.seed, processes=self.processes)
+        record = (json.dumps(evaluation.record(), indent=2) + "\n").encode()
+        self.processes.by_first(lambda: write_atomically(self.out / EVALUATION_FILE, record))
+        self.processes.by_first((self.out / CHECKPOINT_FILE).unlink)
         return evaluation
 
 
@@ -327,16 +400,71 @@ def _build(setup: Setup, splits: Splits) -> HybridMobileNet:
     )
 
 
-def _fetched(dataset: ImageDataset, batches: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each batch's indices and images, the next batch being fetched while this one trains."""
+def _batch_size(recipe: Recipe, images: int, processes: Processes) -> int:
+    """Images of a batch, over all processes: as the recipe has it, or as many as there are."""
+    if recipe.batch_size % processes.size or recipe.batch_size < 2 * processes.size:
+        raise ValueError(
+            f"batch_size is {recipe.batch_size}, but must be a multiple of the number of processes ({processes.size}), "
+            "at least twice as large: it counts the images of a step in all of them, and batch normalisation needs two"
+        )
+    size = min(recipe.batch_size, images // processes.size * processes.size)
+    if size < 2 * processes.size:
+        raise ValueError(
+            f"there are {images} training images, but {processes.size} processes need two each: start fewer"
+        )
+    return size
+
+
+def _fabric(recipe: Recipe, processes: Processes) -> Fabric:
+    """The engine, on the GPU where there is one."""
+    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed" if recipe.precision == "bf16" else "32-true"
+    if processes.size == 1:
+        return Fabric(accelerator="auto", devices=1, precision=precision)
+    fabric = Fabric(
+        accelerator="cuda" if torch.cuda.is_available() else "cpu",
+        devices=processes.local_size,
+        num_nodes=processes.size // processes.local_size,
+        strategy=DDPStrategy(broadcast_buffers=False),  # Processes.share averages them
+        precision=precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+def _separate_randomness(model: HybridMobileNet, seed: int, processes: Processes) -> torch.Generator | None:
+    """Give several processes the same pooling regions, but dropout of their own; returns the regions' generator."""
+    if processes.size == 1:
+        return None
+    regions = torch.Generator().manual_seed(seed)
+    for pool in model.fractional_max_pools():
+        pool.generator = regions
+    torch.manual_seed(seed * 1_000_003 + processes.rank)
+    return regions
+
+
+def _fetched(dataset: ImageDataset, batches: list[Tensor], *, pinned: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each batch's images and labels, the next batch being fetched while this one trains.
+
+    Args:
+        dataset: where from.
+        batches: numbers of the images of each batch.
+        pinned: whether those that come from the host are to go to a GPU, which then need not wait for them.
+    """
+
+    def fetch(indices: Tensor) -> tuple[Tensor, Tensor]:
+        images, labels = dataset.batch(indices), dataset.labels[indices]
+        return (
+            (images.pin_memory(), labels.pin_memory()) if pinned and images.device.type == "cpu" else (images, labels)
+        )
+
     with ThreadPoolExecutor(max_workers=1) as fetcher:
-        ahead = fetcher.submit(dataset.batch, batches[0]) if batches else None
-        for index, indices in enumerate(batches):
+        ahead = fetcher.submit(fetch, batches[0]) if batches else None
+        for index in range(len(batches)):
             assert ahead is not None
-            images = ahead.result()
+            batch = ahead.result()
             if index + 1 < len(batches):
-                ahead = fetcher.submit(dataset.batch, batches[index + 1])
-            yield indices, images
+                ahead = fetcher.submit(fetch, batches[index + 1])
+            yield batch
 
 
 @contextmanager
