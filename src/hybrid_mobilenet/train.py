@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import platform
 import signal
@@ -40,7 +41,7 @@ from .files import write_atomically
 from .model import HybridMobileNet
 from .plots import CURVES_FILE, draw_curves
 from .processes import Processes, joined
-from .recipe import PAPER, Recipe
+from .recipe import PAPER, Precision, Recipe
 
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.json"
@@ -258,7 +259,7 @@ class _Run:
         self.batch_size = _batch_size(recipe, len(splits.train), processes)
         # An epoch leaves out what does not fill a batch, other images each time.
         self.steps = len(splits.train) // self.batch_size
-        self.fabric = _fabric(recipe, processes)
+        self.fabric = engine(recipe.precision, processes)
         self.train_images = splits.train.to(self.fabric.device)
         self.model = _build(setup, splits)
         self.regions = _separate_randomness(self.model, setup.seed, processes)
@@ -415,17 +416,18 @@ def _batch_size(recipe: Recipe, images: int, processes: Processes) -> int:
     return size
 
 
-def _fabric(recipe: Recipe, processes: Processes) -> Fabric:
+def engine(precision: Precision, processes: Processes) -> Fabric:
     """The engine, on the GPU where there is one."""
-    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed" if recipe.precision == "bf16" else "32-true"
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # only the command line prints
+    kind: Literal["32-true", "bf16-mixed"] = "bf16-mixed" if precision == "bf16" else "32-true"
     if processes.size == 1:
-        return Fabric(accelerator="auto", devices=1, precision=precision)
+        return Fabric(accelerator="auto", devices=1, precision=kind)
     fabric = Fabric(
         accelerator="cuda" if torch.cuda.is_available() else "cpu",
         devices=processes.local_size,
         num_nodes=processes.size // processes.local_size,
         strategy=DDPStrategy(broadcast_buffers=False),  # Processes.share averages them
-        precision=precision,
+        precision=kind,
     )
     fabric.launch()
     return fabric

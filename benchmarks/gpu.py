@@ -1,0 +1,250 @@
+"""Measure the project on a GPU: the pooling kernel against its limit, training in fp32 and bf16, runs that share it.
+
+One command, about five minutes: python benchmarks/gpu.py. Writes results/gpu.json. Not part of make bench, which
+measures CPUs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any, get_args
+
+import torch
+from rich.console import Console
+
+from hybrid_mobilenet.architecture import resolve
+from hybrid_mobilenet.files import write_atomically
+from hybrid_mobilenet.kernels import reference
+from hybrid_mobilenet.model import HybridMobileNet
+from hybrid_mobilenet.pooling import _kernels, random_sequence
+from hybrid_mobilenet.processes import Processes
+from hybrid_mobilenet.recipe import PAPER, Precision
+from hybrid_mobilenet.train import engine, train_step
+from report import Cell, Figure, Section
+from training import COMPARISONS
+
+RESULTS = Path(__file__).parent.parent / "results" / "gpu.json"
+
+#: Channels, pixels in and out of a side: the four large pooling layers of FMP d2 a0.25.
+SHAPES = [(8, 32, 22), (32, 22, 15), (64, 15, 10), (128, 10, 6)]
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, default=RESULTS, help="file for the results")
+    parser.add_argument("--worker", type=int, metavar="BATCH", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("error: there is no CUDA device here: run this on a machine with an NVIDIA GPU", file=sys.stderr)
+        return 2
+    device = torch.device("cuda")
+    if options.worker:
+        work(device, options.worker)
+        return 0
+    sections = [
+        check_kernel(device, 64),
+        # Beyond the cache of any GPU, then as in training.
+        *(time_kernel(device, images, rounds=30) for images in (4096, 128)),
+        time_training(device, (128, 1024), rounds=20),
+        share((1, 2, 4, 8), 128, seconds=10),
+    ]
+    console = Console()
+    console.width = max(console.width, 120)
+    for section in sections:
+        section.show(console)
+    record = {"environment": environment(), "sections": [section.record() for section in sections]}
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(options.json, (json.dumps(record, indent=2) + "\n").encode())
+    console.print(f"Written to {options.json}")
+    return int(any(section.missed() for section in sections))
+
+
+def seconds_of(act: Callable[[], object], device: torch.device, rounds: int, times: int = 10) -> float:
+    """Median over rounds of the seconds that one of `times` calls took, launches included, after a warm-up."""
+    act()
+    results = []
+    for _ in range(rounds):
+        wait(device)
+        start = time.perf_counter()
+        for _ in range(times):
+            act()
+        wait(device)
+        results.append((time.perf_counter() - start) / times)
+    return median(results)
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def check_kernel(device: torch.device, images: int) -> Section:
+    """Whether the device's kernel gives what the plain one gives, forward and backward, to the bit."""
+    kernels, rows = _kernels(device), list[dict[str, Cell]]()
+    for channels, n_in, n_out in SHAPES:
+        for dtype in DTYPES:
+            for overlapping in (False, True):
+                # Small whole numbers: many ties, and sums that are exact in any order.
+                x = torch.randint(-4, 5, (images, channels, n_in, n_in), device=device).to(dtype)
+                cuts = [random_sequence(n_in, n_out).to(device) for _ in range(2)]
+                y, winners = reference.forward(x, cuts[0], cuts[1], overlapping)
+                g = torch.randint(-8, 9, y.shape, device=device).to(dtype)
+                ours = kernels.forward(x, cuts[0], cuts[1], overlapping)
+                both = [
+                    module.backward(g, winners, cuts[0], cuts[1], overlapping, n_in, n_in)
+                    for module in (kernels, reference)
+                ]
+                equal = torch.equal(ours[0], y) and torch.equal(ours[1], winners) and torch.equal(both[0], both[1])
+                rows.append(
+                    {
+                        "map": f"{channels} channels, {n_in} -> {n_out}",
+                        "type": str(dtype).removeprefix("torch."),
+                        "regions": "overlapping" if overlapping else "disjoint",
+                        "equal to the reference": Figure(float(equal), 1, ""),
+                    }
+                )
+    return Section(f"The pooling kernel of {kernels.__name__.rpartition('.')[2]} against the reference", rows)
+
+
+def time_kernel(device: torch.device, images: int, rounds: int) -> Section:
+    """Forward and backward beside the time in which the device's memory can carry the bytes they must move."""
+    kernels, rows = _kernels(device), list[dict[str, Cell]]()
+    for channels, n_in, n_out in SHAPES:
+        for dtype in DTYPES:
+            x = torch.rand(images, channels, n_in, n_in, device=device).to(dtype)
+            x = x.contiguous(memory_format=torch.channels_last)
+            cuts = [random_sequence(n_in, n_out).to(device) for _ in range(2)]
+            y, winners = kernels.forward(x, cuts[0], cuts[1], False)
+            other = torch.empty_like(x)
+            forward = seconds_of(partial(kernels.forward, x, cuts[0], cuts[1], False), device, rounds)
+            backward = seconds_of(
+                partial(kernels.backward, y, winners, cuts[0], cuts[1], False, n_in, n_in), device, rounds
+            )
+            # A copy reads and writes each byte; either kernel reads or writes the map, its pooled form and the winners.
+            bandwidth = 2 * x.nbytes / seconds_of(partial(other.copy_, x), device, rounds)
+            floor = (x.nbytes + y.nbytes + winners.nbytes) / bandwidth
+            rows.append(
+                {
+                    "map": f"{channels} channels, {n_in} -> {n_out}",
+                    "type": str(dtype).removeprefix("torch."),
+                    "forward, us": 1e6 * forward,
+                    "backward, us": 1e6 * backward,
+                    "floor of either, us": 1e6 * floor,
+                    "copy, GB/s": bandwidth / 1e9,
+                    "forward over floor": forward / floor,
+                    "backward over floor": backward / floor,
+                }
+            )
+    return Section(f"The pooling kernel, {images} images, against the bandwidth of a copy of the map", rows)
+
+
+def training_step(device: torch.device, comparison: int, precision: Precision, batch: int) -> Callable[[], object]:
+    """A whole training step of a network on images that are on the device."""
+    network = COMPARISONS[comparison]
+    torch.manual_seed(0)
+    model = HybridMobileNet(resolve(network.family, network.alpha, network.delta)).train()
+    fabric = engine(precision, Processes())
+    module, optimizer = fabric.setup(model, torch.optim.Adam(model.parameters(), PAPER.learning_rate, fused=True))
+    images = torch.randint(256, (batch, 3, 32, 32), dtype=torch.uint8, device=device)
+    labels = torch.randint(10, (batch,), device=device)
+    return lambda: train_step(fabric, module, optimizer, images, labels)
+
+
+def time_training(device: torch.device, batches: tuple[int, ...], rounds: int) -> Section:
+    """Images per second of the three families."""
+    rows = list[dict[str, Cell]]()
+    for index, network in enumerate(COMPARISONS):
+        for batch in batches:
+            row: dict[str, Cell] = {"network": network.name, "batch": str(batch)}
+            for precision in get_args(Precision):
+                step = training_step(device, index, precision, batch)
+                row[f"{precision}, images/s"] = batch / seconds_of(step, device, rounds)
+            rows.append(row)
+    return Section("Training steps", rows)
+
+
+def share(numbers: tuple[int, ...], batch: int, seconds: float) -> Section:
+    """Images per second of several runs of FMP d2 a0.25 in processes of their own on one device."""
+    rows = list[dict[str, Cell]]()
+    for number in numbers:
+        with ExitStack() as stack:
+            command = [sys.executable, __file__, "--worker", str(batch)]
+            workers = [
+                stack.enter_context(
+                    subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+                )
+                for _ in range(number)
+            ]
+            for worker in workers:
+                answer(worker)  # it is warm
+            for worker in workers:
+                assert worker.stdin is not None
+                print(seconds, file=worker.stdin)
+            rates = [float(answer(worker)) for worker in workers]
+        rows.append({"runs": str(number), "images/s of all": sum(rates), "images/s of the slowest": min(rates)})
+    return Section(f"Runs of FMP d2 a0.25 that share the device, batch {batch}, fp32", rows)
+
+
+def answer(worker: subprocess.Popen[str]) -> str:
+    assert worker.stdout is not None
+    line = worker.stdout.readline()
+    if not line:
+        raise RuntimeError("one of the runs that share the device ended early: see its error above")
+    return line
+
+
+def work(device: torch.device, batch: int) -> None:
+    """One of the runs that share the device: say that it is warm, then answer a number of seconds with a rate."""
+    step = training_step(device, 2, "fp32", batch)
+    for _ in range(5):
+        step()
+    wait(device)
+    print("warm", flush=True)
+    for line in sys.stdin:
+        start, steps = time.perf_counter(), 0
+        while time.perf_counter() - start < float(line):
+            for _ in range(10):
+                step()
+            wait(device)
+            steps += 10
+        print(steps * batch / (time.perf_counter() - start), flush=True)
+        return
+
+
+def environment() -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(0)
+    versions = {}
+    for name in ("torch", "triton", "numpy", "lightning-fabric"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "gpu": properties.name,
+        "memory_gb": properties.total_memory / 1e9,
+        "processors": properties.multi_processor_count,
+        "capability": f"{properties.major}.{properties.minor}",
+        "cuda": torch.version.cuda,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""The benchmark for GPUs, as far as a CPU can run it: its figures are of the CPU, and stand for nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu
+
+    return gpu
+
+
+def test_the_kernel_is_checked_and_timed(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "SHAPES", [(8, 5, 4)])
+    section = gpu.check_kernel(CPU, 2)
+    assert len(section.rows) == 4
+    assert not section.missed()
+    (row,) = gpu.time_kernel(CPU, 2, rounds=1).rows[:1]
+    assert row["forward, us"] > 0
+    # A map of 2 * 8 * 25 numbers and its pooled form of 2 * 8 * 16, both fp32, and the winners, a byte each.
+    assert row["floor of either, us"] == pytest.approx((1600 + 1024 + 256) / row["copy, GB/s"] / 1000)
+    monkeypatch.setattr(gpu.reference, "forward", lambda x, *_: (x, x))
+    monkeypatch.setattr(gpu.reference, "backward", lambda g, *_: g)
+    assert gpu.check_kernel(CPU, 2).missed()
+
+
+def test_training_is_timed(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "get_args", lambda _: ("fp32",))  # CPUs have no other
+    rows = gpu.time_training(CPU, (4,), rounds=1).rows
+    assert [row["network"] for row in rows] == ["MobileNet d1 a1", "MP3 d2 a0.5", "FMP d2 a0.25"]
+    assert all(row["fp32, images/s"] > 0 for row in rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so() -> None:
+    command = [sys.executable, str(BENCHMARKS / "gpu.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: there is no CUDA device here")
+    assert done.stderr.count("\n") == 1
