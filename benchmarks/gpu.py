@@ -1,6 +1,6 @@
 """Measure the project on a GPU: the pooling kernel against its limit, training in fp32 and bf16, runs that share it.
 
-One command, about five minutes: python benchmarks/gpu.py. Writes results/gpu.json. Not part of make bench, which
+One command: python benchmarks/gpu.py. Writes results/gpu.json. Not part of make bench, which
 measures CPUs.
 """
 
