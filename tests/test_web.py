@@ -471,6 +471,18 @@ def test_any_static_server_serves_it(browser: Browser, folder: Path, model: Hybr
         agrees(page, model, PICTURES["grey"])
 
 
+def test_a_large_network_gets_threads(browser: Browser, folder: Path, model: HybridMobileNet, tmp_path: Path) -> None:
+    copy = tmp_path / "web"
+    shutil.copytree(folder, copy)
+    description = json.loads((copy / "model.json").read_text())
+    (copy / "model.json").write_text(json.dumps(description | {"mult_adds": 80e6}))
+    with served(copy) as url, opened(browser, url) as page:
+        cores = min(2, page.evaluate("navigator.hardwareConcurrency"))
+        expect(page.locator("#runtime")).to_contain_text(f" {cores} thread")
+        drop(page, PICTURES["grey"])
+        agrees(page, model, PICTURES["grey"])
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [

@@ -64,11 +64,13 @@ def runtime_files() -> dict[str, bytes]:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, package)
     files: dict[str, bytes] = {}
-    with tarfile.open(fileobj=io.BytesIO(package)) as archive:
-        for name in RUNTIME_FILES:
-            member = archive.extractfile(f"package/dist/{name}")
-            assert member is not None  # the sum above says that it is there
-            files[name] = member.read()
+    with tarfile.open(
+        fileobj=io.BytesIO(package), mode="r|gz"
+    ) as archive:  # in one pass: going back is decompressing anew
+        for member in archive:
+            name = member.name.removeprefix("package/dist/")
+            if name in RUNTIME_FILES and (content := archive.extractfile(member)):
+                files[name] = content.read()
     return files
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..cost import network_mult_adds
 from ..files import writing_folder
 from ..model import HybridMobileNet
 from .check import largest_difference
@@ -57,6 +58,7 @@ def description(model: HybridMobileNet) -> dict[str, object]:
         "class_names": model.class_names,
         "image_size": network.image_size,
         "in_channels": network.in_channels,
+        "mult_adds": network_mult_adds(network),
     }
 
 

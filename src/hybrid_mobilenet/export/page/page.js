@@ -21,7 +21,7 @@ let answer; // the latest shown
 
 const worker = new Worker("worker.js", { type: "module" });
 const waiting = new Map();
-worker.onerror = () => showFailure("onnxruntime-web cannot be loaded: export the page again, or reload it.");
+worker.onerror = () => showFailure("onnxruntime-web cannot be loaded: reload the page, or export it again.");
 worker.onmessage = ({ data }) => {
   if (data.failure) showFailure(data.failure);
   else if (data.model) showModel(data.model);

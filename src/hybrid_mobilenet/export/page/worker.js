@@ -9,6 +9,9 @@ import { MAX_PIXELS, networkInput } from "./pixels.js";
 /** Bytes of a picture's file; a photograph has 2 to 50 million. */
 const MAX_BYTES = 200e6;
 
+/** Mult-Adds that are worth another thread. With fewer, threads wait for each other longer than they compute. */
+const THREAD_MULT_ADDS = 40e6;
+
 const ready = load();
 ready.then(
   ({ model }) => postMessage({ model: { ...model, threads: ort.env.wasm.numThreads, runtime: ort.env.versions.web } }),
@@ -20,18 +23,20 @@ async function load() {
     fetched("model.json").then((response) => response.json()),
     fetched("model.onnx").then((response) => response.arrayBuffer()),
   ]);
-  ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;
+  const useful = Math.floor(model.mult_adds / THREAD_MULT_ADDS);
+  ort.env.wasm.numThreads = crossOriginIsolated ? Math.max(1, Math.min(4, navigator.hardwareConcurrency, useful)) : 1;
   const session = await ort.InferenceSession.create(network).catch((error) => {
     throw new Error(`The model cannot be run: ${error.message}`);
   });
   const [height, width] = model.image_size;
-  for (let pass = 0; pass < 3; pass++) await run(session, model, new Uint8Array(height * width * model.in_channels));
+  const blank = new Uint8Array(height * width * model.in_channels);
+  for (let pass = 0; pass < 3; pass++) await run(session, model, blank); // the first ones are slow
   return { model, session };
 }
 
 async function fetched(file) {
   const response = await fetch(file).catch(() => ({ ok: false, status: "no connection" }));
-  if (!response.ok) throw new Error(`${file} cannot be loaded (${response.status}): export the page again, or reload it.`);
+  if (!response.ok) throw new Error(`${file} cannot be loaded (${response.status}): reload the page, or export it again.`);
   return response;
 }
 
@@ -44,7 +49,9 @@ async function run(session, model, pixels) {
 
 async function decoded(picture) {
   if (picture instanceof ImageBitmap) return picture;
-  if (picture.size > MAX_BYTES) throw new Error(`This file has ${Math.round(picture.size / 1e6)} MB: choose one below ${MAX_BYTES / 1e6} MB.`);
+  if (picture.size > MAX_BYTES) {
+    throw new Error(`This file has ${Math.round(picture.size / 1e6)} MB: choose one below ${MAX_BYTES / 1e6} MB.`);
+  }
   return createImageBitmap(picture, { colorSpaceConversion: "none", premultiplyAlpha: "none" }).catch(() => {
     throw new Error("This browser cannot read that as a picture: choose a JPEG, PNG, WebP or GIF file that is whole.");
   });
@@ -64,7 +71,8 @@ async function classify(picture) {
   const bitmap = await decoded(picture);
   try {
     if (bitmap.width * bitmap.height > MAX_PIXELS) {
-      throw new Error(`This picture has ${bitmap.width} x ${bitmap.height} pixels: choose one below ${MAX_PIXELS / 1e6 | 0} million.`);
+      const size = `${bitmap.width} x ${bitmap.height} pixels`;
+      throw new Error(`This picture has ${size}: choose one below ${Math.floor(MAX_PIXELS / 1e6)} million.`);
     }
     const pixels = networkInput(bitmap, ...model.image_size, model.in_channels);
     return { ...(await run(session, model, pixels)), pixels };
