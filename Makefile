@@ -5,10 +5,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: help demo test check bench lock clean
+.PHONY: help demo test test-ray check bench lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: $(READY) ## train the recommended network on handwritten digits, evaluate it, predict some images
 	rm -rf runs/demo
@@ -21,6 +21,10 @@ demo: $(READY) ## train the recommended network on handwritten digits, evaluate 
 
 test: $(READY) ## run all tests
 	$(BIN)/python -m pytest
+
+test-ray: $(READY) ## install Ray (240 MB) and test the sweep on it
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock 'ray>=2.50'
+	$(BIN)/python -m pytest tests/test_ray_engine.py
 
 check: $(READY) ## lint, format check and types
 	$(BIN)/ruff check

@@ -24,7 +24,7 @@ LEVELS: tuple[set[str], ...] = (
     {"evaluate"},
     {"train", "export"},
     {"reproduce"},
-    {"estimate", "engines"},
+    {"estimate", "engines", "ray_engine"},
     {"cli"},
     {"__main__"},
 )

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from typer.testing import CliRunner, Result
 import hybrid_mobilenet
 from hybrid_mobilenet import cli, grid, reproduce
 from hybrid_mobilenet import train as training
-from hybrid_mobilenet.checkpoint import read_checkpoint
+from hybrid_mobilenet.checkpoint import CHECKPOINT_FILE, read_checkpoint
 from hybrid_mobilenet.data import load_test
 from hybrid_mobilenet.engines import run_here, run_in_processes
 from hybrid_mobilenet.evaluate import evaluate
@@ -38,6 +40,9 @@ ENVIRONMENT = os.environ | {
     "OMP_NUM_THREADS": "1",
 }
 ONLY = ["data=digits", "alpha=0.25", "delta=2"]
+
+#: How often `test_kills_at_random_moments` kills a sweep.
+KILLS = int(os.environ.get("HYBRID_MOBILENET_KILLS", "4"))
 
 
 @pytest.fixture(autouse=True)
@@ -424,7 +429,67 @@ def test_ctrl_c_saves_every_process_s_run(place: Place) -> None:
     for family in ("mobilenet", "fmp"):
         wait_for(process, family, "epoch")
     os.killpg(process.pid, signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=300)
     assert (process.returncode, stdout) == (130, "")
     assert stderr.splitlines()[-1] == "error: stopped and saved; the same command goes on"
     assert "Traceback" not in stderr
+
+
+# Kills
+
+
+def saved_epochs(place: Place, run: Run) -> tuple[int, int]:
+    """Epochs of an unfinished run that are safe, and epochs that were ended."""
+    folder = place.folder(run)
+    metrics = folder / training.METRICS_FILE
+    ended = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+    if (folder / CHECKPOINT_FILE).exists():
+        return read_checkpoint(folder)[1].epoch, ended
+    return ended, ended  # not begun, or evaluated already
+
+
+def test_kills_at_random_moments(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs = KILLS + KILLS // 4 + 1  # a kill comes within two and a half epochs: the sweep outlasts all kills
+    monkeypatch.undo()  # the sweeps' own batch size: a kill should come within an epoch
+    runs = chosen("mobilenet", "fmp", epochs=epochs)
+    undisturbed = Place(tmp_path / "undisturbed" / "results", tmp_path / "undisturbed" / "runs")
+    run_here(runs, undisturbed, lambda _: None)
+    (epoch,) = {read_record(record_path(undisturbed.results, run)).epochs[-1]["seconds"] for run in runs[:1]}
+
+    moments = random.Random(int(os.environ.get("HYBRID_MOBILENET_KILL_SEED", "0")))
+    records: dict[Path, bytes] = {}
+    safe = {run.name: 0 for run in runs}
+    lost = kills = 0
+    startup = None
+    while kills < KILLS:
+        started = time.monotonic()
+        process = sweep(place, "--epochs", str(epochs))
+        if startup is not None and moments.random() < 0.3:
+            time.sleep(moments.uniform(0, startup))
+        else:
+            wait_for(process, "epoch")
+            startup = time.monotonic() - started
+            time.sleep(moments.uniform(0, 1.5 * epoch))
+        assert process.poll() is None, "the sweep ended before the last kill"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+        kills += 1
+        for run in runs:
+            path = record_path(place.results, run)
+            if path.exists():
+                assert records.setdefault(path, path.read_bytes()) == path.read_bytes()
+                continue
+            saved, ended = saved_epochs(place, run)
+            assert safe[run.name] <= saved <= ended <= saved + 1
+            safe[run.name] = saved
+            lost += ended - saved
+    process = sweep(place, "--epochs", str(epochs))
+    _, stderr = process.communicate(timeout=600)
+    assert process.returncode == 0, stderr
+    assert all(path.read_bytes() == content for path, content in records.items())
+    assert outcomes(place.results) == outcomes(undisturbed.results)
+    assert sorted(path.name for path in place.results.iterdir()) == sorted(f"{run.name}.json" for run in runs)
+    for run in runs:
+        finished, theirs = place.folder(run), undisturbed.folder(run)
+        assert (finished / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
+    print(f"{kills} kills; {lost} epochs had ended but were not saved yet")

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -311,6 +311,14 @@ def reproduce(
     seeds: Annotated[int, typer.Option(help="Runs of each row, with the seeds 0, 1, and so on.")] = 1,
     epochs: Annotated[int | None, typer.Option(help="In place of the recipes'.", show_default="the recipes'")] = None,
     jobs: Annotated[int, typer.Option(help="Runs at once, each in a process with its share of the threads.")] = 1,
+    engine: Annotated[
+        Literal["processes", "ray"], typer.Option(help="Processes of this machine, or tasks of a Ray cluster.")
+    ] = "processes",
+    cpus: Annotated[float, typer.Option(help="With Ray: CPUs that each run is given.")] = 1.0,
+    gpus: Annotated[float, typer.Option(help="With Ray: GPUs that each run is given; 0.25: four share one.")] = 0.0,
+    address: Annotated[
+        str | None, typer.Option(help="With Ray: of the cluster.", show_default="RAY_ADDRESS, or a new one here")
+    ] = None,
     results: Annotated[Path, typer.Option(help="Folder of the records.")] = Path("results/reproduce"),
     runs: Annotated[Path, typer.Option(help="Folder of the run folders.")] = Path("runs/reproduce"),
     dry_run: Annotated[
@@ -332,15 +340,25 @@ def reproduce(
       hybrid-mobilenet reproduce --only table=7 --seeds 3 --dry-run
       hybrid-mobilenet reproduce --only table=7 --seeds 3
       hybrid-mobilenet reproduce --only data=cifar10 --only alpha=0.25,0.5
+      [dim]on a Ray cluster whose machines share these folders, four runs to a GPU:[/]
+      hybrid-mobilenet reproduce --engine ray --gpus 0.25 --runs /shared/runs
     """
     from .grid import select
 
     if jobs < 1:
         raise ValueError(f"--jobs is {jobs}, but must be 1 or more")
+    if cpus < 0 or gpus < 0:
+        raise ValueError(f"--cpus is {cpus:g} and --gpus {gpus:g}, but neither can be less than 0")
+    if engine == "ray" and (jobs > 1 or dry_run):
+        raise ValueError(
+            "--jobs and --dry-run are about this machine: with --engine ray, --cpus and --gpus decide how many runs go "
+            "on at once"
+        )
     chosen = select(only or [], seeds, epochs)
 
     from .engines import run_here, run_in_processes
     from .progress import RunProgress, SweepProgress, Work, duration
+    from .ray_engine import run_on_ray
     from .records import is_recorded, record_path
     from .reproduce import Place
     from .train import Interrupted
@@ -372,9 +390,11 @@ def reproduce(
         )
         return
     work = {run.name: Work(f"{run.data} {run.family}", run.cost) for run in left}
-    with SweepProgress(work, jobs, shown=not as_json) as sweep:
+    with SweepProgress(work, shown=not as_json) as sweep:
         try:
-            if jobs == 1:
+            if engine == "ray":
+                run_on_ray(left, place, sweep, cpus=cpus, gpus=gpus, address=address)
+            elif jobs == 1:
                 run_here(left, place, sweep)
             else:
                 run_in_processes(left, place, jobs, sweep)

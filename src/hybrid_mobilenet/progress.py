@@ -116,9 +116,9 @@ class Work:
 class SweepProgress:
     """A live table of the runs under way, with the time left, on stderr; plain lines where that is no terminal."""
 
-    def __init__(self, work: Mapping[str, Work], at_once: int, *, shown: bool) -> None:
+    def __init__(self, work: Mapping[str, Work], *, shown: bool) -> None:
         self.states: dict[str, RunState] = {}
-        self._work, self._at_once = work, at_once
+        self._work = work
         self._paces: dict[str, list[tuple[float, float]]] = {}  # seconds and amounts of each kind
         self._first: dict[str, tuple[float, float]] = {}  # when and where each run began to report
         self._console = Console(stderr=True, highlight=False, quiet=not shown, soft_wrap=True)
@@ -172,7 +172,7 @@ class SweepProgress:
             for name, work in self._work.items()
             if (state := self.states.get(name)) is None or state.state == "running"
         ]
-        return sum(left) / max(1, min(self._at_once, len(left)))
+        return sum(left) / max(1, sum(state.state == "running" for state in self.states.values()))
 
     def _measure(self, state: RunState) -> None:
         now = time.monotonic()
