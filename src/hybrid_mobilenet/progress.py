@@ -119,8 +119,8 @@ class SweepProgress:
     def __init__(self, work: Mapping[str, Work], *, shown: bool) -> None:
         self.states: dict[str, RunState] = {}
         self._work = work
-        self._paces: dict[str, list[tuple[float, float]]] = {}  # seconds and amounts of each kind
-        self._first: dict[str, tuple[float, float]] = {}  # when and where each run began to report
+        self._spent: dict[str, tuple[float, float]] = {}  # seconds, and the amount of work done in them, of each kind
+        self._last: dict[str, tuple[float, float]] = {}  # when each run told last, and how far it was
         self._console = Console(stderr=True, highlight=False, quiet=not shown, soft_wrap=True)
         self._live = Live(console=self._console, refresh_per_second=2, transient=True, get_renderable=self._table)
 
@@ -160,10 +160,7 @@ class SweepProgress:
 
     def seconds_left(self) -> float | None:
         """Seconds until all is done, by the pace of runs of each kind so far; None where nothing was measured yet."""
-        paces = {
-            kind: sum(seconds for seconds, _ in spans) / sum(amount for _, amount in spans)
-            for kind, spans in self._paces.items()
-        }
+        paces = {kind: seconds / amount for kind, (seconds, amount) in self._spent.items()}
         if not paces:
             return None
         slowest = max(paces.values())  # for kinds that were not measured yet
@@ -176,13 +173,13 @@ class SweepProgress:
 
     def _measure(self, state: RunState) -> None:
         now = time.monotonic()
-        when, done = self._first.get(state.name, (now, state.done))
-        if state.state == "running" and state.done < done + 1e-9:
-            self._first[state.name] = (now, state.done)
-        elif state.done > done:
+        when, done = self._last.get(state.name, (now, state.done))
+        # Without a rate it is not training: it may just have found how far it was before.
+        if state.rate and state.done > done:
             work = self._work[state.name]
-            self._paces.setdefault(work.kind, []).append((now - when, (state.done - done) * work.amount))
-            self._first[state.name] = (now, state.done)
+            seconds, amount = self._spent.get(work.kind, (0.0, 0.0))
+            self._spent[work.kind] = seconds + now - when, amount + (state.done - done) * work.amount
+        self._last[state.name] = (now, state.done)
 
     def _table(self) -> Group:
         table = Table(box=None, pad_edge=False)
