@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from typer.testing import CliRunner, Result
 
 import hybrid_mobilenet
 from hybrid_mobilenet import cli
+from hybrid_mobilenet.recipe import PAPER_RECIPES
 
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": str(Path(hybrid_mobilenet.__file__).parents[1]),
@@ -114,6 +116,21 @@ def test_every_option_reaches_the_run(tmp_path: Path) -> None:
     assert {name: record[name.replace("-", "_")] for name in options} == options
     assert (config["alpha"], config["delta"], config["image_size"], config["in_channels"]) == (0.5, 2, [8, 12], 3)
     assert (config["activation"], config["sequence"], config["overlapping"]) == ("relu6", "pseudorandom", True)
+
+
+def test_what_is_not_given_comes_from_the_family_s_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes = {
+        family: replace(recipe, epochs=1, batch_size=500, learning_rate=0.001 * (1 + index))
+        for index, (family, recipe) in enumerate(PAPER_RECIPES.items())
+    }
+    monkeypatch.setattr(cli, "PAPER_RECIPES", recipes)
+    for family in ("mp3", "fmp"):
+        network = ["--family", family, "--alpha", "0.25", "--delta", "1", "--image-size", "8", "--in-channels", "1"]
+        out = tmp_path / family
+        result = invoke("train", "digits", *network, "--fixed-epochs", "1", "--out", out, "--json")
+        assert result.exit_code == 0, result.stderr
+        recipe = json.loads((out / "config.json").read_text())["training"]["recipe"]
+        assert recipe == asdict(replace(recipes[family], fixed_epochs=1))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 import torch
@@ -26,8 +26,8 @@ from .recipe import Recipe
 from .reproduce import PASSES, Place
 from .train import EVALUATION_FILE, train_step
 
-#: The first step compiles, the second still fills caches; then so many are timed.
-WARM_UP, TIMED = 2, 5
+#: The first step compiles, the second still fills caches; then so many seconds are timed, but at least so many steps.
+WARM_UP, SECONDS, AT_LEAST = 2, 2.0, 3
 
 
 @dataclass(frozen=True)
@@ -132,16 +132,18 @@ def measure(run: Run) -> Speed:
     def evaluate() -> None:
         probabilities(model, tested).sum().item()
 
-    return Speed(_median_seconds(step), _median_seconds(evaluate) / len(tested))
+    return Speed(_mean_seconds(step), _mean_seconds(evaluate) / len(tested))
 
 
-def _median_seconds(act: Callable[[], None]) -> float:
-    seconds = []
-    for _ in range(WARM_UP + TIMED):
-        started = time.perf_counter()
+def _mean_seconds(act: Callable[[], None]) -> float:
+    """The mean, not the median: what other programs take is a part of how long it will be."""
+    for _ in range(WARM_UP):
         act()
-        seconds.append(time.perf_counter() - started)
-    return median(seconds[WARM_UP:])
+    count, started = 0, time.perf_counter()
+    while count < AT_LEAST or time.perf_counter() - started < SECONDS:
+        act()
+        count += 1
+    return (time.perf_counter() - started) / count
 
 
 @contextmanager
