@@ -74,7 +74,7 @@ def carry_out(run: Run, place: Place, report: Report) -> None:
                     left.unlink()
                 write_record(record_path(place.results, run), _record(run, place.folder(run), report))
         scores = read_record(record_path(place.results, run)).test
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
         is_named = isinstance(error, OSError) and error.filename
         reason = f"{error.filename}: {error.strerror}" if is_named else str(error)  # type: ignore[union-attr]
         report(RunState(run.name, "failed", message=" ".join(reason.split())))
