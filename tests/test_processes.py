@@ -150,6 +150,6 @@ def test_torchrun_is_as_good_as_one_process(tmp_path: Path) -> None:
         results.append(json.loads(done.stdout))  # one JSON document: the second process printed nothing
     one, two = (result["accuracy"] for result in results)
     assert min(one, two) > 0.8
-    assert abs(one - two) < 0.06  # 3 standard deviations of a difference between two seeds
+    assert abs(one - two) < 0.067  # 3 standard deviations of the difference of two shares of 0.9 among 359 images
     with safe_open(tmp_path / "two" / "model.safetensors", "pt") as file:
         assert "conv.conv.weight" in file.keys()  # noqa: SIM118  not a dict
