@@ -373,11 +373,11 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 def stop_in_epoch(epoch: int, out: Path, process: subprocess.Popen[str], number: signal.Signals) -> str:
     """Send a signal shortly after an epoch began; returns what the process wrote on stderr."""
-    metrics = out / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < epoch - 1:
+    deadline = time.monotonic() + 300
+    # The metrics of an epoch are written before its checkpoint.
+    while not (out / CHECKPOINT_FILE).exists() or read_checkpoint(out)[1].epoch < epoch - 1:
         assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, f"epoch {epoch} did not begin in two minutes"
+        assert time.monotonic() < deadline, f"epoch {epoch} did not begin in five minutes"
         time.sleep(0.02)
     time.sleep(0.1)
     process.send_signal(number)
