@@ -35,6 +35,8 @@ ONLY = ["data=digits", "alpha=0.25", "delta=2", "family=mobilenet,fmp"]
 
 
 def sweep(place: Place, epochs: int) -> subprocess.Popen[str]:
+    # Where these tests run in the background of a shell, SIGINT is ignored, and a child would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     only = [text for condition in ONLY for text in ("--only", condition)]
     folders = ["--results", str(place.results), "--runs", str(place.runs)]
     command = [sys.executable, "-m", "hybrid_mobilenet", "reproduce", "--engine", "ray", "--epochs", str(epochs)]

@@ -407,6 +407,8 @@ def test_a_killed_process_costs_its_run_alone(place: Place) -> None:
 
 def sweep(place: Place, *arguments: str) -> subprocess.Popen[str]:
     """A sweep over two runs, in a process group of its own."""
+    # Where these tests run in the background of a shell, SIGINT is ignored, and a child would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     command = [sys.executable, "-m", "hybrid_mobilenet", "reproduce", *options(place, "mobilenet", "fmp"), *arguments]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
