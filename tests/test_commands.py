@@ -202,7 +202,9 @@ def test_evaluate_json_agrees_with_the_run(model: Path, tmp_path: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     record = json.loads(result.stdout)
     assert (record.pop("model"), record.pop("data"), record.pop("picture")) == (str(model), "digits", str(picture))
-    assert record == json.loads((model / "evaluation.json").read_text())
+    expected = json.loads((model / "evaluation.json").read_text())
+    assert record.pop("loss") == pytest.approx(expected.pop("loss"), abs=1e-5)  # another runtime's rounding
+    assert record == expected
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

@@ -13,15 +13,17 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 from hybrid_mobilenet import HybridMobileNet, __version__, cli, resolve
 from hybrid_mobilenet.architecture import FAMILIES, Family, Size
-from hybrid_mobilenet.data import load_test
-from hybrid_mobilenet.export.check import largest_difference
+from hybrid_mobilenet.data import load, load_test
+from hybrid_mobilenet.export.check import float_parity
 from hybrid_mobilenet.export.deployed import Deployed, ExportError
 from hybrid_mobilenet.export.onnx import export_onnx, onnx_bytes
+from hybrid_mobilenet.export.onnx_int8 import export_onnx_int8
 from hybrid_mobilenet.runtimes import OnnxClassifier, RuntimeFileError, open_file
 
 SIZES: tuple[Size, ...] = ((32, 32), (40, 24))
@@ -53,6 +55,32 @@ def network(
         model.get_parameter("classifier.linear.weight").div_(2 * model.eval()(some).std())
         nn.init.normal_(model.get_parameter("classifier.linear.bias"))
     return model
+
+
+def trained(family: Family, **options: Any) -> HybridMobileNet:
+    """A network that has begun to tell digits of 16x16 pixels: with random weights, rounding would drown the logits."""
+    torch.manual_seed(0)
+    model = HybridMobileNet(resolve(family, 0.25, 2, 10, 3, 16), **options).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    digits = load("digits", image_size=16).train
+    for step in range(100):
+        batch = torch.arange(64 * step, 64 * step + 64) % len(digits)
+        loss = nn.functional.cross_entropy(model(digits.batch(batch)), digits.labels[batch])
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def trained_fmp() -> HybridMobileNet:
+    return trained("fmp")
+
+
+@pytest.fixture(scope="module")
+def digits() -> Tensor:
+    """Training images for calibration."""
+    return load("digits", image_size=16).train.batch(torch.arange(200))
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +161,10 @@ def test_the_graph_has_standard_operators_named_after_the_layers(fmp: HybridMobi
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
     nodes = {node.name: node.op_type for node in model.graph.node}
     assert set(nodes.values()) == {
-        "Cast", "Sub", "Transpose", "Concat", "Conv", "Relu", "Gather", "MaxPool", "GlobalAveragePool", "Flatten",
-        "Gemm", "Identity", "Softmax",
+        "Cast", "Sub", "Transpose", "Concat", "Conv", "Relu", "Gather", "MaxPool", "Flatten", "Gemm", "Softmax",
     }  # fmt: skip
     layers = {layer.name: layer.kind for layer in fmp.network.layers}
-    assert set(layers) <= set(nodes)
+    assert set(layers) - {"classifier"} <= set(nodes)  # whose output is the logits
     kinds = {"convolution": "Conv", "depthwise": "Conv", "pointwise": "Conv", "fractional_max_pool": "MaxPool"}
     assert all(nodes[name] == kinds[kind] for name, kind in layers.items() if kind in kinds)
     # 4 -> 2 and 2 -> 1 are plain max pooling
@@ -146,7 +173,7 @@ def test_the_graph_has_standard_operators_named_after_the_layers(fmp: HybridMobi
 
 def test_any_batch_size_and_what_the_file_says(fmp: HybridMobileNet, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    assert 0 < export_onnx(fmp, path) <= 1e-4
+    assert 0 < export_onnx(fmp, path).difference <= 1e-4
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     (entry,) = session.get_inputs()
     assert (entry.name, entry.type, entry.shape) == ("images", "tensor(uint8)", ["N", 32, 32, 3])
@@ -166,6 +193,45 @@ def test_any_batch_size_and_what_the_file_says(fmp: HybridMobileNet, tmp_path: P
         "family": "fmp", "alpha": "0.25", "delta": "2", "in_channels": "3", "version": __version__,
     }  # fmt: skip
     assert "uint8 (N, 32, 32, 3), RGB, 0..255" in said["preprocessing"]
+
+
+# int8
+
+
+@pytest.mark.parametrize(
+    ("family", "options"), [("mobilenet", {}), ("mp3", {}), ("mp3", {"activation": "relu6"})], ids=str
+)
+def test_int8_agrees_and_is_small(family: Family, options: dict[str, Any], digits: Tensor, tmp_path: Path) -> None:
+    model = trained(family, **options)
+    path = tmp_path / "model.int8.onnx"
+    export_onnx_int8(model, path, digits)  # an error below 10 dB
+    assert path.stat().st_size <= 0.3 * len(onnx_bytes(model))
+
+
+def test_int8_is_integer_throughout(trained_fmp: HybridMobileNet, digits: Tensor, tmp_path: Path) -> None:
+    """In the graph that ONNX Runtime makes of the file, nothing but the ends is computed in floating point."""
+    path, optimised = tmp_path / "model.int8.onnx", tmp_path / "optimised.onnx"
+    assert export_onnx_int8(trained_fmp, path, digits).signal_to_noise >= 10
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(optimised), 4
+    onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(optimised).graph.node]
+    assert kinds[:3] == ["Cast", "Sub", "QuantizeLinear"]
+    assert kinds[-2:] == ["QGemm", "Softmax"]
+    assert set(kinds[3:-2]) <= {"Transpose", "QLinearConv", "Gather", "NhwcMaxPool", "Concat", "Flatten"}
+    assert kinds.count("QLinearConv") == 27
+    assert kinds.count("Transpose") <= 2
+    weights = {w.name: onnx.numpy_helper.to_array(w) for w in onnx.load(path).graph.initializer}
+    for layer in trained_fmp.network.layers:
+        if layer.kind in ("convolution", "depthwise", "pointwise", "fully_connected"):
+            largest = np.abs(weights[f"{layer.name}.weight"].astype(int)).max()
+            assert largest == (127 if layer.kind == "depthwise" else 64), layer.name  # sums of pairs fit 16 bits
+
+
+def test_int8_that_disagrees_leaves_no_file(trained_fmp: HybridMobileNet, digits: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"signal-to-noise ratio is -?\d.* dB, but must be 10 or more"):
+        export_onnx_int8(trained_fmp, tmp_path / "model.onnx", torch.zeros_like(digits))
+    assert list(tmp_path.iterdir()) == []
 
 
 # What is refused
@@ -188,7 +254,7 @@ def test_not_a_number_is_a_disagreement(fmp: HybridMobileNet) -> None:
     with torch.no_grad():
         changed.get_parameter("classifier.linear.bias")[3] = float("nan")
     with pytest.raises(ExportError, match="differ by nan"):
-        largest_difference(fmp, OnnxClassifier(onnx_bytes(changed)), None)
+        float_parity(fmp, OnnxClassifier(onnx_bytes(changed)), None)
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.999])
@@ -218,22 +284,65 @@ def test_export_command(folder: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.splitlines()[0].split("  ")[0] == "File"
     row = " ".join(result.stdout.splitlines()[2:])
-    assert re.search(r"1,7\d\d kB +\d\.\de-\d\d +- +[\d,]+ us", row), row
+    assert re.search(r"1,7\d\d kB +\d\.\de-\d\d +- +- +[\d,]+ us", row), row
     assert (folder / "export" / "model.onnx").stat().st_size > 1_700_000
 
 
 def test_export_command_with_data(folder: Path, tmp_path: Path) -> None:
     result = invoke("export", folder, "--to", "onnx", "--data", "digits", "--out", tmp_path / "a" / "b", "--json")
     assert (result.exit_code, result.stderr) == (0, "")
-    (record,) = json.loads(result.stdout)
+    printed = json.loads(result.stdout)
+    (record,) = printed["files"]
     file = tmp_path / "a" / "b" / "model.onnx"
     assert (record["target"], record["file"], record["bytes"]) == ("onnx", str(file), file.stat().st_size)
     test = load_test("digits")
     with torch.no_grad():
         right = HybridMobileNet.from_pretrained(folder)(test.batch(torch.arange(len(test)))).argmax(1) == test.labels
     assert record["accuracy"] == pytest.approx(right.float().mean().item(), abs=1 / len(test))
-    assert 0 < record["difference"] <= 1e-4
+    assert printed["accuracy"] == pytest.approx(record["accuracy"], abs=1 / len(test))
+    assert 0 < record["parity"]["difference"] <= 1e-4
     assert record["microseconds"] > 1
+
+
+def test_several_targets_and_files_that_predict(trained_fmp: HybridMobileNet, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    trained_fmp.save_pretrained(folder)
+    targets = ["--to", "onnx", "onnx-int8", "--data", "digits"]
+    result = invoke("export", folder, *targets, "--out", tmp_path, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    names = ["model.onnx", "model.int8.onnx"]
+    assert [record["file"] for record in json.loads(result.stdout)["files"]] == [str(tmp_path / name) for name in names]
+    one = load_test("digits", image_size=16).batch(torch.arange(1))
+    Image.fromarray(one[0].permute(1, 2, 0).numpy()).save(tmp_path / "image.png")
+    with torch.no_grad():
+        expected = trained_fmp(one).softmax(1)[0]
+    for model, tolerance in ((folder, 1e-5), (tmp_path / names[0], 1e-5), (tmp_path / names[1], 0.1)):
+        (record,) = json.loads(invoke("predict", model, tmp_path / "image.png", "--top", "10", "--json").stdout)
+        for index, share in enumerate(expected.tolist()):
+            assert record["probabilities"][str(index)] == pytest.approx(share, abs=tolerance)
+    counts = [
+        json.loads(invoke("evaluate", model, "digits", "--json", "--confusion", tmp_path / "confusion.png").stdout)[
+            "correct"
+        ]
+        for model in (folder, tmp_path / names[0])
+    ]
+    assert abs(counts[0] - counts[1]) <= 1
+    fails(invoke("predict", tmp_path / names[0], tmp_path / "image.png", "--passes", "2"), "passes is 2", "run folder")
+    fails(invoke("predict", tmp_path / "no.onnx", tmp_path / "image.png"), "no.onnx: No such file")
+
+
+def test_int8_needs_training_images(folder: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "out")
+    fails(invoke("export", folder, "--to", "onnx-int8", *out), "calibrated on training images: name them with --data")
+    for name in ("0", "1"):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        for index in range(9):
+            Image.new("RGB", (8, 8), (index, 9, 9)).save(tmp_path / "few" / name / f"{index}.png")
+    few = network("mobilenet", classes=2)
+    few.save_pretrained(tmp_path / "model")
+    result = invoke("export", tmp_path / "model", "--to", "onnx-int8", "--data", tmp_path / "few", *out)
+    fails(result, "there are 14 training images, but int8 is calibrated on 100 or more")
+    assert not (tmp_path / "out").exists()
 
 
 def test_export_refuses(folder: Path, tmp_path: Path) -> None:

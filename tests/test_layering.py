@@ -23,7 +23,7 @@ LEVELS: tuple[set[str], ...] = (
     {"checkpoint", "report"},
     {"evaluate"},
     {"train", "export"},
-    {"reproduce"},
+    {"reproduce", "classify"},
     {"estimate", "engines", "ray_engine"},
     {"cli"},
     {"__main__"},

@@ -41,7 +41,7 @@ def folder(model: HybridMobileNet, tmp_path_factory: pytest.TempPathFactory) -> 
     except ExportError as error:
         pytest.skip(str(error))
     path = tmp_path_factory.mktemp("export") / "web"
-    assert export_web(model, path) <= 1e-4
+    assert export_web(model, path).difference <= 1e-4
     return path
 
 

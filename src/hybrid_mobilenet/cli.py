@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from .architecture import FAMILIES, Activation, Family, PoolingSequence, Size, resolve
-from .export import FILES
+from .export import CALIBRATED, FILES
 from .recipe import PAPER_RECIPES, Precision
 
 if TYPE_CHECKING:
@@ -69,6 +69,9 @@ DeltaOption = Annotated[int, typer.Option(help="Depth multiplier: depthwise outp
 ImageSizeOption = Annotated[str, typer.Option(metavar="SIDE|HxW", help="Size of the images in pixels.")]
 InChannelsOption = Annotated[int, typer.Option(help="Channels of the images: 3 for RGB, 1 for greyscale.")]
 ModelArgument = Annotated[str, typer.Argument(help="A run folder, or a model on the Hub as owner/name.")]
+ModelOrFileArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A run folder, a model on the Hub as owner/name, or an exported file.")
+]
 PassesOption = Annotated[int, typer.Option(help="Passes over random pooling regions to average; 1: fixed regions.")]
 
 
@@ -451,7 +454,7 @@ def report(
 
 @app.command()
 def evaluate(
-    model: ModelArgument,
+    model: ModelOrFileArgument,
     data: Annotated[str, typer.Argument(help="As for train; its test images are used.")],
     *,
     passes: PassesOption = 1,
@@ -469,25 +472,27 @@ def evaluate(
     [bold]Examples[/]
       hybrid-mobilenet evaluate runs/digits digits
       hybrid-mobilenet evaluate runs/digits digits --passes 12 --json
+      hybrid-mobilenet evaluate runs/digits/export/model.int8.onnx digits
     """
+    from .classify import image_shape, load_classifier
     from .data import load_test
     from .evaluate import evaluate as evaluate_model
-    from .model import HybridMobileNet
+    from .evaluate import tally
     from .plots import CONFUSION_FILE, draw_confusion
     from .progress import RunProgress
+    from .runtimes import FileClassifier
     from .tables import class_table
 
-    network = HybridMobileNet.from_pretrained(model)
+    classifier = load_classifier(model, passes)
+    size, channels = image_shape(classifier)
     picture = confusion or (Path(model) if Path(model).is_dir() else Path()) / CONFUSION_FILE
     with RunProgress(shown=not as_json) as progress:
-        test = load_test(
-            data,
-            image_size=network.network.image_size,
-            channels=network.network.in_channels,
-            progress=progress.on_data,
-        )
+        test = load_test(data, image_size=size, channels=channels, progress=progress.on_data)
         done = progress.counter("evaluating", len(test))
-        result = evaluate_model(network, test, passes, seed, done)
+        if isinstance(classifier, FileClassifier):
+            result = tally(classifier.class_names, classifier.probabilities, test, on_images=done)
+        else:
+            result = evaluate_model(classifier, test, passes, seed, done)
     if as_json:
         print_json({"model": model, "data": data, **result.record(), "picture": str(picture)})
     else:
@@ -505,7 +510,7 @@ def evaluate(
 
 @app.command()
 def predict(
-    model: ModelArgument,
+    model: ModelOrFileArgument,
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Images, or folders of images.")],
     *,
     top: Annotated[int, typer.Option(help="Classes to show for each image.")] = 3,
@@ -523,15 +528,17 @@ def predict(
     """
     import torch
 
+    from .classify import image_shape, load_classifier
     from .evaluate import probabilities
     from .images import DataError, image_files, read_image
-    from .model import HybridMobileNet
     from .progress import RunProgress
+    from .runtimes import FileClassifier
     from .tables import prediction_table
 
     if top < 1:
         raise ValueError(f"--top is {top}, but must be 1 or more")
-    network = HybridMobileNet.from_pretrained(model)
+    classifier = load_classifier(model, passes)
+    size, channels = image_shape(classifier)
     paths = image_files(files)
     predictions: list[tuple[Path, list[tuple[str, float]]]] = []
     problems: list[str] = []
@@ -539,13 +546,16 @@ def predict(
         done = progress.counter("predicting", len(paths))
         for path in paths:
             try:
-                image = read_image(path, network.network.image_size, network.network.in_channels)
+                image = read_image(path, size, channels)[None]
             except (DataError, OSError) as error:
                 problems.append(str(error))
             else:
-                p = probabilities(network, image[None], passes)[0]
+                if isinstance(classifier, FileClassifier):
+                    p = classifier.probabilities(image)[0]
+                else:
+                    p = probabilities(classifier, image, passes)[0]
                 best = torch.argsort(p, descending=True, stable=True)[:top].tolist()
-                predictions.append((path, [(network.class_names[index], p[index].item()) for index in best]))
+                predictions.append((path, [(classifier.class_names[index], p[index].item()) for index in best]))
             done(1)
     if as_json:
         print_json(
@@ -565,7 +575,7 @@ def export(
         list[str] | None, typer.Option(metavar="TARGET...", help=f"One or more of {', '.join(FILES)}.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="As for train; its test images are compared and counted.", show_default="digits")
+        str | None, typer.Option(help="As for train: int8 is calibrated on its training images, and all is tested.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the files.", show_default="MODEL/export")] = None,
     as_json: JsonOption = False,
@@ -575,13 +585,12 @@ def export(
     Every file is run on real images before it is written, and must agree with
     PyTorch: on the test images of --data, or else on scikit-learn's digits.
     Normalisation and softmax are in the graph, class names in the metadata.
+    Without --data, int8 is calibrated on what the model was trained on.
 
     [bold]Examples[/]
       hybrid-mobilenet export runs/digits --to onnx web
-      hybrid-mobilenet export runs/cifar10 --to onnx --data cifar10 --json
+      hybrid-mobilenet export runs/cifar10 --to onnx onnx-int8 --data cifar10 --json
     """
-    from dataclasses import asdict
-
     targets = [*(to or ()), *(more or ())]
     for target in targets:
         if target not in FILES:
@@ -589,9 +598,13 @@ def export(
     if not to:
         raise ValueError(f"say what to export to, after the model: --to followed by one or more of {', '.join(FILES)}")
 
-    from .data import load_test
+    from dataclasses import asdict
+
+    from .data import load
+    from .evaluate import evaluate as evaluate_model
     from .export.deployed import ExportError
     from .export.export import export as export_target
+    from .export.quantise import calibration_images
     from .model import HybridMobileNet
     from .progress import RunProgress
     from .runtimes import RuntimeFileError
@@ -599,23 +612,32 @@ def export(
 
     network = HybridMobileNet.from_pretrained(model)
     folder = out or (Path(model) if Path(model).is_dir() else Path()) / "export"
-    results: list[dict[str, object]] = []
+    source = data or (network.training_record.get("data") if CALIBRATED & set(targets) else None)
+    results: list[dict[str, Any]] = []
     problems: list[str] = []
     with RunProgress(shown=not as_json) as progress:
-        test = None
-        if data is not None:
+        calibration = test = accuracy = None
+        if source is not None:
             size, channels = network.network.image_size, network.network.in_channels
-            test = load_test(data, image_size=size, channels=channels, progress=progress.on_data)
+            splits = load(source, image_size=size, channels=channels, progress=progress.on_data)
+            if CALIBRATED & set(targets):
+                calibration = calibration_images(splits.train)
+            test = splits.test if data is not None else None
+        if test is not None:
+            done = progress.counter("PyTorch", len(test))
+            accuracy = evaluate_model(network, test, on_images=done).accuracy
         for target in dict.fromkeys(targets):
             done = progress.counter(f"exporting to {target}", len(test) if test is not None else 0)
             try:
-                results.append(asdict(export_target(network, target, folder, test, done)))
+                if target in CALIBRATED and calibration is None:
+                    raise ExportError("it is calibrated on training images: name them with --data")
+                results.append(asdict(export_target(network, target, folder, calibration, test, done)))
             except (ExportError, RuntimeFileError) as error:  # the other targets go on
                 problems.append(f"{target}: {error}")
     if as_json:
-        print_json(results)
+        print_json({"model": model, "data": data, "accuracy": accuracy, "files": results})
     elif results:
-        console(TABLE_WIDTH).print(export_table(results))
+        console(TABLE_WIDTH).print(export_table(results, accuracy))
     report_problems(problems)
 
 

@@ -218,18 +218,17 @@ def prediction_table(predictions: Sequence[tuple[Path, Sequence[tuple[str, float
     return rows
 
 
-def export_table(results: Sequence[Mapping[str, Any]]) -> Table:
-    """The files that were exported, as records of `export.export.Exported`."""
-    rows = table("File", "Size", "Logits differ by", "Accuracy", "One image", left=1)
+def export_table(results: Sequence[Mapping[str, Any]], accuracy: float | None) -> Table:
+    """The files that were exported, as records of `export.export.Exported`, and PyTorch's accuracy."""
+    rows = table("File", "Size", "Logits differ by", "Accuracy", "PyTorch's", "One image", left=1)
     for result in results:
-        accuracy = "-" if result["accuracy"] is None else f"{result['accuracy']:.2%}"
-        kilobytes, microseconds = result["bytes"] / 1000, result["microseconds"]
+        accuracies = ("-" if share is None else f"{share:.2%}" for share in (result["accuracy"], accuracy))
         rows.add_row(
             escape(result["file"]),
-            f"{kilobytes:,.0f} kB",
-            f"{result['difference']:.1e}",
-            accuracy,
-            f"{microseconds:,.0f} us",
+            f"{result['bytes'] / 1000:,.0f} kB",
+            f"{result['parity']['difference']:.1e}",
+            *accuracies,
+            f"{result['microseconds']:,.0f} us",
         )
     return rows
 

@@ -76,7 +76,11 @@ class GridMaxPool(nn.Module):
 
 
 class Average(nn.Module):
-    """Global average pooling: (N, C, H, W) to (N, C)."""
+    """Global average pooling of maps of so many pixels: (N, C, H, W) to (N, C)."""
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        self.pixels = pixels
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3))
@@ -108,7 +112,7 @@ class Deployed(nn.Module):
                 case "fractional_max_pool":
                     self.steps.add_module(layer.name, fixed_pool(layer, model.overlapping))
                 case "global_average_pool":
-                    self.steps.add_module(layer.name, Average())
+                    self.steps.add_module(layer.name, Average(layer.in_size[0] * layer.in_size[1]))
                 case "fully_connected":
                     self.steps.add_module(
                         layer.name, _copy_of(cast(Classifier, model.get_submodule(layer.name)).linear)

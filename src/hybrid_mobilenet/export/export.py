@@ -16,8 +16,10 @@ from ..latency import latency
 from ..model import HybridMobileNet
 from ..runtimes import open_file
 from . import FILES
-from .check import CHECKED_IMAGES
+from .check import CHECKED_IMAGES, Parity
+from .deployed import ExportError
 from .onnx import export_onnx
+from .onnx_int8 import export_onnx_int8
 from .onnxruntime_web import WebClassifier
 from .web import export_web
 
@@ -30,7 +32,7 @@ class Exported:
         target: of `FILES`.
         file: where it is; a folder for the web.
         bytes: its size.
-        difference: largest difference of a logit to PyTorch's.
+        parity: its logits against PyTorch's.
         accuracy: on the test images, or None without data.
         microseconds: for one image on one thread, the median.
     """
@@ -38,7 +40,7 @@ class Exported:
     target: str
     file: str
     bytes: int
-    difference: float
+    parity: Parity
     accuracy: float | None
     microseconds: float
 
@@ -47,7 +49,8 @@ def export(
     model: HybridMobileNet,
     target: str,
     folder: Path,
-    test: ImageDataset | None,
+    calibration: Tensor | None = None,
+    test: ImageDataset | None = None,
     on_images: Callable[[int], None] | None = None,
 ) -> Exported:
     """Export a model to one target.
@@ -56,6 +59,7 @@ def export(
         model: the model.
         target: of `FILES`.
         folder: where the file is put; made if need be.
+        calibration: training images, uint8 (n, C, H, W), for targets of `CALIBRATED`.
         test: images for the comparison with PyTorch and for the accuracy, if there are any.
         on_images: called with the number of images classified, for progress.
 
@@ -68,13 +72,21 @@ def export(
     images: Tensor | None = None
     if test is not None:
         images = test.batch(torch.arange(min(CHECKED_IMAGES, len(test))))
-    web = target == "web"
-    difference = (export_web if web else export_onnx)(model, path, images)
+    match target:
+        case "onnx":
+            parity = export_onnx(model, path, images)
+        case "onnx-int8":
+            assert calibration is not None
+            parity = export_onnx_int8(model, path, calibration, images)
+        case "web":
+            parity = export_web(model, path, images)
+        case _:
+            raise ExportError(f"target is {target!r}, but must be one of {', '.join(FILES)}")
     accuracy = None
     with ExitStack() as running:
-        classifier = running.enter_context(WebClassifier(path)) if web else open_file(path, threads=1)
+        classifier = running.enter_context(WebClassifier(path)) if target == "web" else open_file(path, threads=1)
         if test is not None:
             accuracy = tally(model.class_names, classifier.probabilities, test, on_images=on_images).accuracy
         microseconds = 1e6 * latency(classifier).median
     size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
-    return Exported(target, str(path), size, difference, accuracy, microseconds)
+    return Exported(target, str(path), size, parity, accuracy, microseconds)

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from ..files import write_atomically
 from ..model import HybridMobileNet
 from ..runtimes import OnnxClassifier
-from .check import largest_difference
+from .check import Parity, float_parity
 from .deployed import Average, Deployed, ExportError, GridMaxPool, Normalise, Repeat, metadata
 
 #: Old enough for any ONNX Runtime of the last years, new enough for quantisation per channel.
 OPSET, IR_VERSION = 17, 8
 
 
-def export_onnx(model: HybridMobileNet, path: Path, images: Tensor | None = None) -> float:
+def export_onnx(model: HybridMobileNet, path: Path, images: Tensor | None = None) -> Parity:
     """Write a model as ONNX, after running it in ONNX Runtime.
 
     The graph takes `images`, uint8 (N, H, W, C), RGB or grey, 0..255, any N, and gives `logits` and `probabilities`,
@@ -36,41 +36,42 @@ def export_onnx(model: HybridMobileNet, path: Path, images: Tensor | None = None
         path: the file.
         images: uint8 (n, C, H, W), real images that both are run on; scikit-learn's digits if None.
 
-    Returns:
-        The largest difference of a logit to PyTorch's.
-
     Raises:
         ExportError: where the results differ; no file is written then.
         OSError: where the file cannot be written.
     """
     content = onnx_bytes(model)
-    difference = largest_difference(model, OnnxClassifier(content), images)
+    parity = float_parity(model, OnnxClassifier(content), images)
     write_atomically(path, content)
-    return difference
+    return parity
 
 
 def onnx_bytes(model: HybridMobileNet) -> bytes:
     """The content of the ONNX file of a model, not run yet."""
-    result: bytes = onnx_model(Deployed(model), metadata(model)).SerializeToString()
+    result: bytes = onnx_model(Deployed(model), metadata(model), Graph()).SerializeToString()
     return result
 
 
-def onnx_model(deployed: Deployed, properties: dict[str, str]) -> onnx.ModelProto:
-    """The deployed network as an ONNX model."""
+def onnx_model(deployed: Deployed, properties: dict[str, str], graph: Graph) -> onnx.ModelProto:
+    """The deployed network as an ONNX model.
+
+    Args:
+        deployed: the network.
+        properties: what the file says of itself.
+        graph: an empty one, which decides the precision.
+    """
     network = deployed.network
-    graph = _Graph()
     current = "images"
     for name, step in deployed.steps.named_children():
         current = graph.add_step(name, step, current)
-    graph.add("Identity", "logits", [current], output="logits")
-    graph.add("Softmax", "probabilities", ["logits"], output="probabilities", axis=1)
+    graph.add("Softmax", "probabilities", [current], axis=1)
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", *network.image_size, network.in_channels])
     outputs = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", network.classes])
         for name in ("logits", "probabilities")
     ]
     model = helper.make_model(
-        helper.make_graph(graph.nodes, "hybrid_mobilenet", [images], outputs, graph.initializers),
+        helper.make_graph(graph.nodes, "hybrid_mobilenet", [images], outputs, [*graph.constants.values()]),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name=properties["producer"],
@@ -81,70 +82,76 @@ def onnx_model(deployed: Deployed, properties: dict[str, str]) -> onnx.ModelProt
     return model
 
 
-class _Graph:
-    """Nodes and constants, added in order."""
+class Graph:
+    """Nodes and constants, added in order; every node is named after its output, and that after its layer."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
 
-    def add(self, kind: str, name: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
-        """Add a node; the name of its output, which is the node's own unless given."""
-        output = output or name
-        self.nodes.append(helper.make_node(kind, inputs, [output], name=name, **attributes))
+    def add(self, kind: str, output: str, inputs: list[str], **attributes: Any) -> str:
+        """Add a node; the name of its output."""
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
 
     def constant(self, name: str, value: NDArray[np.generic]) -> str:
-        self.initializers.append(numpy_helper.from_array(value, name))
+        """Add a constant, unless one of that name is there; its name."""
+        self.constants.setdefault(name, numpy_helper.from_array(value, name))
         return name
+
+    def value(self, name: str) -> NDArray[np.float32]:
+        """A constant that was added, of floating-point numbers."""
+        return numpy_helper.to_array(self.constants[name]).astype(np.float32)
 
     def add_step(self, name: str, step: nn.Module, x: str) -> str:
         """Add the nodes of a step on the maps x; the name of its result."""
         match step:
             case Normalise():
-                x = self.add("Cast", f"{name}_cast", [x], to=TensorProto.FLOAT)
-                x = self.add("Sub", f"{name}_sub", [x, self.constant(f"{name}.mean", step.mean.numpy())])
+                x = self.add("Cast", f"{name}.float", [x], to=TensorProto.FLOAT)
+                x = self.add("Sub", f"{name}.centred", [x, self.constant(f"{name}.mean", step.mean.numpy())])
                 return self.add("Transpose", name, [x], perm=[0, 3, 1, 2])
             case Repeat():
                 return self.add("Concat", name, [x] * step.copies, axis=1)
             case nn.Conv2d():
-                assert step.bias is not None
-                weight = self.constant(f"{name}.weight", step.weight.numpy())
-                bias = self.constant(f"{name}.bias", step.bias.numpy())
-                return self.add(
-                    "Conv",
-                    name,
-                    [x, weight, bias],
-                    kernel_shape=step.kernel_size,
-                    strides=step.stride,
-                    pads=[*step.padding, *step.padding],
-                    group=step.groups,
-                )
+                return self.add_convolution(name, step, x, self.constant(f"{name}.weight", step.weight.numpy()))
             case nn.ReLU():
                 return self.add("Relu", name, [x])
             case nn.ReLU6():
-                bounds = [self.constant(f"{name}.{value}", np.array(value, np.float32)) for value in (0, 6)]
-                return self.add("Clip", name, [x, *bounds])
+                return self.add("Clip", name, [x, *(self.constant(f"{b:g}", np.array(b, np.float32)) for b in (0, 6))])
             case nn.MaxPool2d():
                 kernel, stride, padding = cast(tuple[int, int, int], (step.kernel_size, step.stride, step.padding))
                 return self.add(
                     "MaxPool", name, [x], kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[padding] * 4
                 )
             case GridMaxPool():
-                rows = self.constant(f"{name}.rows", step.rows.numpy())
-                columns = self.constant(f"{name}.columns", step.columns.numpy())
-                x = self.add("Transpose", f"{name}_nhwc", [x], perm=[0, 2, 3, 1])
-                x = self.add("Gather", f"{name}_rows", [x, rows], axis=1)
-                x = self.add("Gather", f"{name}_columns", [x, columns], axis=2)
-                x = self.add("Transpose", f"{name}_nchw", [x], perm=[0, 3, 1, 2])
+                rows, columns = (
+                    self.constant(f"{name}.{axis}", getattr(step, axis).int().numpy()) for axis in ("rows", "columns")
+                )
+                x = self.add("Transpose", f"{name}.nhwc", [x], perm=[0, 2, 3, 1])
+                x = self.add("Gather", f"{name}.tall", [x, rows], axis=1)
+                x = self.add("Gather", f"{name}.grid", [x, columns], axis=2)
+                x = self.add("Transpose", f"{name}.nchw", [x], perm=[0, 3, 1, 2])
                 window = [step.window] * 2
                 return self.add("MaxPool", name, [x], kernel_shape=window, strides=window)
             case Average():
-                x = self.add("GlobalAveragePool", f"{name}_pool", [x])
+                if step.pixels > 1:
+                    x = self.add("GlobalAveragePool", f"{name}.mean", [x])
                 return self.add("Flatten", name, [x], axis=1)
             case nn.Linear():
                 weight = self.constant(f"{name}.weight", step.weight.numpy())
                 bias = self.constant(f"{name}.bias", step.bias.numpy())
-                return self.add("Gemm", name, [x, weight, bias], transB=1)
+                return self.add("Gemm", "logits", [x, weight, bias], transB=1)
             case _:
                 raise ExportError(f"there is no ONNX form of {name} ({type(step).__name__})")
+
+    def add_convolution(self, name: str, step: nn.Conv2d, x: str, weight: str) -> str:
+        assert step.bias is not None
+        return self.add(
+            "Conv",
+            name,
+            [x, weight, self.constant(f"{name}.bias", step.bias.numpy())],
+            kernel_shape=step.kernel_size,
+            strides=step.stride,
+            pads=[*step.padding, *step.padding],
+            group=step.groups,
+        )

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..cost import network_mult_adds
 from ..files import writing_folder
 from ..model import HybridMobileNet
-from .check import largest_difference
+from .check import Parity, float_parity
 from .deployed import ExportError
 from .onnx import onnx_bytes
 from .onnxruntime_web import MODEL_FILE, WebClassifier, runtime_files
@@ -18,16 +18,13 @@ from .onnxruntime_web import MODEL_FILE, WebClassifier, runtime_files
 PAGE = Path(__file__).parent / "page"
 
 
-def export_web(model: HybridMobileNet, folder: Path, images: Tensor | None = None) -> float:
+def export_web(model: HybridMobileNet, folder: Path, images: Tensor | None = None) -> Parity:
     """Write a page for a model, after running the model in the page's own runtime.
 
     Args:
         model: the model; its fractional max pooling is exported with the fixed regions of eval().
         folder: the page's folder. An older page there is replaced.
         images: uint8 (n, C, H, W), real images that both are run on; scikit-learn's digits if None.
-
-    Returns:
-        The largest difference of a logit to PyTorch's.
 
     Raises:
         ExportError: where the results differ, Node.js is not installed, onnxruntime-web cannot be fetched, or the
@@ -47,7 +44,7 @@ def export_web(model: HybridMobileNet, folder: Path, images: Tensor | None = Non
             (new / name).parent.mkdir(exist_ok=True)
             (new / name).write_bytes(content)
         with WebClassifier(new) as classifier:
-            return largest_difference(model, classifier, images)
+            return float_parity(model, classifier, images)
 
 
 def description(model: HybridMobileNet) -> dict[str, object]:
