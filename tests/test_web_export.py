@@ -135,11 +135,11 @@ def test_the_command_exports_the_page_beside_other_targets(
     model.save_pretrained(tmp_path / "run")
     result = export(tmp_path / "run", "--to", "web", "onnx", "--json")
     assert result.exit_code == 0, result.stderr
-    page, onnx = json.loads(result.stdout)
+    page, onnx = json.loads(result.stdout)["files"]
     assert (page["target"], Path(page["file"])) == ("web", tmp_path / "run" / "export" / "web")
     assert files(Path(page["file"])) == files(folder)
     assert page["bytes"] == sum((Path(page["file"]) / name).stat().st_size for name in files(folder)) > 14e6
-    assert page["difference"] <= 1e-4
+    assert page["parity"]["difference"] <= 1e-4
     assert 50 < page["microseconds"] < 1e6
     assert onnx["target"] == "onnx"
 
