@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -28,7 +29,7 @@ PACKAGE = f"onnxruntime-web@{VERSION}"
 #: Of the package as published, from `npm view onnxruntime-web@VERSION dist.integrity`.
 INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 
-#: Of its 50 files the ones that run a model in WebAssembly.
+#: Of its files the ones that run a model in WebAssembly.
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 
 #: What a page's folder tells of its model: class names, image size.
@@ -97,10 +98,9 @@ def _fetched() -> bytes:
             raise ExportError(f"npm has not fetched {PACKAGE} in {NPM_SECONDS} seconds: {by_hand}") from None
         packages = list(Path(folder).glob("*.tgz"))
         if done.returncode or len(packages) != 1:
-            said = [line.removeprefix("npm error").strip() for line in done.stderr.splitlines()]
-            why = next(
-                (line for line in said if line and not line.startswith("code ")), f"exit status {done.returncode}"
-            )
+            # "npm error" before each line, "npm ERR!" until npm 9; the first one that says more than a code or a number
+            said = re.findall(r"^npm (?:error|ERR!) (?!code |errno |syscall )(.+)$", done.stderr, re.MULTILINE)
+            why = said[0] if said else f"exit status {done.returncode}"
             raise ExportError(f"npm cannot fetch {PACKAGE} ({why}): {by_hand}")
         return packages[0].read_bytes()
 

@@ -15,6 +15,7 @@ const ANNOUNCEMENT_MILLISECONDS = 2000;
 let model; // once it is loaded
 let asked = 0; // number of the latest picture: what comes back for an older one is too late
 let camera; // its stream, while it runs
+let opening = false; // whether the camera was asked for, and has not come yet
 let answer; // the latest shown
 
 // ---- The model
@@ -175,15 +176,19 @@ element("camera").onclick = async () => {
     classify(await currentFrame()); // the last frame becomes the picture
     return;
   }
+  if (opening) return; // the browser is still asking
   showError("");
-  try {
-    camera = await openCamera();
-    await watch(camera);
-  } catch (error) {
+  opening = true;
+  const stream = await openCamera().catch((error) => showError(error.message));
+  opening = false;
+  if (!stream) return;
+  camera = stream;
+  await watch(stream).catch((error) => {
+    if (camera !== stream) return; // another picture came in between
     stopCamera();
     showPicture();
     showError(error.message);
-  }
+  });
 };
 
 element("all").onclick = ({ target }) => {
