@@ -22,7 +22,7 @@ LEVELS: tuple[set[str], ...] = (
     {"model", "claims"},
     {"checkpoint", "report"},
     {"evaluate"},
-    {"train", "export"},
+    {"train", "export", "benchmark"},
     {"reproduce", "classify"},
     {"estimate", "engines", "ray_engine"},
     {"cli"},

@@ -642,6 +642,55 @@ def export(
 
 
 @app.command()
+def benchmark(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL_OR_FILE...", help="Run folders, models on the Hub, exported files.")
+    ],
+    *,
+    threads: Annotated[list[int] | None, typer.Option(help="For one image. May be repeated.", show_default="1")] = None,
+    rounds: Annotated[int, typer.Option(help="Turns that each model gets.")] = 20,
+    out: Annotated[Path, typer.Option(help="Folder for benchmark.json and benchmark.png.")] = Path("runs/benchmark"),
+    as_json: JsonOption = False,
+) -> None:
+    """Measure how fast models are, each in its runtime: one image at a time, and many at once.
+
+    A run folder is measured in PyTorch, and with it every file in its folder
+    export. The models take turns, so that what slows the machine slows all alike.
+    Pooling is its share of ONNX Runtime's time, with what changes the layout for it.
+
+    [bold]Examples[/]
+      hybrid-mobilenet benchmark runs/digits --threads 1 --threads 2
+      hybrid-mobilenet benchmark runs/digits/export/model.onnx other.onnx
+    """
+    counts = threads or [1]
+    for name, value in (*(("--threads", count) for count in counts), ("--rounds", rounds)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}, but must be 1 or more")
+
+    from dataclasses import asdict
+
+    from .benchmark import benchmark as measure
+    from .benchmark import environment, expand
+    from .files import write_atomically
+    from .plots import draw_latencies
+    from .progress import RunProgress
+    from .tables import benchmark_table
+
+    sources = expand(models)
+    out.mkdir(parents=True, exist_ok=True)
+    with RunProgress(shown=not as_json) as progress:
+        done = progress.counter("measuring", len(counts) * (rounds + len(sources)), unit="turns")
+        measurements = [asdict(each) for each in measure(sources, counts, rounds, done)]
+    record = {"environment": environment(), "rounds": rounds, "measurements": measurements}
+    write_atomically(out / "benchmark.json", (json.dumps(record, indent=2) + "\n").encode())
+    draw_latencies(measurements, out / "benchmark.png")
+    if as_json:
+        print_json(record)
+    else:
+        console(TABLE_WIDTH).print(benchmark_table(measurements), f"written to {out}", sep="\n")
+
+
+@app.command()
 def web(
     folder: Annotated[Path, typer.Argument(help="A page made by export --to web.")],
     *,

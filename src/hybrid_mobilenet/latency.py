@@ -1,15 +1,19 @@
-"""How long one image takes in a runtime."""
+"""How long images take in a runtime."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .runtimes import FileClassifier
 
-WARM_UP_SECONDS, SECONDS, ROUNDS = 0.1, 0.4, 20
+#: Seconds that a round of calls takes, at least; before the first, as many go by unmeasured.
+ROUND_SECONDS = 0.03
+ROUNDS = 20
 
 
 @dataclass(frozen=True)
@@ -22,20 +26,29 @@ class Latency:
 
 
 def latency(classifier: FileClassifier, batch: int = 1) -> Latency:
-    """Time a classifier on a batch of random images, after warming up."""
-    shape = (batch, *classifier.image_size, classifier.in_channels)
-    images = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
-    warm_up = time.perf_counter()
-    calls = 0
-    while time.perf_counter() - warm_up < WARM_UP_SECONDS or calls == 0:
-        classifier.run(images)
-        calls += 1
-    each = max(1, round(calls * SECONDS / WARM_UP_SECONDS / ROUNDS))
-    seconds = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        for _ in range(each):
+    """Time a classifier on a batch of random images."""
+    images = random_images(classifier, batch)
+    return spread([seconds_per_call(classifier, images) for _ in range(ROUNDS)])
+
+
+def random_images(classifier: FileClassifier, count: int) -> NDArray[np.uint8]:
+    """Random images of the size that it takes: (count, H, W, C)."""
+    shape = (count, *classifier.image_size, classifier.in_channels)
+    return np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+
+
+def seconds_per_call(classifier: FileClassifier, images: NDArray[np.uint8]) -> float:
+    """One round: calls for a while to warm up, then calls that are timed."""
+    seconds = 0.0
+    for part in (0.3, 1.0):
+        calls, start = 0, time.perf_counter()
+        while (seconds := time.perf_counter() - start) < part * ROUND_SECONDS or calls == 0:
             classifier.run(images)
-        seconds.append((time.perf_counter() - start) / each)
+            calls += 1
+    return seconds / calls
+
+
+def spread(seconds: Sequence[float]) -> Latency:
+    """Median and quartiles of the rounds."""
     lower, median, upper = np.percentile(seconds, (25, 50, 75)).tolist()
     return Latency(median, lower, upper)

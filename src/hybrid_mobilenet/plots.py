@@ -127,6 +127,30 @@ def draw_tradeoff(panels: Mapping[str, Sequence[Mark]], cost: str, path: Path) -
     _write(figure, path)
 
 
+@mpl.rc_context({"text.parse_math": False})
+def draw_latencies(measurements: Sequence[dict[str, Any]], path: Path) -> None:
+    """The time for one image of every model, runtime and number of threads, as PNG.
+
+    Args:
+        measurements: records of `benchmark.Measurement`.
+        path: where the picture is written.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
+    figure = Figure(figsize=(9, 1.2 + 0.35 * len(measurements)), layout="constrained")
+    axes = figure.subplots()
+    for place, record in enumerate(measurements):
+        median, lower, upper = (1e6 * record["latency"][key] for key in ("median", "lower", "upper"))
+        axes.barh(place, median, xerr=[[median - lower], [upper - median]], color=f"C{record['threads'] % 10}")
+    names = [f"{Path(r['model']).name}, {r['runtime']}, {r['threads']} thr." for r in measurements]
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set(xlabel="Microseconds for one image: median and quartiles")
+    axes.grid(axis="x", alpha=0.3)
+    _write(figure, path)
+
+
 def _write(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)

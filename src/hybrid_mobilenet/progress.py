@@ -19,7 +19,7 @@ from rich.text import Text
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} images/s" if speed else "")
+        return Text(f"{speed:,.0f} {task.fields.get('unit', 'images')}/s" if speed else "")
 
 
 class RunProgress:
@@ -50,9 +50,10 @@ class RunProgress:
         if self._console.is_terminal:
             self._bars.stop()
 
-    def counter(self, what: str, total: int) -> Callable[[int], None]:
-        """A bar for `total` images; call the result with the number of images just done."""
+    def counter(self, what: str, total: int, unit: str = "images") -> Callable[[int], None]:
+        """A bar for `total` images, or other units; call the result with the number just done."""
         self._show(what, total)
+        self._bars.update(self._task, unit=unit)
         return lambda count: self._bars.advance(self._task, count)
 
     def on_data(self, what: str, done: int, total: int) -> None:

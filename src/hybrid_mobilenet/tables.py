@@ -218,6 +218,29 @@ def prediction_table(predictions: Sequence[tuple[Path, Sequence[tuple[str, float
     return rows
 
 
+def benchmark_table(measurements: Sequence[Mapping[str, Any]]) -> Table:
+    """Records of `benchmark.Measurement`."""
+    rows = table(
+        "Model", "Runtime", "Threads", "One image, us", "Quartiles", "Images/s", "Size, kB", "Memory, MB", "Pooling",
+        left=2,
+    )  # fmt: skip
+    for record in measurements:
+        median, lower, upper = (f"{1e6 * record['latency'][key]:,.0f}" for key in ("median", "lower", "upper"))
+        share = record["pooling_share"]
+        rows.add_row(
+            escape(record["model"]),
+            record["runtime"],
+            str(record["threads"]),
+            median,
+            f"{lower} to {upper}",
+            f"{record['images_per_second']:,.0f}",
+            f"{record['bytes'] / 1000:,.0f}",
+            f"{record['peak_bytes'] / 1e6:,.1f}",
+            "-" if share is None else f"{share:.1%}",
+        )
+    return rows
+
+
 def export_table(results: Sequence[Mapping[str, Any]], accuracy: float | None) -> Table:
     """The files that were exported, as records of `export.export.Exported`, and PyTorch's accuracy."""
     rows = table("File", "Size", "Logits differ by", "Accuracy", "PyTorch's", "One image", left=1)

@@ -1,0 +1,226 @@
+"""Latency, throughput, size and memory of models in every runtime, taking turns on the same threads."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .evaluate import probabilities
+from .latency import Latency, random_images, seconds_per_call, spread
+from .model import HybridMobileNet
+from .runtimes import FileClassifier, OnnxClassifier, Outputs, is_exported, open_file
+
+#: Images at once for the throughput.
+BATCH = 64
+
+#: Writing 5 here resets the high-water mark of this process's memory.
+CLEAR = Path("/proc/self/clear_refs")
+
+#: Kinds of nodes in ONNX Runtime's graph that pooling is made of, with the changes of layout around it.
+POOLING_NODES = {"Gather", "MaxPool", "NhwcMaxPool", "Transpose", "ReorderInput", "ReorderOutput"}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model in one runtime on so many threads.
+
+    Attributes:
+        model: as it was named.
+        runtime: that ran it.
+        threads: for one image or batch.
+        latency: seconds for one image.
+        images_per_second: `BATCH` images at once, the median.
+        bytes: of the file or weights.
+        peak_bytes: resident memory that a process of its own needs at most for the runtime, the model and one image,
+            besides Python and PyTorch.
+        pooling_share: of the time for one image, of all pooling, by ONNX Runtime's profile; None elsewhere.
+    """
+
+    model: str
+    runtime: str
+    threads: int
+    latency: Latency
+    images_per_second: float
+    bytes: int
+    peak_bytes: int
+    pooling_share: float | None
+
+
+class TorchClassifier(FileClassifier):
+    """A model in eager PyTorch, which the others are compared with."""
+
+    runtime, module, extra = "PyTorch", "torch", ""
+
+    def __init__(self, source: str, threads: int) -> None:
+        self.model = HybridMobileNet.from_pretrained(source)
+        self.class_names, self.image_size = self.model.class_names, self.model.network.image_size
+        self.in_channels, self.threads = self.model.network.in_channels, threads
+
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
+        torch.set_num_threads(self.threads)
+        shares = probabilities(self.model, torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+        return np.log(shares), shares
+
+
+def expand(sources: Sequence[str]) -> list[str]:
+    """The sources, and after each run folder the files in its folder export/."""
+    expanded: list[str] = []
+    for source in sources:
+        files = [] if is_exported(source) else sorted(filter(is_exported, Path(source, "export").glob("*")))
+        expanded += [source, *map(str, files)]
+    return list(dict.fromkeys(expanded))
+
+
+def open_source(source: str, threads: int) -> FileClassifier:
+    """An exported file in its runtime, or a model in PyTorch."""
+    return open_file(Path(source), threads) if is_exported(source) else TorchClassifier(source, threads)
+
+
+def benchmark(
+    sources: Sequence[str], threads: Sequence[int], rounds: int = 20, advance: Callable[[int], None] | None = None
+) -> list[Measurement]:
+    """Measure models one after another in every round, so that what slows the machine slows all alike.
+
+    Args:
+        sources: exported files, run folders, or models on the Hub.
+        threads: numbers of threads.
+        rounds: medians and quartiles are taken over.
+        advance: called with 1 after each round and each measurement of memory, ``len(threads) * (rounds + sources)``.
+
+    Raises:
+        ValueError: where a source is not a model or its runtime is not installed.
+    """
+    before = torch.get_num_threads()
+    done = advance or (lambda _count: None)
+    measurements = []
+    for count in threads:
+        classifiers = {source: open_source(source, count) for source in sources}
+        one: dict[str, list[float]] = {source: [] for source in sources}
+        many: dict[str, list[float]] = {source: [] for source in sources}
+        for _ in range(rounds):
+            for source, classifier in classifiers.items():
+                one[source].append(seconds_per_call(classifier, random_images(classifier, 1)))
+                many[source].append(seconds_per_call(classifier, random_images(classifier, BATCH)) / BATCH)
+            done(1)
+        for source, classifier in classifiers.items():
+            measurements.append(
+                Measurement(
+                    source,
+                    classifier.runtime,
+                    count,
+                    spread(one[source]),
+                    1 / spread(many[source]).median,
+                    size(source),
+                    peak_memory(source, count),
+                    pooling_share(Path(source), count) if isinstance(classifier, OnnxClassifier) else None,
+                )
+            )
+            done(1)
+    torch.set_num_threads(before)
+    return measurements
+
+
+def size(source: str) -> int:
+    """Bytes of a file, or of the weights of a model."""
+    if is_exported(source):
+        return Path(source).stat().st_size
+    weights = HybridMobileNet.from_pretrained(source).state_dict().values()
+    return sum(tensor.numel() * tensor.element_size() for tensor in weights)
+
+
+def peak_memory(source: str, threads: int) -> int:
+    """Bytes by which a process of its own grows to load a model and classify one image."""
+    # Spawned, not forked: a copy of this process would have its memory already.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(_growth, source, threads).result()
+
+
+def _growth(source: str, threads: int) -> int:
+    before, _ = _resident()
+    # From here on Linux keeps a new high-water mark: importing this module has left one that hides small models.
+    if CLEAR.exists():
+        CLEAR.write_text("5", encoding="ascii")
+    classifier = open_source(source, threads)
+    for _ in range(3):
+        classifier.run(random_images(classifier, 1))
+    return _resident()[1] - before
+
+
+def _resident() -> tuple[int, int]:
+    """Resident memory of this process and its high-water mark, in bytes; elsewhere than on Linux only the mark."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak, peak
+    lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines())
+    now, mark = (1024 * int(lines[key].split()[0]) for key in ("VmRSS", "VmHWM"))
+    return now, mark
+
+
+def pooling_share(path: Path, threads: int, images: int = 200) -> float:
+    """The share of pooling, with the changes of layout around it, in ONNX Runtime's time for its nodes."""
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.enable_profiling, options.profile_file_prefix = True, str(Path(folder, "profile"))
+        options.intra_op_num_threads, options.log_severity_level = threads, 4
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        shape = session.get_inputs()[0].shape[1:]
+        one = np.random.default_rng(0).integers(256, size=(1, *shape), dtype=np.uint8)
+        for _ in range(images):
+            session.run(None, {"images": one})
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    seconds: dict[str, list[int]] = {}
+    kinds: dict[str, str] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            seconds.setdefault(event["name"], []).append(event["dur"])
+            kinds[event["name"]] = event["args"]["op_name"]
+    # The profile counts whole microseconds, so means, not medians; without the slowest tenth, which others disturbed.
+    means = {name: float(np.mean(sorted(each)[: len(each) * 9 // 10])) for name, each in seconds.items()}
+    pooling = sum(mean for name, mean in means.items() if kinds[name] in POOLING_NODES)
+    return pooling / sum(means.values())
+
+
+def environment() -> dict[str, Any]:
+    """Machine and versions, for the record."""
+    versions = {}
+    for package in ("torch", "onnxruntime", "executorch", "ai-edge-litert"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "processor": processor(),
+        "processors": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
