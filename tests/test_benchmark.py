@@ -83,12 +83,12 @@ def test_benchmark(run: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     for row in rows:
         latency = row["latency"]
-        assert 1e-6 < latency["lower"] <= latency["median"] <= latency["upper"] < 1
-        assert row["images_per_second"] > 10
+        assert 1e-6 < latency["lower"] <= latency["median"] <= latency["upper"]
+        assert row["images_per_second"] > 0
         assert row["bytes"] > 8e5
         assert row["peak_bytes"] > 1e5
         assert (row["pooling_share"] is None) == (row["runtime"] == "PyTorch")
-    assert 0 < rows[1]["pooling_share"] < 0.6
+    assert 0 < rows[1]["pooling_share"] < 1
     with Image.open(out / "benchmark.png") as picture:
         assert picture.format == "PNG"
     table = invoke("benchmark", file, "--rounds", "1", "--out", out).stdout
