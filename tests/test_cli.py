@@ -182,14 +182,15 @@ STARTING = [("tables",), ("cost",), ("--help",), *((name, "--help") for name in 
 
 @pytest.mark.parametrize("arguments", STARTING, ids=" ".join)
 def test_starts_at_once_without_torch(arguments: tuple[str, ...]) -> None:
-    # Processor time, and the best of three: other processes may be busy. On a quiet machine it is the time that passes.
+    # Processor time, and the best of three: other processes may be busy. On a quiet machine it is the time that passes,
+    # 0.37 s; a shared one has taken 0.6 s for the same. Importing torch alone would take more than the bound.
     seconds = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert run(*arguments).returncode == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-    assert min(seconds) < 0.5
+    assert min(seconds) < 1
     imported = set(re.findall(r"\|\s*(\S+)$", run(*arguments, interpreter=("-X", "importtime")).stderr, re.MULTILINE))
     assert "typer" in imported
     assert not imported & {"torch", "numpy", "numba", "datasets", "matplotlib"}
