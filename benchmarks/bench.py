@@ -25,6 +25,7 @@ import epoch
 import fractional_max_pool
 import training
 from hybrid_mobilenet.files import write_atomically
+from hybrid_mobilenet.machine import processor
 from report import Section
 
 PARTS = ("fmp", "train", "epoch")
@@ -121,15 +122,6 @@ def environment(versions: set[str]) -> dict[str, Any]:
         "versions": sorted(versions),
         "training_threads": training.THREADS,
     }
-
-
-def processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

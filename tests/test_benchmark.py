@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,17 +15,9 @@ from hybrid_mobilenet import HybridMobileNet, cli, resolve
 from hybrid_mobilenet.benchmark import pooling_share
 from hybrid_mobilenet.export.onnx import export_onnx, onnx_bytes
 from hybrid_mobilenet.runtimes import open_file
+from scripts import script
 
 ROOT = Path(__file__).parents[1]
-
-
-def script(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 peers = script("benchmarks/peers.py")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import os
 import re
@@ -12,7 +11,6 @@ import subprocess
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -25,6 +23,7 @@ from hybrid_mobilenet import cli
 from hybrid_mobilenet.data import load
 from hybrid_mobilenet.images import image_files, read_image
 from hybrid_mobilenet.paper import RESULTS
+from scripts import script
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -189,16 +188,6 @@ def test_files_named_in_prose_exist(text: str) -> None:
     quoted = re.findall(r"`((?:src|tests|docs|examples|benchmarks|\.ci)/[\w./-]+)`", text)
     assert linked or quoted
     assert [name for name in (*linked, *quoted) if not (ROOT / name).exists()] == []
-
-
-def script(path: str) -> ModuleType:
-    """A script of the project, imported."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_picture_is_drawn_anew(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from .evaluate import probabilities
 from .latency import Latency, random_images, seconds_per_call, spread
+from .machine import processor
 from .model import HybridMobileNet
 from .runtimes import FileClassifier, OnnxClassifier, Outputs, is_exported, open_file
 
@@ -214,13 +215,3 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
     }
-
-
-def processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -33,6 +33,7 @@ from .cost import network_mult_adds, network_parameters
 from .data import load_test
 from .evaluate import evaluate
 from .grid import DATA_SETS, Run
+from .machine import processor
 from .model import HybridMobileNet
 from .progress import RunState
 from .records import Record, Score, is_recorded, read_record, record_path, write_record
@@ -137,7 +138,7 @@ def _record(run: Run, folder: Path, report: Report) -> Record:
         code=code,
         environment={
             **{key: trained[key] for key in ("torch", "python", "machine", "device", "threads")},
-            "processor": _processor(),
+            "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
             "system": platform.system(),
         },
         epochs=epochs,
@@ -221,12 +222,3 @@ def _code() -> dict[str, str | None]:
             describe = [*git, "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"]
             commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip() or None
     return {"version": __version__, "commit": commit}
-
-
-def _processor() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
