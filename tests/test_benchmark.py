@@ -6,15 +6,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 from hybrid_mobilenet import HybridMobileNet, cli, resolve
-from hybrid_mobilenet.benchmark import pooling_share
+from hybrid_mobilenet.benchmark import with_plain_pooling
 from hybrid_mobilenet.export.onnx import export_onnx, onnx_bytes
-from hybrid_mobilenet.runtimes import open_file
+from hybrid_mobilenet.runtimes import OnnxClassifier, open_file
 from scripts import script
 
 ROOT = Path(__file__).parents[1]
@@ -78,7 +79,7 @@ def test_benchmark(run: Path, tmp_path: Path) -> None:
         assert row["bytes"] > 8e5
         assert row["peak_bytes"] > 1e5
         assert (row["pooling_share"] is None) == (row["runtime"] == "PyTorch")
-    assert 0 < rows[1]["pooling_share"] < 1
+    assert -0.5 < rows[1]["pooling_share"] < 1  # two short rounds
     with Image.open(out / "benchmark.png") as picture:
         assert picture.format == "PNG"
     table = invoke("benchmark", file, "--rounds", "1", "--out", out).stdout
@@ -86,12 +87,27 @@ def test_benchmark(run: Path, tmp_path: Path) -> None:
     assert "ONNX Runtime" in table
 
 
-def test_pooling_share_is_of_pooling_alone(tmp_path: Path) -> None:
-    """A network without pooling layers has next to none: what transposes its input, and the average's layout."""
+@pytest.mark.parametrize("overlapping", [False, True])
+def test_plain_pooling_in_place_of_fractional(tmp_path: Path, overlapping: bool) -> None:
     torch.manual_seed(0)
-    strided = tmp_path / "strided.onnx"
-    strided.write_bytes(onnx_bytes(HybridMobileNet(resolve("mobilenet", 1, 1)).eval()))
-    assert pooling_share(strided, 1) < 0.05
+    network = resolve("fmp", 0.25, 1)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(onnx_bytes(HybridMobileNet(network, overlapping=overlapping).eval()))
+    content = with_plain_pooling(path)
+    assert content
+    kinds = {node.name: node.op_type for node in onnx.load_from_string(content).graph.node}
+    layers = [layer.name for layer in network.layers if layer.kind == "fractional_max_pool"]
+    assert [kinds[name] for name in layers] == ["MaxPool"] * len(layers)
+    assert "Gather" not in kinds.values()
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    assert [part.shape for part in OnnxClassifier(content).run(images)] == [(2, 10)] * 2
+
+
+def test_no_share_where_no_pooling_is_fractional(tmp_path: Path) -> None:
+    path = tmp_path / "strided.onnx"
+    path.write_bytes(onnx_bytes(HybridMobileNet(resolve("mobilenet", 0.25, 1)).eval()))
+    assert with_plain_pooling(path) is None
+    assert all(with_plain_pooling(peer) is None for peer in peers.write_peers(tmp_path))
 
 
 def test_benchmark_refuses(run: Path, tmp_path: Path) -> None:

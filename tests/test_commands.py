@@ -103,8 +103,8 @@ def test_train_json_is_all_that_is_printed(tmp_path: Path) -> None:
 
 def test_every_option_reaches_the_run(tmp_path: Path) -> None:
     options: dict[str, Any] = {
-        "epochs": 2, "batch-size": 500, "learning-rate": 0.01, "activation": "relu6", "sequence": "pseudorandom",
-        "fixed-epochs": 1, "validation": 0.2, "seed": 3,
+        "epochs": 2, "batch-size": 500, "learning-rate": 0.01, "weight-decay": 0.1, "activation": "relu6",
+        "sequence": "pseudorandom", "fixed-epochs": 1, "validation": 0.2, "seed": 3,
     }  # fmt: skip
     given = [text for name, value in options.items() for text in (f"--{name}", value)]
     network = ["--family", "fmp", "--alpha", "0.5", "--delta", "2", "--image-size", "8x12", "--in-channels", "3"]
@@ -116,6 +116,16 @@ def test_every_option_reaches_the_run(tmp_path: Path) -> None:
     assert {name: record[name.replace("-", "_")] for name in options} == options
     assert (config["alpha"], config["delta"], config["image_size"], config["in_channels"]) == (0.5, 2, [8, 12], 3)
     assert (config["activation"], config["sequence"], config["overlapping"]) == ("relu6", "pseudorandom", True)
+
+
+def test_fewer_epochs_have_fewer_with_fixed_regions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(PAPER_RECIPES["fmp"], epochs=30, fixed_epochs=15, batch_size=500)
+    monkeypatch.setattr(cli, "PAPER_RECIPES", {**PAPER_RECIPES, "fmp": recipe})
+    network = ["--alpha", "0.25", "--delta", "1", "--image-size", "8", "--in-channels", "1"]
+    result = invoke("train", "digits", *network, "--epochs", "2", "--out", tmp_path / "run", "--json")
+    assert result.exit_code == 0, result.stderr
+    trained = json.loads((tmp_path / "run/config.json").read_text())["training"]["recipe"]
+    assert trained == asdict(replace(recipe, epochs=2, fixed_epochs=1))
 
 
 def test_what_is_not_given_comes_from_the_family_s_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +158,7 @@ def test_what_is_not_given_comes_from_the_family_s_recipe(tmp_path: Path, monkey
         (("digits", "--epochs", "0"), ("epochs is 0",)),
         (("digits", "--batch-size", "1"), ("batch_size is 1",)),
         (("digits", "--learning-rate", "0"), ("learning_rate is 0",)),
+        (("digits", "--weight-decay", "-1"), ("weight_decay is -1",)),
         (("digits", "--validation", "1"), ("validation is 1",)),
         (("digits", "--fixed-epochs", "99", "--epochs", "9"), ("fixed_epochs is 99",)),
         (("digit",), ("there is no data 'digit'", "did you mean 'digits'?")),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -129,6 +130,40 @@ def test_each_step_has_its_learning_rate(tmp_path: Path, monkeypatch: pytest.Mon
     before_step(monkeypatch, lambda _taken, _model, optimizer: rates.append(optimizer.param_groups[0]["lr"]))
     train(SMALL, tmp_path / "run", Quiet())
     assert rates == [learning_rate(SMALL.recipe, step / (3 * STEPS)) for step in range(3 * STEPS)]
+
+
+def test_weights_decay_and_nothing_else() -> None:
+    model = HybridMobileNet(resolve("fmp", 0.25, 2, 10, 1, (8, 8)), class_names=[str(digit) for digit in range(10)])
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    training.adam(model, replace(PAPER, learning_rate=0.1, weight_decay=0.5)).step()
+    for name, parameter in model.named_parameters():
+        decays = name.endswith((".conv.weight", ".linear.weight"))
+        torch.testing.assert_close(parameter.detach(), before[name] * (0.95 if decays else 1))
+
+
+def test_without_decay_it_is_adam() -> None:
+    recipe = replace(PAPER, learning_rate=0.01)
+    reference = torch.nn.Conv2d(3, 4, 3)
+    ours = deepcopy(reference)
+    optimizers = [
+        torch.optim.Adam(reference.parameters(), 0.01, (recipe.beta1, recipe.beta2), recipe.epsilon),
+        training.adam(ours, recipe),
+    ]
+    images = torch.randn(2, 3, 5, 5)
+    for _ in range(3):
+        for model, optimizer in zip((reference, ours), optimizers, strict=True):
+            optimizer.zero_grad()
+            model(images).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.state_dict(), reference.state_dict())
+
+
+def test_other_epochs_keep_the_share_of_fixed_regions() -> None:
+    recipe = replace(PAPER, epochs=40, fixed_epochs=8)
+    assert recipe.with_epochs(20) == replace(recipe, epochs=20, fixed_epochs=4)
+    assert recipe.with_epochs(1) == replace(recipe, epochs=1, fixed_epochs=0)
 
 
 def test_a_short_run_learns(tmp_path: Path) -> None:
@@ -287,6 +322,8 @@ def test_the_last_epochs_may_have_fixed_regions(tmp_path: Path, monkeypatch: pyt
         ("learning_rate", 1.0, "above 0 and below 1: try 0.001"),
         ("learning_rate", float("nan"), "above 0 and below 1: try 0.001"),
         ("schedule", "linear", "cosine or constant"),
+        ("weight_decay", -0.1, "0 or more and below 10: try 0.1"),
+        ("weight_decay", float("nan"), "0 or more and below 10: try 0.1"),
         ("dropout", 1.0, "0 or more and below 1"),
         ("dropout", -0.1, "0 or more and below 1"),
         ("activation", "gelu", "relu or relu6"),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import platform
 import resource
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -32,9 +30,6 @@ BATCH = 64
 #: Writing 5 here resets the high-water mark of this process's memory.
 CLEAR = Path("/proc/self/clear_refs")
 
-#: Kinds of nodes in ONNX Runtime's graph that pooling is made of, with the changes of layout around it.
-POOLING_NODES = {"Gather", "MaxPool", "NhwcMaxPool", "Transpose", "ReorderInput", "ReorderOutput"}
-
 
 @dataclass(frozen=True)
 class Measurement:
@@ -49,7 +44,8 @@ class Measurement:
         bytes: of the file or weights.
         peak_bytes: resident memory that a process of its own needs at most for the runtime, the model and one image,
             besides Python and PyTorch.
-        pooling_share: of the time for one image, of all pooling, by ONNX Runtime's profile; None elsewhere.
+        pooling_share: of the latency, what plain max pooling to the same sizes would save in place of fractional max
+            pooling; None where there is none, and elsewhere than in ONNX Runtime.
     """
 
     model: str
@@ -113,10 +109,18 @@ def benchmark(
         classifiers = {source: open_source(source, count) for source in sources}
         one: dict[str, list[float]] = {source: [] for source in sources}
         many: dict[str, list[float]] = {source: [] for source in sources}
+        plain = {
+            source: OnnxClassifier(content, threads=count)
+            for source, classifier in classifiers.items()
+            if isinstance(classifier, OnnxClassifier) and (content := with_plain_pooling(Path(source)))
+        }
+        one_plain: dict[str, list[float]] = {source: [] for source in plain}
         for _ in range(rounds):
             for source, classifier in classifiers.items():
                 one[source].append(seconds_per_call(classifier, random_images(classifier, 1)))
                 many[source].append(seconds_per_call(classifier, random_images(classifier, BATCH)) / BATCH)
+                if source in plain:
+                    one_plain[source].append(seconds_per_call(plain[source], random_images(classifier, 1)))
             done(1)
         for source, classifier in classifiers.items():
             measurements.append(
@@ -128,7 +132,7 @@ def benchmark(
                     1 / spread(many[source]).median,
                     size(source),
                     peak_memory(source, count),
-                    pooling_share(Path(source), count) if isinstance(classifier, OnnxClassifier) else None,
+                    1 - spread(one_plain[source]).median / spread(one[source]).median if source in plain else None,
                 )
             )
             done(1)
@@ -173,30 +177,36 @@ def _resident() -> tuple[int, int]:
     return now, mark
 
 
-def pooling_share(path: Path, threads: int, images: int = 200) -> float:
-    """The share of pooling, with the changes of layout around it, in ONNX Runtime's time for its nodes."""
-    import onnxruntime
+def with_plain_pooling(file: Path) -> bytes | None:
+    """The ONNX network of a file with plain max pooling to the same sizes in place of fractional max pooling.
 
-    with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
-        options.enable_profiling, options.profile_file_prefix = True, str(Path(folder, "profile"))
-        options.intra_op_num_threads, options.log_severity_level = threads, 4
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        shape = session.get_inputs()[0].shape[1:]
-        one = np.random.default_rng(0).integers(256, size=(1, *shape), dtype=np.uint8)
-        for _ in range(images):
-            session.run(None, {"images": one})
-        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    seconds: dict[str, list[int]] = {}
-    kinds: dict[str, str] = {}
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            seconds.setdefault(event["name"], []).append(event["dur"])
-            kinds[event["name"]] = event["args"]["op_name"]
-    # The profile counts whole microseconds, so means, not medians; without the slowest tenth, which others disturbed.
-    means = {name: float(np.mean(sorted(each)[: len(each) * 9 // 10])) for name, each in seconds.items()}
-    pooling = sum(mean for name, mean in means.items() if kinds[name] in POOLING_NODES)
-    return pooling / sum(means.values())
+    What it predicts is worth nothing, but it takes the time of the network without what the fractional regions cost:
+    their pixels are gathered, and the layout of the maps changed for that. None where there are no such regions.
+    """
+    import onnx
+
+    from .export.deployed import network_of
+
+    model = onnx.load(file)
+    network = network_of({entry.key: entry.value for entry in model.metadata_props})
+    nodes = list(model.graph.node)
+    for layer in network.layers if network else ():
+        if layer.kind != "fractional_max_pool" or any(n.name == layer.name and n.op_type == "MaxPool" for n in nodes):
+            continue  # every region has 2x2 pixels: that is plain max pooling
+        old = [node for node in nodes if node.name == layer.name or node.name.startswith(f"{layer.name}.")]
+        # Two pixels so far apart that no padding or stride is needed.
+        apart = [n_in - n_out for n_in, n_out in zip(layer.in_size, layer.out_size, strict=True)]
+        plain = onnx.helper.make_node(
+            "MaxPool", old[0].input[:1], [layer.name], name=layer.name, kernel_shape=[2, 2], dilations=apart
+        )
+        place = nodes.index(old[0])
+        nodes = [*nodes[:place], plain, *(node for node in nodes[place:] if node not in old)]
+    if nodes == list(model.graph.node):
+        return None
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def environment() -> dict[str, Any]:

@@ -215,6 +215,9 @@ def train(
     learning_rate: Annotated[
         float | None, recipe_option("learning_rate", "Adam's at the start; it falls to 0.")
     ] = None,
+    weight_decay: Annotated[
+        float | None, recipe_option("weight_decay", "AdamW's, of the convolutions and the last layer.")
+    ] = None,
     activation: Annotated[Activation | None, recipe_option("activation", "After batch normalisation.")] = None,
     sequence: Annotated[PoolingSequence | None, recipe_option("sequence", "Fractional max pooling's regions.")] = None,
     overlapping: Annotated[
@@ -249,9 +252,9 @@ def train(
         raise ValueError(f"--resume goes on with the settings that the run was started with: leave out {options}")
     if data is not None:
         settings = {
-            "epochs": epochs,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
+            "weight_decay": weight_decay,
             "activation": activation,
             "sequence": sequence,
             "overlapping": overlapping,
@@ -259,7 +262,8 @@ def train(
             "precision": precision,
         }
         chosen: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
-        recipe = replace(PAPER_RECIPES[family], **chosen)
+        recipe = PAPER_RECIPES[family] if epochs is None else PAPER_RECIPES[family].with_epochs(epochs)
+        recipe = replace(recipe, **chosen)
         folder = out or Path("runs") / f"{Path(data).stem}-{family}-d{delta}-a{alpha:g}-s{seed}"
     from . import train as training
     from .checkpoint import CHECKPOINT_FILE
@@ -656,7 +660,7 @@ def benchmark(
 
     A run folder is measured in PyTorch, and with it every file in its folder
     export. The models take turns, so that what slows the machine slows all alike.
-    Pooling is its share of ONNX Runtime's time, with what changes the layout for it.
+    FMP is what plain max pooling to the same sizes would save in ONNX Runtime.
 
     [bold]Examples[/]
       hybrid-mobilenet benchmark runs/digits --threads 1 --threads 2

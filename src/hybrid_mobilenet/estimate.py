@@ -24,7 +24,7 @@ from .grid import DATA_SETS, Run
 from .model import HybridMobileNet
 from .recipe import Recipe
 from .reproduce import PASSES, Place
-from .train import EVALUATION_FILE, train_step
+from .train import EVALUATION_FILE, adam, train_step
 
 #: The first step compiles, the second still fills caches; then so many seconds are timed, but at least so many steps.
 WARM_UP, SECONDS, AT_LEAST = 2, 2.0, 3
@@ -113,8 +113,7 @@ def measure(run: Run) -> Speed:
         sequence=recipe.sequence,
         overlapping=recipe.overlapping,
     )
-    optimizer = torch.optim.Adam(model.parameters(), recipe.learning_rate, fused=True)
-    module, fabric_optimizer = fabric.setup(model, optimizer)
+    module, fabric_optimizer = fabric.setup(model, adam(model, recipe))
 
     def noise(count: int) -> torch.Tensor:
         images = torch.randint(256, (count, network.in_channels, *network.image_size), dtype=torch.uint8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 from .architecture import FAMILIES, Family, Network, Size, resolve
@@ -102,7 +102,9 @@ def select(only: Sequence[str] = (), seeds: int = 1, epochs: int | None = None) 
     if seeds < 1:
         raise ValueError(f"--seeds is {seeds}, but must be 1 or more: 3 stands for the seeds 0, 1 and 2")
     wanted = _conditions(only)
-    recipes = {family: _shortened(recipe, epochs) for family, recipe in PAPER_RECIPES.items()}
+    recipes = PAPER_RECIPES
+    if epochs is not None:
+        recipes = {family: recipe.with_epochs(epochs) for family, recipe in recipes.items()}
     runs = [
         Run(data, family, delta, alpha, seed, recipes[family])
         for data in wanted.get("data", PAPER_DATA_SETS)
@@ -148,10 +150,3 @@ def _conditions(only: Sequence[str]) -> dict[str, list[str]]:
             if number not in wanted.setdefault(key, []):
                 wanted[key].append(number)
     return wanted
-
-
-def _shortened(recipe: Recipe, epochs: int | None) -> Recipe:
-    if epochs is None:
-        return recipe
-    fixed = round(recipe.fixed_epochs * epochs / recipe.epochs)
-    return replace(recipe, epochs=epochs, fixed_epochs=fixed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from .architecture import Activation, Family, PoolingSequence
@@ -24,6 +24,7 @@ class Recipe:
     beta1: float = 0.9  # Keras's default
     beta2: float = 0.999  # Keras's default
     epsilon: float = 1e-7  # Keras's default
+    weight_decay: float = 0.0  # the paper names none
     dropout: float = 0.1  # paper, section IV
     activation: Activation = "relu"  # ours: the paper names none
     sequence: PoolingSequence = "random"  # TensorFlow's default; the paper names none
@@ -36,11 +37,16 @@ class Recipe:
         self._require("batch_size", self.batch_size >= 2, "2 or more, since batch normalisation needs two images")
         self._require("learning_rate", 0 < self.learning_rate < 1, "above 0 and below 1: try 0.001")
         self._require("schedule", self.schedule in ("cosine", "constant"), "cosine or constant")
+        self._require("weight_decay", 0 <= self.weight_decay < 10, "0 or more and below 10: try 0.1")
         self._require("dropout", 0 <= self.dropout < 1, "0 or more and below 1: the paper's is 0.1")
         self._require("activation", self.activation in get_args(Activation), "relu or relu6")
         self._require("sequence", self.sequence in get_args(PoolingSequence), "random or pseudorandom")
         self._require("precision", self.precision in get_args(Precision), "fp32 or bf16")
         self._require("fixed_epochs", 0 <= self.fixed_epochs <= self.epochs, "between 0 and epochs")
+
+    def with_epochs(self, epochs: int) -> Recipe:
+        """The recipe with another number of epochs; the share of them with fixed regions stays."""
+        return replace(self, epochs=epochs, fixed_epochs=round(self.fixed_epochs * epochs / self.epochs))
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:

@@ -221,7 +221,7 @@ def prediction_table(predictions: Sequence[tuple[Path, Sequence[tuple[str, float
 def benchmark_table(measurements: Sequence[Mapping[str, Any]]) -> Table:
     """Records of `benchmark.Measurement`."""
     rows = table(
-        "Model", "Runtime", "Threads", "One image, us", "Quartiles", "Images/s", "Size, kB", "Memory, MB", "Pooling",
+        "Model", "Runtime", "Threads", "One image, us", "Quartiles", "Images/s", "Size, kB", "Memory, MB", "FMP",
         left=2,
     )  # fmt: skip
     for record in measurements:

@@ -124,6 +124,18 @@ def train_step(
     return loss.detach(), (logits.argmax(1) == labels).sum()
 
 
+def adam(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Adam over the parameters of `model`; with weight decay it is AdamW (Loshchilov and Hutter, 2019).
+
+    Convolutions and the fully connected layer decay. Biases and batch normalisation do not: their scales do not make
+    the network simpler, since the next normalisation undoes them.
+    """
+    weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+    groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, recipe.learning_rate, (recipe.beta1, recipe.beta2), recipe.epsilon, fused=True)
+
+
 def learning_rate(recipe: Recipe, done: float) -> float:
     """The learning rate when the fraction `done` of all steps is done."""
     scale = 1.0 if recipe.schedule == "constant" else (1 + math.cos(math.pi * done)) / 2
@@ -263,9 +275,7 @@ class _Run:
         self.train_images = splits.train.to(self.fabric.device)
         self.model = _build(setup, splits)
         self.regions = _separate_randomness(self.model, setup.seed, processes)
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), recipe.learning_rate, (recipe.beta1, recipe.beta2), recipe.epsilon, fused=True
-        )
+        self.optimizer = adam(self.model, recipe)
         self.module, self.fabric_optimizer = self.fabric.setup(self.model, self.optimizer)
         self.clock = self.saved = time.perf_counter()
 

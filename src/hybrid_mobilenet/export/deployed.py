@@ -6,13 +6,14 @@ Every exporter starts from this module; it is the model in eval() up to rounding
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .. import __version__
-from ..architecture import Layer
+from ..architecture import Family, Layer, Network, resolve
 from ..model import ACTIVATIONS, Classifier, ConvolutionBlock, HybridMobileNet
 from ..pooling import pseudorandom_sequence
 
@@ -196,3 +197,14 @@ def metadata(model: HybridMobileNet) -> dict[str, str]:
         ),
         "outputs": "logits and probabilities: float32 (N, classes), in the order of class_names",
     }
+
+
+def network_of(properties: Mapping[str, str]) -> Network | None:
+    """The network that a file with such `metadata` holds; None where it is not of this project."""
+    if properties.get("producer") != "hybrid-mobilenet":
+        return None
+    height, width = json.loads(properties["image_size"])
+    family = cast(Family, properties["family"])
+    classes = len(json.loads(properties["class_names"]))
+    alpha, delta, in_channels = float(properties["alpha"]), int(properties["delta"]), int(properties["in_channels"])
+    return resolve(family, alpha, delta, classes, in_channels, (height, width))

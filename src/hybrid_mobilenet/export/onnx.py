@@ -107,9 +107,7 @@ class Graph:
         """Add the nodes of a step on the maps x; the name of its result."""
         match step:
             case Normalise():
-                x = self.add("Cast", f"{name}.float", [x], to=TensorProto.FLOAT)
-                x = self.add("Sub", f"{name}.centred", [x, self.constant(f"{name}.mean", step.mean.numpy())])
-                return self.add("Transpose", name, [x], perm=[0, 3, 1, 2])
+                return self.add_centring(name, step, x)
             case Repeat():
                 return self.add("Concat", name, [x] * step.copies, axis=1)
             case nn.Conv2d():
@@ -124,15 +122,10 @@ class Graph:
                     "MaxPool", name, [x], kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=[padding] * 4
                 )
             case GridMaxPool():
-                rows, columns = (
-                    self.constant(f"{name}.{axis}", getattr(step, axis).int().numpy()) for axis in ("rows", "columns")
-                )
-                x = self.add("Transpose", f"{name}.nhwc", [x], perm=[0, 2, 3, 1])
-                x = self.add("Gather", f"{name}.tall", [x, rows], axis=1)
-                x = self.add("Gather", f"{name}.grid", [x, columns], axis=2)
-                x = self.add("Transpose", f"{name}.nchw", [x], perm=[0, 3, 1, 2])
-                window = [step.window] * 2
-                return self.add("MaxPool", name, [x], kernel_shape=window, strides=window)
+                x = self.add("Transpose", f"{name}.nhwc", [x], perm=[0, 2, 3, 1])  # whole pixels are copied
+                x = self.add_maximum(f"{name}.rows", step.rows, step.window, x, axis=1)
+                x = self.add_maximum(f"{name}.columns", step.columns, step.window, x, axis=2)
+                return self.add("Transpose", name, [x], perm=[0, 3, 1, 2])
             case Average():
                 if step.pixels > 1:
                     x = self.add("GlobalAveragePool", f"{name}.mean", [x])
@@ -143,6 +136,21 @@ class Graph:
                 return self.add("Gemm", "logits", [x, weight, bias], transB=1)
             case _:
                 raise ExportError(f"there is no ONNX form of {name} ({type(step).__name__})")
+
+    def add_centring(self, name: str, step: Normalise, x: str) -> str:
+        """Bytes to maps less their mean. Turned to NCHW first, while a number is one byte."""
+        x = self.add("Transpose", f"{name}.nchw", [x], perm=[0, 3, 1, 2])
+        x = self.add("Cast", f"{name}.float", [x], to=TensorProto.FLOAT)
+        mean = self.constant(f"{name}.mean", step.mean.view(-1, 1, 1).numpy())
+        return self.add("Sub", f"{name}.centred", [x, mean])
+
+    def add_maximum(self, name: str, pixels: Tensor, window: int, x: str, axis: int) -> str:
+        """The maximum of each region's first, second, ... rows or columns; `pixels` as in `GridMaxPool`."""
+        parts = [
+            self.add("Gather", f"{name}{place}", [x, self.constant(f"{name}{place}.of", each.int().numpy())], axis=axis)
+            for place, each in enumerate(pixels.view(-1, window).unbind(1))
+        ]
+        return self.add("Max", name, parts)
 
     def add_convolution(self, name: str, step: nn.Conv2d, x: str, weight: str) -> str:
         assert step.bias is not None

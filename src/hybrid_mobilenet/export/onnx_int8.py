@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from onnx import TensorProto
 from torch import Tensor, nn
 
 from ..files import write_atomically
@@ -65,13 +64,11 @@ class Int8Graph(Graph):
     def add_step(self, name: str, step: nn.Module, x: str) -> str:
         match step:
             case Normalise():
-                x = self.add("Cast", f"{name}.float", [x], to=TensorProto.FLOAT)
-                x = self.add("Sub", f"{name}.centred", [x, self.constant(f"{name}.mean", step.mean.numpy())])
+                x = self.add_centring(name, step, x)
                 # Bytes less their mean: a step of one grey level, or hardly more.
                 low, high = min(-step.mean.max().item(), 0.0), max(255 - step.mean.min().item(), 0.0)
                 scale = (high - low) / 255
-                x = self._quantise(name, x, scale, round(-low / scale))
-                return self.add("Transpose", f"{name}.nchw", [x], perm=[0, 3, 1, 2])
+                return self._quantise(name, x, scale, round(-low / scale))
             case nn.Conv2d():
                 weight = self._weight(name, step.weight, DEPTHWISE_BOUND if step.groups > 1 else WEIGHT_BOUND)
                 return self.add_convolution(name, step, self._dequantise(name, x), weight)
