@@ -10,6 +10,8 @@ channel, still random in eval().
 
 from __future__ import annotations
 
+from functools import cache
+from itertools import accumulate
 from types import ModuleType
 from typing import Any, cast, get_args
 
@@ -39,6 +41,9 @@ def random_sequence(n_in: int, n_out: int, generator: torch.Generator | None = N
     """
     _check_sizes(n_in, n_out)
     order = torch.randperm(n_out, generator=generator, device=generator.device if generator else None)
+    if order.is_cpu and not torch.compiler.is_compiling():
+        # Plain integers: each of torch's operations takes longer than all of these.
+        return torch.tensor([0, *accumulate(1 + (place < n_in - n_out) for place in order.tolist())])
     steps = 1 + (order < n_in - n_out)
     return torch.cat((steps.new_zeros(1), steps.cumsum(0)))
 
@@ -94,13 +99,14 @@ def _check_sizes(n_in: int, n_out: int) -> None:
         )
 
 
-def _kernels(device: torch.device) -> ModuleType:
-    """The module of `kernels` for a device, imported where it first runs: numba and triton take long to load."""
-    if device.type == "cpu":
+@cache
+def _kernels(device: str) -> ModuleType:
+    """The module of `kernels` for a kind of device, imported where it first runs: numba and triton load slowly."""
+    if device == "cpu":
         from .kernels import cpu
 
         return cpu
-    if device.type == "cuda":
+    if device == "cuda":
         try:
             from .kernels import cuda
         except ImportError:  # no triton: it comes with torch for CUDA on Linux only
@@ -111,14 +117,14 @@ def _kernels(device: torch.device) -> ModuleType:
 
 @torch.library.custom_op("hybrid_mobilenet::fractional_max_pool2d", mutates_args=())
 def _pool(x: Tensor, rows: Tensor, columns: Tensor, overlapping: bool) -> tuple[Tensor, Tensor]:
-    return cast(tuple[Tensor, Tensor], _kernels(x.device).forward(x, rows, columns, overlapping))
+    return cast(tuple[Tensor, Tensor], _kernels(x.device.type).forward(x, rows, columns, overlapping))
 
 
 @torch.library.custom_op("hybrid_mobilenet::fractional_max_pool2d_backward", mutates_args=())
 def _pool_backward(
     gradient: Tensor, winners: Tensor, rows: Tensor, columns: Tensor, overlapping: bool, height: int, width: int
 ) -> Tensor:
-    kernels = _kernels(gradient.device)
+    kernels = _kernels(gradient.device.type)
     return cast(Tensor, kernels.backward(gradient, winners, rows, columns, overlapping, height, width))
 
 
@@ -156,7 +162,7 @@ class _EagerPool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, *inputs):  # type: ignore[no-untyped-def]
-        output = _kernels(inputs[0].device).forward(*inputs)
+        output = _kernels(inputs[0].device.type).forward(*inputs)
         _keep(ctx, inputs, output)
         return output[0]
 
@@ -165,7 +171,7 @@ class _EagerPool(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph: the operator refuses a second derivative
             return _gradient(ctx, gradient, None)
         arguments = (gradient, *ctx.saved_tensors, ctx.overlapping, *ctx.size)
-        return _kernels(gradient.device).backward(*arguments), None, None, None
+        return _kernels(gradient.device.type).backward(*arguments), None, None, None
 
 
 def fractional_max_pool2d(x: Tensor, rows: Tensor, columns: Tensor, overlapping: bool = False) -> Tensor:
@@ -188,7 +194,9 @@ def fractional_max_pool2d(x: Tensor, rows: Tensor, columns: Tensor, overlapping:
     """
     _check_input(x)
     # A blocking copy of the drawn regions would make the host wait for all steps that the GPU has not finished yet.
-    inputs = x, *(regions.to(x.device, non_blocking=x.is_cuda) for regions in (rows, columns)), overlapping
+    if x.device != rows.device or x.device != columns.device:
+        rows, columns = (regions.to(x.device, non_blocking=x.is_cuda) for regions in (rows, columns))
+    inputs = x, rows, columns, overlapping
     # Compilers, exporters and tensor subclasses, fake ones among them, see the operator.
     if x.requires_grad and type(x) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling():
         return cast(Tensor, _EagerPool.apply(*inputs))  # type: ignore[no-untyped-call]
@@ -256,7 +264,7 @@ class FractionalMaxPool2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         _check_input(x)
-        rows, columns = (self._regions(n, ratio) for n, ratio in zip(x.shape[-2:], self.ratio, strict=True))
+        rows, columns = self._regions(x.shape[-2], self.ratio[0]), self._regions(x.shape[-1], self.ratio[1])
         return fractional_max_pool2d(x, rows, columns, self.overlapping)
 
     def _regions(self, n_in: int, ratio: float) -> Tensor:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import reduce
-from itertools import chain, pairwise
+from itertools import chain
+from operator import sub
 from typing import Any
 
 import numba
@@ -93,7 +94,7 @@ def _checked(sequence: Tensor, size: int, name: str) -> Tensor:
     # The kernels read where the sequences point, so a wrong one must not reach them.
     values = sequence.tolist()
     fits = sequence.dtype == torch.int64 and sequence.dim() == 1 and len(values) >= 2
-    if not fits or values[0] != 0 or values[-1] != size or not all(1 <= b - a <= 2 for a, b in pairwise(values)):
+    if not fits or values[0] != 0 or values[-1] != size or not set(map(sub, values[1:], values)) <= {1, 2}:
         raise ValueError(
             f"{name} is {sequence.dtype} {values}, but must be int64 and rise from 0 to {size} in steps of 1 "
             "or 2: make it with random_sequence or pseudorandom_sequence"
