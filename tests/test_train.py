@@ -144,7 +144,7 @@ def test_weights_decay_and_nothing_else() -> None:
 
 
 def test_without_decay_it_is_adam() -> None:
-    recipe = replace(PAPER, learning_rate=0.01)
+    recipe = replace(PAPER, learning_rate=0.01, weight_decay=0.0)
     reference = torch.nn.Conv2d(3, 4, 3)
     ours = deepcopy(reference)
     optimizers = [
