@@ -5,10 +5,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: help demo test test-ray check bench lock clean
+.PHONY: help demo test test-ray test-runtimes check bench lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(READY) ## train the recommended network on handwritten digits, evaluate it, predict some images
 	rm -rf runs/demo
@@ -25,6 +25,15 @@ test: $(READY) ## run all tests
 test-ray: $(READY) ## install Ray (240 MB) and test the sweep on it
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock 'ray>=2.50'
 	$(BIN)/python -m pytest tests/test_ray_engine.py
+
+# litert-torch needs an older typing_extensions than the lock has, and so older versions of what stands on it: hence an
+# environment of its own. ExecuTorch's binaries go with one version of torch, the lock's.
+test-runtimes: ## install ExecuTorch and LiteRT (2 GB) in .venv-runtimes, and test exporting to them
+	$(PYTHON) -m venv .venv-runtimes
+	grep -vE '^(anyio|pydantic|pydantic_core|typing_extensions|typing-inspection)==' requirements.lock > .venv-runtimes/constraints.txt
+	.venv-runtimes/bin/python -m pip install --disable-pip-version-check --constraint .venv-runtimes/constraints.txt \
+	  --editable '.[export,executorch,litert]' 'executorch==1.5.1' 'litert-torch==0.10.0' pytest
+	.venv-runtimes/bin/python -m pytest -p no:anyio tests/test_runtimes.py
 
 check: $(READY) ## lint, format check and types
 	$(BIN)/ruff check
@@ -57,5 +66,5 @@ lock: ## resolve the dependencies anew; writes requirements.lock
 	rm -rf .venv-lock
 
 clean: ## remove what the other targets made, except trained models (runs/)
-	rm -rf .venv .venv-lock build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lock .venv-runtimes build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks docs examples -name __pycache__ -type d -prune -exec rm -rf {} +

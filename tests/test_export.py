@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from hybrid_mobilenet import HybridMobileNet, __version__, cli, resolve
@@ -24,52 +24,16 @@ from hybrid_mobilenet.export.check import float_parity
 from hybrid_mobilenet.export.deployed import Deployed, ExportError
 from hybrid_mobilenet.export.onnx import export_onnx, onnx_bytes
 from hybrid_mobilenet.export.onnx_int8 import export_onnx_int8
-from hybrid_mobilenet.runtimes import OnnxClassifier, RuntimeFileError, open_file
+from hybrid_mobilenet.runtimes import (
+    ExecuTorchClassifier,
+    LiteRTClassifier,
+    OnnxClassifier,
+    RuntimeFileError,
+    open_file,
+)
+from networks import images, network, trained
 
 SIZES: tuple[Size, ...] = ((32, 32), (40, 24))
-
-
-def images(count: int, size: Size = (32, 32), channels: int = 3, seed: int = 0) -> Tensor:
-    """Random images with large and small structures, as photographs have."""
-    generator = torch.Generator().manual_seed(seed)
-    layers = (torch.randn(count, channels, side, side, generator=generator) for side in (2, 4, 8, 16))
-    pixels = sum(nn.functional.interpolate(layer, size, mode="bicubic") for layer in layers)
-    assert isinstance(pixels, Tensor)
-    return (128 + 50 * pixels).clamp(0, 255).to(torch.uint8)
-
-
-def network(
-    family: Family, alpha: float = 0.25, delta: int = 2, classes: int = 10, size: Size = (32, 32), **options: Any
-) -> HybridMobileNet:
-    """A network as if trained: statistics of images, scales and shifts of its own, logits that depend on the image."""
-    torch.manual_seed(0)
-    model = HybridMobileNet(resolve(family, alpha, delta, classes, 3, size), **options).train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.2)
-            module.momentum = 1.0
-    some = images(32, size)
-    with torch.no_grad():
-        model(some)
-        model.get_parameter("classifier.linear.weight").div_(2 * model.eval()(some).std())
-        nn.init.normal_(model.get_parameter("classifier.linear.bias"))
-    return model
-
-
-def trained(family: Family, **options: Any) -> HybridMobileNet:
-    """A network that has begun to tell digits of 16x16 pixels: with random weights, rounding would drown the logits."""
-    torch.manual_seed(0)
-    model = HybridMobileNet(resolve(family, 0.25, 2, 10, 3, 16), **options).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    digits = load("digits", image_size=16).train
-    for step in range(100):
-        batch = torch.arange(64 * step, 64 * step + 64) % len(digits)
-        loss = nn.functional.cross_entropy(model(digits.batch(batch)), digits.labels[batch])
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -359,9 +323,25 @@ def test_export_refuses(folder: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_missing_runtime_is_named_with_its_remedy(
+def test_a_missing_runtime_is_named_with_its_remedy_and_the_others_go_on(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(ExecuTorchClassifier, "module", "no_such_module")
+    monkeypatch.setattr(LiteRTClassifier, "module", "numpy")
+    monkeypatch.setattr(LiteRTClassifier, "exporter", "no_such_module")
+    result = invoke("export", folder, "--to", "executorch", "onnx", "litert", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    executorch, litert = result.stderr.splitlines()
+    assert "executorch: ExecuTorch is not installed: pip install 'hybrid-mobilenet[executorch]'" in executorch
+    assert "litert: no_such_module, which makes its files, is not installed: pip" in litert
+    monkeypatch.setattr(LiteRTClassifier, "module", "no_such_module")
+    for name, runtime in (("model.pte", "ExecuTorch"), ("model.tflite", "LiteRT")):
+        (tmp_path / name).write_bytes(b"")
+        fails(invoke("predict", tmp_path / name, tmp_path), f"{runtime} is not installed: pip install")
+
+
+def test_without_onnx(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OnnxClassifier, "module", "no_such_module")
     result = invoke("export", folder, "--to", "onnx", "--out", tmp_path)
     fails(result, "onnx: ONNX Runtime is not installed: pip install 'hybrid-mobilenet[export]'")

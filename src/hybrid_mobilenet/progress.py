@@ -81,6 +81,7 @@ class RunProgress:
 
     def _show(self, what: str, total: int, completed: int = 0) -> None:
         self._bars.reset(self._task, description=what, total=total, completed=completed, visible=True)
+        self._bars.refresh()  # at once: an export keeps stderr to itself for a while
 
 
 @dataclass(frozen=True)

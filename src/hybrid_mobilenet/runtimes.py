@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import sys
+import warnings
+import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
@@ -21,6 +27,10 @@ Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Logits and probabilities, (N, classes) each."""
 
 
+#: In the zip archive that follows a LiteRT model in its file, as LiteRT has it for files that belong to a model.
+METADATA_FILE = "metadata.json"
+
+
 class RuntimeFileError(ValueError):
     """A file that is no exported model, or whose runtime is not installed."""
 
@@ -29,16 +39,19 @@ class FileClassifier(ABC):
     """An exported model in its runtime.
 
     Attributes:
+        about: what the file says of itself, texts by name.
         class_names: in the order of the outputs.
         image_size: (height, width) in pixels.
         in_channels: 3 for RGB, 1 for greyscale.
     """
 
-    #: What people call the runtime, its module, and the extra that installs it.
+    #: What people call the runtime; the modules that run its files and that make them; the extra that installs both.
     runtime: ClassVar[str]
     module: ClassVar[str]
+    exporter: ClassVar[str]
     extra: ClassVar[str]
 
+    about: Mapping[str, str]
     class_names: tuple[str, ...]
     image_size: Size
     in_channels: int
@@ -48,15 +61,20 @@ class FileClassifier(ABC):
         return find_spec(cls.module) is not None
 
     @classmethod
-    def require(cls) -> None:
-        """Raises:
-        RuntimeFileError: where the runtime is not installed, with the command that installs it.
+    def require(cls, exporting: bool = False) -> None:
+        """Check that the runtime is installed, and for exporting what makes its files too.
+
+        Raises:
+            RuntimeFileError: where it is not, with the command that installs it.
         """
-        if not cls.installed():
-            raise RuntimeFileError(
-                f"{cls.runtime} is not installed: pip install 'hybrid-mobilenet[{cls.extra}]', or '.[{cls.extra}]' in "
-                "a checkout"
-            )
+        for module, name in ((cls.module, cls.runtime), (cls.exporter, f"{cls.exporter}, which makes its files,")):
+            if find_spec(module) is None:
+                raise RuntimeFileError(
+                    f"{name} is not installed: pip install 'hybrid-mobilenet[{cls.extra}]', or '.[{cls.extra}]' in "
+                    "a checkout"
+                )
+            if not exporting:
+                break
 
     @abstractmethod
     def run(self, images: NDArray[np.uint8]) -> Outputs:
@@ -72,6 +90,7 @@ class FileClassifier(ABC):
         return self.outputs(images)[1]
 
     def _read_metadata(self, texts: Mapping[str, str], name: str) -> None:
+        self.about = texts
         try:
             self.class_names = tuple(json.loads(texts["class_names"]))
             height, width = json.loads(texts["image_size"])
@@ -92,7 +111,7 @@ class OnnxClassifier(FileClassifier):
         threads: that one image or batch is computed on.
     """
 
-    runtime, module, extra = "ONNX Runtime", "onnxruntime", "export"
+    runtime, module, exporter, extra = "ONNX Runtime", "onnxruntime", "onnx", "export"
 
     def __init__(self, content: bytes | Path, name: str = "", threads: int | None = None) -> None:
         self.require()
@@ -119,8 +138,115 @@ class OnnxClassifier(FileClassifier):
         return logits, probabilities
 
 
+class SingleImageClassifier(FileClassifier):
+    """A model that takes one image at a time: more are classified one after another."""
+
+    @abstractmethod
+    def run_one(self, image: NDArray[np.uint8]) -> Outputs:
+        """Classify one image, uint8 (1, H, W, in_channels)."""
+
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
+        outputs = [self.run_one(images[index : index + 1]) for index in range(len(images))]
+        logits, probabilities = map(np.concatenate, zip(*outputs, strict=True))
+        return logits, probabilities
+
+
+class ExecuTorchClassifier(SingleImageClassifier):
+    """A program in ExecuTorch; arguments as for `OnnxClassifier`.
+
+    ExecuTorch has one pool of threads for the whole process: the classifier opened last says how many there are, and
+    those opened before with another number must not be run any more.
+    """
+
+    runtime, module, exporter, extra = "ExecuTorch", "executorch", "executorch", "executorch"
+
+    def __init__(self, content: bytes | Path, name: str = "", threads: int | None = None) -> None:
+        self.require()
+        name = name or str(content)
+        content = content if isinstance(content, bytes) else content.read_bytes()
+        with silenced():
+            from executorch.extension.pybindings import portable_lib
+            from executorch.runtime import Runtime
+
+            threads = threads or torch.get_num_threads()
+            if portable_lib._threadpool_get_thread_count() != threads:
+                portable_lib._unsafe_reset_threadpool(threads)
+            try:
+                self.program = Runtime.get().load_program(content)
+                # What the file says of itself are methods that return texts.
+                texts = {
+                    method: self.program.load_method(method).execute([])[0]
+                    for method in self.program.method_names - {"forward"}
+                }
+                self.forward = self.program.load_method("forward")
+            except RuntimeError as error:
+                raise RuntimeFileError(
+                    f"{name} is damaged or no ExecuTorch program ({reason(error)}): export it again"
+                ) from error
+        self._read_metadata(texts, name)
+
+    def run_one(self, image: NDArray[np.uint8]) -> Outputs:
+        logits, probabilities = self.forward.execute((torch.from_numpy(image),))
+        return logits.numpy(), probabilities.numpy()
+
+
+class LiteRTClassifier(SingleImageClassifier):
+    """A LiteRT (TensorFlow Lite) model in LiteRT's interpreter; arguments as for `OnnxClassifier`."""
+
+    runtime, module, exporter, extra = "LiteRT", "ai_edge_litert", "litert_torch", "litert"
+
+    def __init__(self, content: bytes | Path, name: str = "", threads: int | None = None) -> None:
+        self.require()
+        name = name or str(content)
+        content = content if isinstance(content, bytes) else content.read_bytes()
+        with silenced():
+            from ai_edge_litert.interpreter import Interpreter
+
+            try:
+                # A zip's directory is its end, so that a file that is cut off fails here, and not in the interpreter.
+                texts = json.loads(zipfile.ZipFile(io.BytesIO(content)).read(METADATA_FILE))
+                self.interpreter = Interpreter(model_content=content, num_threads=threads or torch.get_num_threads())
+                self.interpreter.allocate_tensors()
+            except (zipfile.BadZipFile, KeyError, ValueError, RuntimeError) as error:
+                raise RuntimeFileError(
+                    f"{name} is damaged or no model exported by hybrid-mobilenet ({reason(error)}): export it again"
+                ) from error
+        self._read_metadata(texts, name)
+        self._input = self.interpreter.get_input_details()[0]["index"]
+        self._outputs = [output["index"] for output in self.interpreter.get_output_details()]
+
+    def run_one(self, image: NDArray[np.uint8]) -> Outputs:
+        self.interpreter.set_tensor(self._input, image)
+        self.interpreter.invoke()
+        logits, probabilities = map(self.interpreter.get_tensor, self._outputs)
+        return logits, probabilities
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Without what other libraries print, log and warn of while they load or convert: what matters they raise."""
+    streams = {1: sys.stdout, 2: sys.stderr}
+    with ExitStack() as undo:
+        nowhere = undo.enter_context(Path(os.devnull).open("wb"))
+        for descriptor, stream in streams.items():
+            stream.flush()
+            before = os.dup(descriptor)
+            undo.callback(os.close, before)
+            undo.callback(os.dup2, before, descriptor)
+            undo.callback(stream.flush)
+            # Much of it comes from C++, which knows nothing of sys.stderr.
+            os.dup2(nowhere.fileno(), descriptor)
+        undo.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        yield
+
+
 #: By the ending of a file's name.
-CLASSIFIERS: dict[str, type[OnnxClassifier]] = {".onnx": OnnxClassifier}
+CLASSIFIERS: dict[str, Callable[..., FileClassifier]] = {
+    ".onnx": OnnxClassifier,
+    ".pte": ExecuTorchClassifier,
+    ".tflite": LiteRTClassifier,
+}
 
 
 def is_exported(path: str | Path) -> bool:

@@ -6,7 +6,13 @@ This module names what there is, for the command line, and imports nothing that 
 from __future__ import annotations
 
 #: What `export --to` takes, and the file or folder that it makes.
-FILES = {"onnx": "model.onnx", "onnx-int8": "model.int8.onnx", "web": "web"}
+FILES = {
+    "onnx": "model.onnx",
+    "onnx-int8": "model.int8.onnx",
+    "executorch": "model.pte",
+    "litert": "model.tflite",
+    "web": "web",
+}
 
 #: Targets that are calibrated on training images.
 CALIBRATED = {"onnx-int8"}

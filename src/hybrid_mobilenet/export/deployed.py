@@ -208,3 +208,12 @@ def network_of(properties: Mapping[str, str]) -> Network | None:
     classes = len(json.loads(properties["class_names"]))
     alpha, delta, in_channels = float(properties["alpha"]), int(properties["delta"]), int(properties["in_channels"])
     return resolve(family, alpha, delta, classes, in_channels, (height, width))
+
+
+def single_image_metadata(model: HybridMobileNet) -> dict[str, str]:
+    """`metadata` of a file that takes one image at a time."""
+    texts = metadata(model)
+    return texts | {
+        "preprocessing": texts["preprocessing"].replace("(N, ", "(1, "),
+        "outputs": texts["outputs"].replace("(N, ", "(1, "),
+    }

@@ -14,14 +14,10 @@ from ..data import ImageDataset
 from ..evaluate import tally
 from ..latency import latency
 from ..model import HybridMobileNet
-from ..runtimes import open_file
+from ..runtimes import ExecuTorchClassifier, FileClassifier, LiteRTClassifier, OnnxClassifier, open_file
 from . import FILES
 from .check import CHECKED_IMAGES, Parity
 from .deployed import ExportError
-from .onnx import export_onnx
-from .onnx_int8 import export_onnx_int8
-from .onnxruntime_web import WebClassifier
-from .web import export_web
 
 
 @dataclass(frozen=True)
@@ -72,19 +68,42 @@ def export(
     images: Tensor | None = None
     if test is not None:
         images = test.batch(torch.arange(min(CHECKED_IMAGES, len(test))))
-    match target:
-        case "onnx":
-            parity = export_onnx(model, path, images)
-        case "onnx-int8":
-            assert calibration is not None
-            parity = export_onnx_int8(model, path, calibration, images)
-        case "web":
-            parity = export_web(model, path, images)
-        case _:
-            raise ExportError(f"target is {target!r}, but must be one of {', '.join(FILES)}")
     accuracy = None
+    # Exporters are imported where they are needed: each stands on packages that may not be installed.
     with ExitStack() as running:
-        classifier = running.enter_context(WebClassifier(path)) if target == "web" else open_file(path, threads=1)
+        match target:
+            case "onnx":
+                OnnxClassifier.require(exporting=True)
+                from .onnx import export_onnx
+
+                parity = export_onnx(model, path, images)
+            case "onnx-int8":
+                assert calibration is not None
+                OnnxClassifier.require(exporting=True)
+                from .onnx_int8 import export_onnx_int8
+
+                parity = export_onnx_int8(model, path, calibration, images)
+            case "executorch":
+                ExecuTorchClassifier.require(exporting=True)
+                from .executorch import export_executorch
+
+                parity = export_executorch(model, path, images)
+            case "litert":
+                LiteRTClassifier.require(exporting=True)
+                from .litert import export_litert
+
+                parity = export_litert(model, path, images)
+            case "web":
+                OnnxClassifier.require(exporting=True)
+                from .onnxruntime_web import WebClassifier
+                from .web import export_web
+
+                parity = export_web(model, path, images)
+                classifier: FileClassifier = running.enter_context(WebClassifier(path))
+            case _:
+                raise ExportError(f"target is {target!r}, but must be one of {', '.join(FILES)}")
+        if target != "web":
+            classifier = open_file(path, threads=1)
         if test is not None:
             accuracy = tally(model.class_names, classifier.probabilities, test, on_images=on_images).accuracy
         microseconds = 1e6 * latency(classifier).median

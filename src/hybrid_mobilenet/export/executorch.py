@@ -1,0 +1,136 @@
+"""ExecuTorch: lowered to XNNPACK, its delegate for CPUs, and checked in ExecuTorch before it is written.
+
+The network is one subgraph of XNNPACK but for the first step, bytes to float. What XNNPACK has no operator for would
+run in ExecuTorch's portable kernels, with a copy to another layout before and behind. So pixels are gathered by slices
+that are put side by side, since XNNPACK knows no gather.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..files import write_atomically
+from ..model import HybridMobileNet
+from ..runtimes import ExecuTorchClassifier, silenced
+from .check import Parity, float_parity
+from .deployed import Average, Deployed, GridMaxPool, Repeat, single_image_metadata
+
+#: Maps that XNNPACK puts side by side at once.
+MOST_CONCATENATED = 5
+
+
+def export_executorch(model: HybridMobileNet, path: Path, images: Tensor | None = None) -> Parity:
+    """Write a model for ExecuTorch, after running it there.
+
+    The program's method `forward` takes one image, uint8 (1, H, W, C), RGB or grey, 0..255, and gives logits and
+    probabilities, float32 (1, classes), in this order. Of batches of any size XNNPACK takes no slices. Class
+    names and preprocessing are methods without arguments that return texts.
+
+    Args:
+        model: the model; its fractional max pooling is exported with the fixed regions of eval().
+        path: the file.
+        images: uint8 (n, C, H, W), real images that both are run on; scikit-learn's digits if None.
+
+    Raises:
+        ExportError: where the results differ; no file is written then.
+        OSError: where the file cannot be written.
+    """
+    content = executorch_bytes(model)
+    parity = float_parity(model, ExecuTorchClassifier(content), images)
+    write_atomically(path, content)
+    return parity
+
+
+def executorch_bytes(model: HybridMobileNet) -> bytes:
+    """The content of the ExecuTorch file of a model, not run yet."""
+    size, channels = model.network.image_size, model.network.in_channels
+    example = (torch.zeros(1, *size, channels, dtype=torch.uint8),)
+    with silenced():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+
+        lowered = to_edge_transform_and_lower(
+            torch.export.export(for_xnnpack(Deployed(model)), example),
+            partitioner=[XnnpackPartitioner()],
+            constant_methods=single_image_metadata(model),
+        )
+        return bytes(lowered.to_executorch().buffer)
+
+
+def for_xnnpack(deployed: Deployed) -> Deployed:
+    """The deployed network, changed in place to steps that XNNPACK has."""
+    for name, step in deployed.steps.named_children():
+        match step:
+            case Repeat():
+                deployed.steps.set_submodule(name, DistinctRepeat(step.copies))
+            case GridMaxPool():
+                deployed.steps.set_submodule(name, SlicedMaxPool(step))
+            case Average():
+                deployed.steps.set_submodule(name, KeptAverage(step.pixels))
+    return deployed
+
+
+class DistinctRepeat(nn.Module):
+    """`Repeat` of maps that are not negative, as all are behind an activation.
+
+    XNNPACK's delegate does not take one map twice, and ExecuTorch's own kernel mistakes its layout (1.5.1). The copies
+    are made other maps, by an activation that changes nothing.
+    """
+
+    def __init__(self, copies: int) -> None:
+        super().__init__()
+        self.copies = copies
+
+    def forward(self, x: Tensor) -> Tensor:
+        return concatenate([x, *(x.relu() for _ in range(self.copies - 1))], 1)
+
+
+class SlicedMaxPool(nn.Module):
+    """`GridMaxPool` with the grid put together from slices: (N, C, H, W) to (N, C, H_out, W_out)."""
+
+    def __init__(self, pool: GridMaxPool) -> None:
+        super().__init__()
+        self.axes = [_slices(pixels, pool.window) for pixels in (pool.rows, pool.columns)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for axis, (slices, _) in enumerate(self.axes, start=2):
+            x = concatenate([x.narrow(axis, start, length) for start, length in slices], axis)
+        windows = [window for _, window in self.axes]
+        return x if windows == [1, 1] else nn.functional.max_pool2d(x, windows)
+
+
+def _slices(pixels: Tensor, window: int) -> tuple[list[tuple[int, int]], int]:
+    """Runs of one axis and the window over them: an axis whose regions are single pixels stays as it is."""
+    firsts = pixels[::window]
+    if torch.equal(pixels, firsts.repeat_interleave(window)):
+        return consecutive(firsts), 1
+    return consecutive(pixels), window
+
+
+class KeptAverage(nn.Module):
+    """`Average`: XNNPACK has the mean that keeps its axes, and not the other."""
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        self.pixels = pixels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.mean((2, 3), keepdim=True) if self.pixels > 1 else x).flatten(1)
+
+
+def consecutive(pixels: Tensor) -> list[tuple[int, int]]:
+    """Indices as runs of consecutive ones, start and length each: [0, 1, 2, 2, 3] is [(0, 3), (2, 2)]."""
+    starts = [0, *(1 + index for index in (pixels.diff() != 1).nonzero().flatten().tolist()), len(pixels)]
+    return [(int(pixels[start]), end - start) for start, end in pairwise(starts)]
+
+
+def concatenate(maps: list[Tensor], axis: int) -> Tensor:
+    """torch.cat of any number of maps by such of `MOST_CONCATENATED` at most, each map copied as rarely as can be."""
+    while len(maps) > 1:
+        groups = [maps[start : start + MOST_CONCATENATED] for start in range(0, len(maps), MOST_CONCATENATED)]
+        maps = [torch.cat(group, axis) if len(group) > 1 else group[0] for group in groups]
+    return maps[0]
