@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numba
-import numpy as np
 import torch
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import types as numba_types
@@ -33,9 +33,9 @@ carray: Any = numba.carray  # type: ignore[attr-defined]
 
 #: A call begins with the OpenMP functions that tell a thread's number and how many there are, or with two zeros and the
 #: two numbers themselves; its arrays follow, an address and a length each, and its numbers from FIRST_NUMBER on.
-FIRST_ARRAY, MOST_ARRAYS = 4, 12
+FIRST_ARRAY, MOST_ARRAYS, MOST_NUMBERS = 4, 12, 12
 FIRST_NUMBER = FIRST_ARRAY + 2 * MOST_ARRAYS
-LENGTH = FIRST_NUMBER + 12
+CALL = struct.Struct(f"{FIRST_NUMBER + MOST_NUMBERS}q")
 
 Compiled = Callable[..., Any]
 NUMBER = {torch.float32: types.float32, torch.float64: types.float64}
@@ -61,22 +61,16 @@ def run(kernel: Compiled, tensors: tuple[Tensor, ...], numbers: tuple[int, ...],
         threads: 1 or more.
     """
     address, function = _address(kernel, tensors[0].dtype)
-    call = np.zeros(LENGTH, np.int64)
-    call[FIRST_ARRAY : FIRST_ARRAY + 2 * len(tensors)] = [
-        number for tensor in tensors for number in (tensor.data_ptr(), tensor.numel())
-    ]
-    call[FIRST_NUMBER : FIRST_NUMBER + len(numbers)] = numbers
+    arrays = [number for tensor in tensors for number in (tensor.data_ptr(), tensor.numel())]
+    rest = *arrays, *[0] * (2 * MOST_ARRAYS - len(arrays)), *numbers, *[0] * (MOST_NUMBERS - len(numbers))
     if threads == 1:
-        call[3] = 1
-        function(call.ctypes.data)
+        function(CALL.pack(0, 0, 0, 1, *rest))
     elif (openmp := _gnu_openmp()) is not None:
-        call[0], call[1] = openmp.thread_number, openmp.thread_count
-        openmp.parallel(address, call.ctypes.data, threads, 0)
+        openmp.parallel(address, CALL.pack(openmp.thread_number, openmp.thread_count, 0, 0, *rest), threads, 0)
     else:
-        calls = np.tile(call, (threads, 1))
-        calls[:, 2], calls[:, 3] = range(threads), threads
-        parts = [_plain_threads().submit(function, part.ctypes.data) for part in calls[1:]]
-        function(calls[0].ctypes.data)
+        calls = [CALL.pack(0, 0, thread, threads, *rest) for thread in range(threads)]
+        parts = [_plain_threads().submit(function, call) for call in calls[1:]]
+        function(calls[0])
         for part in parts:
             part.result()
 
