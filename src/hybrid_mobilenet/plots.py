@@ -143,7 +143,7 @@ def draw_latencies(measurements: Sequence[dict[str, Any]], path: Path) -> None:
     for place, record in enumerate(measurements):
         median, lower, upper = (1e6 * record["latency"][key] for key in ("median", "lower", "upper"))
         axes.barh(place, median, xerr=[[median - lower], [upper - median]], color=f"C{record['threads'] % 10}")
-    names = [f"{Path(r['model']).name}, {r['runtime']}, {r['threads']} thr." for r in measurements]
+    names = [f"{r['model']}, {r['runtime']}, {r['threads']} thr." for r in measurements]
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set(xlabel="Microseconds for one image: median and quartiles")
