@@ -13,7 +13,7 @@ from executorch.runtime import Runtime
 from PIL import Image, ImageOps
 
 program = Runtime.get().load_program(Path(sys.argv[1]))
-about = {name: program.load_method(name).execute([])[0] for name in program.method_names - {"forward"}}
+about = json.loads(program.load_method("metadata").execute([])[0])
 height, width = json.loads(about["image_size"])
 image = Image.open(sys.argv[2]).convert("RGB" if about["in_channels"] == "3" else "L")
 pixels = np.array(ImageOps.fit(image, (width, height))).reshape(1, height, width, -1)

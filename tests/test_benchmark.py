@@ -13,9 +13,9 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from hybrid_mobilenet import HybridMobileNet, cli, resolve
-from hybrid_mobilenet.benchmark import with_plain_pooling
+from hybrid_mobilenet.benchmark import expand, with_plain_pooling
 from hybrid_mobilenet.export.onnx import export_onnx, onnx_bytes
-from hybrid_mobilenet.runtimes import OnnxClassifier, open_file
+from hybrid_mobilenet.runtimes import ExecuTorchClassifier, LiteRTClassifier, OnnxClassifier, open_file
 from scripts import script
 
 ROOT = Path(__file__).parents[1]
@@ -108,6 +108,18 @@ def test_no_share_where_no_pooling_is_fractional(tmp_path: Path) -> None:
     path.write_bytes(onnx_bytes(HybridMobileNet(resolve("mobilenet", 0.25, 1)).eval()))
     assert with_plain_pooling(path) is None
     assert all(with_plain_pooling(peer) is None for peer in peers.write_peers(tmp_path))
+
+
+def test_files_for_runtimes_that_are_not_installed_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "export").mkdir()
+    for name in ("model.onnx", "model.pte", "model.tflite", "notes.txt"):
+        (tmp_path / "export" / name).touch()
+    monkeypatch.setattr(ExecuTorchClassifier, "module", "numpy")
+    monkeypatch.setattr(LiteRTClassifier, "module", "no_such_module")
+    files = [str(tmp_path / "export" / name) for name in ("model.onnx", "model.pte")]
+    assert expand([str(tmp_path)]) == [str(tmp_path), *files]
 
 
 def test_benchmark_refuses(run: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -20,7 +21,7 @@ from torch import Tensor
 import hybrid_mobilenet
 from hybrid_mobilenet import HybridMobileNet, __version__, resolve
 from hybrid_mobilenet.architecture import FAMILIES, Family, Size
-from hybrid_mobilenet.data import load_test
+from hybrid_mobilenet.data import load, load_test
 from hybrid_mobilenet.export.deployed import Deployed, ExportError, GridMaxPool, fixed_pool
 from hybrid_mobilenet.export.executorch import (
     SlicedMaxPool,
@@ -28,9 +29,10 @@ from hybrid_mobilenet.export.executorch import (
     consecutive,
     executorch_bytes,
     export_executorch,
+    export_executorch_int8,
     for_xnnpack,
 )
-from hybrid_mobilenet.export.litert import export_litert, litert_bytes
+from hybrid_mobilenet.export.litert import export_litert, export_litert_int8, litert_bytes
 from hybrid_mobilenet.runtimes import ExecuTorchClassifier, LiteRTClassifier, RuntimeFileError, open_file
 from networks import images, network, trained
 
@@ -39,6 +41,7 @@ SIZES: tuple[Size, ...] = ((32, 32), (40, 24))
 CLASSIFIERS = {"executorch": ExecuTorchClassifier, "litert": LiteRTClassifier}
 BYTES = {"executorch": executorch_bytes, "litert": litert_bytes}
 EXPORT = {"executorch": export_executorch, "litert": export_litert}
+EXPORT_INT8 = {"executorch": export_executorch_int8, "litert": export_litert_int8}
 FILES = {"executorch": "model.pte", "litert": "model.tflite"}
 
 
@@ -144,18 +147,64 @@ def test_images_do_not_depend_on_each_other(file: Path) -> None:
         assert torch.equal(classifier.outputs(some[index : index + 1])[0][0], together[index])
 
 
-@needs("executorch")
-def test_executorch_has_one_subgraph_of_xnnpack(model: HybridMobileNet) -> None:
-    """Nothing else is left to ExecuTorch's portable kernels but bytes to float."""
+def executorch_plan(content: bytes) -> Any:
     from executorch.exir._serialize._program import deserialize_pte_binary
 
-    (plan,) = (
-        plan
-        for plan in deserialize_pte_binary(executorch_bytes(model)).program.execution_plan
-        if plan.name == "forward"
+    (plan,) = (plan for plan in deserialize_pte_binary(content).program.execution_plan if plan.name == "forward")
+    return plan
+
+
+def is_one_subgraph(content: bytes) -> bool:
+    """Whether nothing is left to ExecuTorch's portable kernels but bytes to float."""
+    plan = executorch_plan(content)
+    operators = [operator.name for operator in plan.operators]
+    return [delegate.id for delegate in plan.delegates] == ["XnnpackBackend"] and operators == [
+        "dim_order_ops::_to_dim_order_copy"
+    ]
+
+
+@needs("executorch")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_executorch_has_one_subgraph_of_xnnpack(family: Family) -> None:
+    assert is_one_subgraph(executorch_bytes(network(family)))
+
+
+# int8
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(
+    ("family", "options"), [("mobilenet", {}), ("mp3", {"activation": "relu6"}), ("fmp", {})], ids=str
+)
+def test_int8_agrees_and_is_integer_throughout(
+    runtime: str, family: Family, options: dict[str, Any], tmp_path: Path
+) -> None:
+    calibration = load("digits", image_size=16).train.batch(torch.arange(200))
+    path = tmp_path / f"int8-{FILES[runtime]}"
+    assert EXPORT_INT8[runtime](trained(family, **options), path, calibration).signal_to_noise >= 15
+    content = path.read_bytes()
+    assert len(content) < 620_000  # where float32 has 1.7 MB; the bytes besides weights are those of tiny maps too
+    if runtime == "executorch":
+        assert is_one_subgraph(content)
+        return
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    plain = Interpreter(
+        model_content=content, experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     )
-    assert [delegate.id for delegate in plan.delegates] == ["XnnpackBackend"]
-    assert [operator.name for operator in plan.operators] == ["dim_order_ops::_to_dim_order_copy"]
+    floating = [
+        operator["op_name"]
+        for operator in plain._get_ops_details()
+        if np.float32 in (*operator["operand_types"], *operator["result_types"])
+    ]
+    assert floating == ["CAST", "SUB", "QUANTIZE", "DEQUANTIZE", "SOFTMAX"]
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_int8_that_disagrees_leaves_no_file(runtime: str, model: HybridMobileNet, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"signal-to-noise ratio is -?\d.* dB, but must be 10 or more"):
+        EXPORT_INT8[runtime](model, tmp_path / "model", torch.zeros(100, 3, 16, 16, dtype=torch.uint8))
+    assert list(tmp_path.iterdir()) == []
 
 
 # Steps for XNNPACK, in PyTorch

@@ -22,7 +22,7 @@ from .evaluate import probabilities
 from .latency import Latency, random_images, seconds_per_call, spread
 from .machine import processor
 from .model import HybridMobileNet
-from .runtimes import FileClassifier, OnnxClassifier, Outputs, is_exported, open_file
+from .runtimes import FileClassifier, OnnxClassifier, Outputs, can_run, is_exported, open_file
 
 #: Images at once for the throughput.
 BATCH = 64
@@ -75,10 +75,10 @@ class TorchClassifier(FileClassifier):
 
 
 def expand(sources: Sequence[str]) -> list[str]:
-    """The sources, and after each run folder the files in its folder export/."""
+    """The sources, and after each run folder the files in its folder export/ whose runtimes are installed."""
     expanded: list[str] = []
     for source in sources:
-        files = [] if is_exported(source) else sorted(filter(is_exported, Path(source, "export").glob("*")))
+        files = [] if is_exported(source) else sorted(filter(can_run, Path(source, "export").glob("*")))
         expanded += [source, *map(str, files)]
     return list(dict.fromkeys(expanded))
 

@@ -9,7 +9,7 @@ import sys
 import warnings
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +29,10 @@ Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 #: In the zip archive that follows a LiteRT model in its file, as LiteRT has it for files that belong to a model.
 METADATA_FILE = "metadata.json"
+
+
+#: Of an ExecuTorch program: takes nothing and returns the same text, JSON.
+METADATA_METHOD = "metadata"
 
 
 class RuntimeFileError(ValueError):
@@ -173,15 +177,11 @@ class ExecuTorchClassifier(SingleImageClassifier):
                 portable_lib._unsafe_reset_threadpool(threads)
             try:
                 self.program = Runtime.get().load_program(content)
-                # What the file says of itself are methods that return texts.
-                texts = {
-                    method: self.program.load_method(method).execute([])[0]
-                    for method in self.program.method_names - {"forward"}
-                }
+                texts = json.loads(self.program.load_method(METADATA_METHOD).execute([])[0])
                 self.forward = self.program.load_method("forward")
-            except RuntimeError as error:
+            except (RuntimeError, KeyError, ValueError) as error:
                 raise RuntimeFileError(
-                    f"{name} is damaged or no ExecuTorch program ({reason(error)}): export it again"
+                    f"{name} is damaged or no program exported by hybrid-mobilenet ({reason(error)}): export it again"
                 ) from error
         self._read_metadata(texts, name)
 
@@ -242,7 +242,7 @@ def silenced() -> Iterator[None]:
 
 
 #: By the ending of a file's name.
-CLASSIFIERS: dict[str, Callable[..., FileClassifier]] = {
+CLASSIFIERS: dict[str, type[OnnxClassifier | ExecuTorchClassifier | LiteRTClassifier]] = {
     ".onnx": OnnxClassifier,
     ".pte": ExecuTorchClassifier,
     ".tflite": LiteRTClassifier,
@@ -252,6 +252,11 @@ CLASSIFIERS: dict[str, Callable[..., FileClassifier]] = {
 def is_exported(path: str | Path) -> bool:
     """Whether a name is that of an exported file, there or not, rather than of a run folder."""
     return Path(path).suffix.lower() in CLASSIFIERS
+
+
+def can_run(path: Path) -> bool:
+    """Whether a file is an exported one, by its name, and its runtime is installed."""
+    return is_exported(path) and CLASSIFIERS[path.suffix.lower()].installed()
 
 
 def open_file(path: Path, threads: int | None = None) -> FileClassifier:

@@ -10,9 +10,11 @@ FILES = {
     "onnx": "model.onnx",
     "onnx-int8": "model.int8.onnx",
     "executorch": "model.pte",
+    "executorch-int8": "model.int8.pte",
     "litert": "model.tflite",
+    "litert-int8": "model.int8.tflite",
     "web": "web",
 }
 
 #: Targets that are calibrated on training images.
-CALIBRATED = {"onnx-int8"}
+CALIBRATED = {"onnx-int8", "executorch-int8", "litert-int8"}

@@ -88,11 +88,23 @@ def export(
                 from .executorch import export_executorch
 
                 parity = export_executorch(model, path, images)
+            case "executorch-int8":
+                assert calibration is not None
+                ExecuTorchClassifier.require(exporting=True)
+                from .executorch import export_executorch_int8
+
+                parity = export_executorch_int8(model, path, calibration, images)
             case "litert":
                 LiteRTClassifier.require(exporting=True)
                 from .litert import export_litert
 
                 parity = export_litert(model, path, images)
+            case "litert-int8":
+                assert calibration is not None
+                LiteRTClassifier.require(exporting=True)
+                from .litert import export_litert_int8
+
+                parity = export_litert_int8(model, path, calibration, images)
             case "web":
                 OnnxClassifier.require(exporting=True)
                 from .onnxruntime_web import WebClassifier
