@@ -174,7 +174,7 @@ def test_tables_stand_beside_the_paper_s() -> None:
     scatter = [0.5, 1.5]
     text = render(rows(as_the_paper("table=7", "data=cifar10", seeds=2, change=lambda run: scatter[run.seed])))
     assert line(text, "| FMP d2 a0.25", "## Table 6") == (
-        "| FMP d2 a0.25 | 9.577 | 9.5 | 0.433 | 0.43 | 82.1 | 83.1 | 0.71 | 2 | +1.0 | 85.1 | A |"
+        "| FMP d2 a0.25 | 9.577 | 9.5 | 0.433 | 0.43 | 82.1 | 83.1 | 0.71 | 2 | +1.0 | 85.1 | B |"
     )
     assert line(text, "| FMP d2 a0.25", "(Table 7)").startswith("| FMP d2 a0.25 | 9.577 | 4.8 | 0.433 | 0.22 | 82.1 |")
     assert line(text, "| the baseline", "## Table 4") == (
