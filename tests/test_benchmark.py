@@ -78,7 +78,7 @@ def test_benchmark(run: Path, tmp_path: Path) -> None:
         assert row["images_per_second"] > 0
         assert row["bytes"] > 8e5
         assert row["peak_bytes"] > 1e5
-        assert (row["pooling_share"] is None) == (row["runtime"] == "PyTorch")
+        assert (row["pooling_share"] is None) == (row["runtime"] == "PyTorch" or row["threads"] > 1)
     assert -0.5 < rows[1]["pooling_share"] < 1  # two short rounds
     with Image.open(out / "benchmark.png") as picture:
         assert picture.format == "PNG"

@@ -45,7 +45,8 @@ class Measurement:
         peak_bytes: resident memory that a process of its own needs at most for the runtime, the model and one image,
             besides Python and PyTorch.
         pooling_share: of the latency, what plain max pooling to the same sizes would save in place of fractional max
-            pooling; None where there is none, and elsewhere than in ONNX Runtime.
+            pooling; None where there is none, elsewhere than in ONNX Runtime, and on several threads: two networks so alike
+            differ less than their pools of threads disturb each other.
     """
 
     model: str
@@ -112,7 +113,7 @@ def benchmark(
         plain = {
             source: OnnxClassifier(content, threads=count)
             for source, classifier in classifiers.items()
-            if isinstance(classifier, OnnxClassifier) and (content := with_plain_pooling(Path(source)))
+            if count == 1 and isinstance(classifier, OnnxClassifier) and (content := with_plain_pooling(Path(source)))
         }
         one_plain: dict[str, list[float]] = {source: [] for source in plain}
         for _ in range(rounds):
