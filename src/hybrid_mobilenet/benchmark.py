@@ -45,8 +45,8 @@ class Measurement:
         peak_bytes: resident memory that a process of its own needs at most for the runtime, the model and one image,
             besides Python and PyTorch.
         pooling_share: of the latency, what plain max pooling to the same sizes would save in place of fractional max
-            pooling; None where there is none, elsewhere than in ONNX Runtime, and on several threads: two networks so alike
-            differ less than their pools of threads disturb each other.
+            pooling; None where there is none, elsewhere than in ONNX Runtime, and on several threads, where the pools of
+            threads of two networks disturb each other more than these differ.
     """
 
     model: str
