@@ -45,8 +45,8 @@ class Measurement:
         peak_bytes: resident memory that a process of its own needs at most for the runtime, the model and one image,
             besides Python and PyTorch.
         pooling_share: of the latency, what plain max pooling to the same sizes would save in place of fractional max
-            pooling; None where there is none, elsewhere than in ONNX Runtime, and on several threads, where the pools of
-            threads of two networks disturb each other more than these differ.
+            pooling; None where there is none, elsewhere than in ONNX Runtime, and on several threads, on which two
+            networks so alike disturb each other more than they differ.
     """
 
     model: str
