@@ -94,7 +94,7 @@ def wait(device: torch.device) -> None:
 
 def check_kernel(device: torch.device, images: int) -> Section:
     """Whether the device's kernel gives what the plain one gives, forward and backward, to the bit."""
-    kernels, rows = _kernels(device), list[dict[str, Cell]]()
+    kernels, rows = _kernels(device.type), list[dict[str, Cell]]()
     for channels, n_in, n_out in SHAPES:
         for dtype in DTYPES:
             for overlapping in (False, True):
@@ -122,7 +122,7 @@ def check_kernel(device: torch.device, images: int) -> Section:
 
 def time_kernel(device: torch.device, images: int, rounds: int) -> Section:
     """Forward and backward beside the time in which the device's memory can carry the bytes they must move."""
-    kernels, rows = _kernels(device), list[dict[str, Cell]]()
+    kernels, rows = _kernels(device.type), list[dict[str, Cell]]()
     for channels, n_in, n_out in SHAPES:
         for dtype in DTYPES:
             x = torch.rand(images, channels, n_in, n_in, device=device).to(dtype)

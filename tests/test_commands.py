@@ -130,7 +130,7 @@ def test_fewer_epochs_have_fewer_with_fixed_regions(tmp_path: Path, monkeypatch:
 
 def test_what_is_not_given_comes_from_the_family_s_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipes = {
-        family: replace(recipe, epochs=1, batch_size=500, learning_rate=0.001 * (1 + index))
+        family: replace(recipe.with_epochs(1), batch_size=500, learning_rate=0.001 * (1 + index))
         for index, (family, recipe) in enumerate(PAPER_RECIPES.items())
     }
     monkeypatch.setattr(cli, "PAPER_RECIPES", recipes)

@@ -47,7 +47,7 @@ ENVIRONMENT = os.environ | {
 RECIPE = Recipe(epochs=3, batch_size=256, learning_rate=0.001)
 SMALL = Setup("digits", "fmp", 0.25, 1, (8, 8), 1, recipe=RECIPE)
 OPTIONS = ["--family", "fmp", "--alpha", "0.25", "--delta", "1", "--image-size", "8", "--in-channels", "1"]
-OPTIONS += ["--epochs", "3", "--learning-rate", "0.001"]
+OPTIONS += ["--epochs", "3", "--learning-rate", "0.001", "--fixed-epochs", "0"]
 STEPS = 5
 FINISHED = ["config.json", "curves.png", "evaluation.json", "metrics.jsonl", "model.safetensors"]
 
