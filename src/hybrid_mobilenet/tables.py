@@ -22,10 +22,11 @@ QUANTITIES: dict[paper.Quantity, str] = {"mult_adds": "Mult-Adds", "parameters":
 
 
 def table(*columns: str, left: int = 0) -> Table:
-    """An empty table for results: the first `left` columns are text, the others numbers."""
+    """An empty table for results: the first `left` columns are text, which folds, the others numbers, which do not."""
     result = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for index, column in enumerate(columns):
-        result.add_column(column, justify="left" if index < left else "right", no_wrap=True)
+        text = index < left
+        result.add_column(column, justify="left" if text else "right", no_wrap=not text, overflow="fold")
     return result
 
 
