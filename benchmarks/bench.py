@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,8 +21,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 import epoch
 import fractional_max_pool
 import training
+from hybrid_mobilenet import machine
 from hybrid_mobilenet.files import write_atomically
-from hybrid_mobilenet.machine import processor
 from report import Section
 
 PARTS = ("fmp", "train", "epoch")
@@ -113,15 +110,7 @@ def find_keras(python: str | None) -> str | None:
 
 
 def environment(versions: set[str]) -> dict[str, Any]:
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": processor(),
-        "processors": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": sorted(versions),
-        "training_threads": training.THREADS,
-    }
+    return machine.environment() | {"versions": sorted(versions), "training_threads": training.THREADS}
 
 
 if __name__ == "__main__":

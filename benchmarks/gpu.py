@@ -31,7 +31,7 @@ from hybrid_mobilenet.model import HybridMobileNet
 from hybrid_mobilenet.pooling import _kernels, random_sequence
 from hybrid_mobilenet.processes import Processes
 from hybrid_mobilenet.recipe import PAPER, Precision
-from hybrid_mobilenet.train import engine, train_step
+from hybrid_mobilenet.train import adam, engine, train_step
 from report import Cell, Figure, Section
 from training import COMPARISONS
 
@@ -158,7 +158,7 @@ def training_step(device: torch.device, comparison: int, precision: Precision, b
     torch.manual_seed(0)
     model = HybridMobileNet(resolve(network.family, network.alpha, network.delta)).train()
     fabric = engine(precision, Processes())
-    module, optimizer = fabric.setup(model, torch.optim.Adam(model.parameters(), PAPER.learning_rate, fused=True))
+    module, optimizer = fabric.setup(model, adam(model, PAPER))
     images = torch.randint(256, (batch, 3, 32, 32), dtype=torch.uint8, device=device)
     labels = torch.randint(10, (batch,), device=device)
     return lambda: train_step(fabric, module, optimizer, images, labels)

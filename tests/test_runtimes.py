@@ -29,10 +29,9 @@ from hybrid_mobilenet.export.executorch import (
     consecutive,
     executorch_bytes,
     export_executorch,
-    export_executorch_int8,
     for_xnnpack,
 )
-from hybrid_mobilenet.export.litert import export_litert, export_litert_int8, litert_bytes
+from hybrid_mobilenet.export.litert import export_litert, litert_bytes
 from hybrid_mobilenet.runtimes import ExecuTorchClassifier, LiteRTClassifier, RuntimeFileError, open_file
 from networks import images, network, trained
 
@@ -41,7 +40,6 @@ SIZES: tuple[Size, ...] = ((32, 32), (40, 24))
 CLASSIFIERS = {"executorch": ExecuTorchClassifier, "litert": LiteRTClassifier}
 BYTES = {"executorch": executorch_bytes, "litert": litert_bytes}
 EXPORT = {"executorch": export_executorch, "litert": export_litert}
-EXPORT_INT8 = {"executorch": export_executorch_int8, "litert": export_litert_int8}
 FILES = {"executorch": "model.pte", "litert": "model.tflite"}
 
 
@@ -181,7 +179,7 @@ def test_int8_agrees_and_is_integer_throughout(
 ) -> None:
     calibration = load("digits", image_size=16).train.batch(torch.arange(200))
     path = tmp_path / f"int8-{FILES[runtime]}"
-    assert EXPORT_INT8[runtime](trained(family, **options), path, calibration).signal_to_noise >= 15
+    assert EXPORT[runtime](trained(family, **options), path, calibration=calibration).signal_to_noise >= 15
     content = path.read_bytes()
     assert len(content) < 620_000  # where float32 has 1.7 MB; the bytes besides weights are those of tiny maps too
     if runtime == "executorch":
@@ -203,7 +201,7 @@ def test_int8_agrees_and_is_integer_throughout(
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_int8_that_disagrees_leaves_no_file(runtime: str, model: HybridMobileNet, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"signal-to-noise ratio is -?\d.* dB, but must be 10 or more"):
-        EXPORT_INT8[runtime](model, tmp_path / "model", torch.zeros(100, 3, 16, 16, dtype=torch.uint8))
+        EXPORT[runtime](model, tmp_path / "model", calibration=torch.zeros(100, 3, 16, 16, dtype=torch.uint8))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -260,7 +258,7 @@ def test_an_export_that_disagrees_leaves_no_file(
     with torch.no_grad():
         changed.get_parameter("classifier.linear.bias")[3] += 1e-3
     content = BYTES[runtime](changed)
-    monkeypatch.setattr(f"hybrid_mobilenet.export.{runtime}.{runtime}_bytes", lambda _model: content)
+    monkeypatch.setattr(f"hybrid_mobilenet.export.{runtime}.{runtime}_bytes", lambda *_: content)
     with pytest.raises(ExportError, match=r"disagrees with PyTorch in .*: logits differ by 0\.001"):
         EXPORT[runtime](model, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import platform
 import resource
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from . import machine
 from .evaluate import probabilities
 from .latency import Latency, random_images, seconds_per_call, spread
-from .machine import processor
 from .model import HybridMobileNet
 from .runtimes import FileClassifier, OnnxClassifier, Outputs, can_run, is_exported, open_file
 
@@ -218,11 +215,4 @@ def environment() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": processor(),
-        "processors": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": versions,
-    }
+    return machine.environment() | {"versions": versions}

@@ -27,7 +27,9 @@ MOST_CONCATENATED = 5
 ALIGNMENT = 16
 
 
-def export_executorch(model: HybridMobileNet, path: Path, images: Tensor | None = None) -> Parity:
+def export_executorch(
+    model: HybridMobileNet, path: Path, images: Tensor | None = None, calibration: Tensor | None = None
+) -> Parity:
     """Write a model for ExecuTorch, after running it there.
 
     The program's method `forward` takes one image, uint8 (1, H, W, C), RGB or grey, 0..255, and gives logits and
@@ -38,34 +40,16 @@ def export_executorch(model: HybridMobileNet, path: Path, images: Tensor | None 
         model: the model; its fractional max pooling is exported with the fixed regions of eval().
         path: the file.
         images: uint8 (n, C, H, W), real images that both are run on; scikit-learn's digits if None.
+        calibration: uint8 (n, C, H, W), training images that the ranges of the maps are taken from: the file is in int8
+            where they are given.
 
     Raises:
-        ExportError: where the results differ; no file is written then.
-        OSError: where the file cannot be written.
-    """
-    content = executorch_bytes(model)
-    parity = float_parity(model, ExecuTorchClassifier(content), images)
-    write_atomically(path, content)
-    return parity
-
-
-def export_executorch_int8(
-    model: HybridMobileNet, path: Path, calibration: Tensor, images: Tensor | None = None
-) -> Parity:
-    """Write a model for ExecuTorch in int8, after running it there.
-
-    Args:
-        model: the model.
-        path: the file.
-        calibration: uint8 (n, C, H, W), training images that the ranges of the maps are taken from.
-        images: as for `export_executorch`.
-
-    Raises:
-        ExportError: where the results have little to do with the model's; no file is written then.
+        ExportError: where the results differ, or in int8 have little to do with the model's; no file is written then.
         OSError: where the file cannot be written.
     """
     content = executorch_bytes(model, calibration)
-    parity = int8_parity(model, ExecuTorchClassifier(content), images)
+    compare = float_parity if calibration is None else int8_parity
+    parity = compare(model, ExecuTorchClassifier(content), images)
     write_atomically(path, content)
     return parity
 

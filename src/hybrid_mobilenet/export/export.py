@@ -15,7 +15,7 @@ from ..evaluate import tally
 from ..latency import latency
 from ..model import HybridMobileNet
 from ..runtimes import ExecuTorchClassifier, FileClassifier, LiteRTClassifier, OnnxClassifier, open_file
-from . import FILES
+from . import CALIBRATED, FILES
 from .check import CHECKED_IMAGES, Parity
 from .deployed import ExportError
 
@@ -83,28 +83,16 @@ def export(
                 from .onnx_int8 import export_onnx_int8
 
                 parity = export_onnx_int8(model, path, calibration, images)
-            case "executorch":
+            case "executorch" | "executorch-int8":
                 ExecuTorchClassifier.require(exporting=True)
                 from .executorch import export_executorch
 
-                parity = export_executorch(model, path, images)
-            case "executorch-int8":
-                assert calibration is not None
-                ExecuTorchClassifier.require(exporting=True)
-                from .executorch import export_executorch_int8
-
-                parity = export_executorch_int8(model, path, calibration, images)
-            case "litert":
+                parity = export_executorch(model, path, images, calibration if target in CALIBRATED else None)
+            case "litert" | "litert-int8":
                 LiteRTClassifier.require(exporting=True)
                 from .litert import export_litert
 
-                parity = export_litert(model, path, images)
-            case "litert-int8":
-                assert calibration is not None
-                LiteRTClassifier.require(exporting=True)
-                from .litert import export_litert_int8
-
-                parity = export_litert_int8(model, path, calibration, images)
+                parity = export_litert(model, path, images, calibration if target in CALIBRATED else None)
             case "web":
                 OnnxClassifier.require(exporting=True)
                 from .onnxruntime_web import WebClassifier

@@ -20,43 +20,29 @@ from .check import Parity, float_parity, int8_parity
 from .deployed import Deployed, single_image_metadata
 
 
-def export_litert(model: HybridMobileNet, path: Path, images: Tensor | None = None) -> Parity:
+def export_litert(
+    model: HybridMobileNet, path: Path, images: Tensor | None = None, calibration: Tensor | None = None
+) -> Parity:
     """Write a model for LiteRT, after running it there.
 
     The model takes one image, uint8 (1, H, W, C), RGB or grey, 0..255, and gives logits and probabilities, float32
-    (1, classes), in this order. With a batch of any size the pooling would not run in XNNPACK. Class names and
+    (1, classes), in this order. Files for batches of any size were not tried. Class names and
     preprocessing are in metadata.json, in a zip archive behind the model in the same file: any zip program opens it.
 
     Args:
         model: the model; its fractional max pooling is exported with the fixed regions of eval().
         path: the file.
         images: uint8 (n, C, H, W), real images that both are run on; scikit-learn's digits if None.
+        calibration: uint8 (n, C, H, W), training images that the ranges of the maps are taken from: the file is in int8
+            where they are given.
 
     Raises:
-        ExportError: where the results differ; no file is written then.
-        OSError: where the file cannot be written.
-    """
-    content = litert_bytes(model)
-    parity = float_parity(model, LiteRTClassifier(content), images)
-    write_atomically(path, content)
-    return parity
-
-
-def export_litert_int8(model: HybridMobileNet, path: Path, calibration: Tensor, images: Tensor | None = None) -> Parity:
-    """Write a model for LiteRT in int8, after running it there.
-
-    Args:
-        model: the model.
-        path: the file.
-        calibration: uint8 (n, C, H, W), training images that the ranges of the maps are taken from.
-        images: as for `export_litert`.
-
-    Raises:
-        ExportError: where the results have little to do with the model's; no file is written then.
+        ExportError: where the results differ, or in int8 have little to do with the model's; no file is written then.
         OSError: where the file cannot be written.
     """
     content = litert_bytes(model, calibration)
-    parity = int8_parity(model, LiteRTClassifier(content), images)
+    compare = float_parity if calibration is None else int8_parity
+    parity = compare(model, LiteRTClassifier(content), images)
     write_atomically(path, content)
     return parity
 
@@ -68,10 +54,11 @@ def litert_bytes(model: HybridMobileNet, calibration: Tensor | None = None) -> b
     config = None
     with silenced():
         import litert_torch
-        from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
-        from litert_torch.quantize.quant_config import QuantConfig
 
         if calibration is not None:
+            from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
+            from litert_torch.quantize.quant_config import QuantConfig
+
             from .pt2e import quantised
 
             network = quantised(network, calibration.permute(0, 2, 3, 1).contiguous(), fold=False)
