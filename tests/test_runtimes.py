@@ -199,6 +199,12 @@ def test_int8_agrees_and_is_integer_throughout(
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
+def test_int8_takes_at_most_three_tenths_of_the_bytes(runtime: str) -> None:
+    model = network("fmp", delta=2)
+    assert len(BYTES[runtime](model, images(100))) <= 0.3 * len(BYTES[runtime](model))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_int8_that_disagrees_leaves_no_file(runtime: str, model: HybridMobileNet, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"signal-to-noise ratio is -?\d.* dB, but must be 10 or more"):
         EXPORT[runtime](model, tmp_path / "model", calibration=torch.zeros(100, 3, 16, 16, dtype=torch.uint8))

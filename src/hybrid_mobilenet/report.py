@@ -128,7 +128,7 @@ def _answer(found: Sequence[Row], judge: Judge, judged: Sequence[Claim]) -> str:
         of_claims += f" and {counts['false']} do not.**"
     return (
         f"The paper is Chen and Su, [The Enhanced Hybrid MobileNet](https://arxiv.org/abs/1712.04698). {of_claims} We "
-        f"trained {done} of the 38 rows of its Tables 4 to 6, in {runs} runs. The paper's accuracy of {len(legible)} "
+        f"trained {done} of the 38 rows of its Tables 4 to 6, in {runs} run{'s' * (runs > 1)}. The paper's accuracy of {len(legible)} "
         f"of these is legible; {met} of them reach or pass it in the mean of their last epoch, in one pass over fixed "
         "pooling regions: what a device runs."
     )
