@@ -336,13 +336,15 @@ def claims(judge: Judge) -> list[Claim]:
         ),
         Claim(
             "IV.D",
-            "Of Table 7's four networks FMP is the most accurate, then MP3.",
-            f"FMP above MP3, and MP3 above the baseline and MobileNet with delta 2 and alpha 0.5. {margin}",
-            tuple(
-                judge.more_accurate(data, *pair)
-                for data in PAPER_DATA_SETS
-                for pair in ((fmp, mp3), (mp3, BASELINE), (mp3, half))
-            ),
+            "Of Table 7's four networks FMP is the most accurate.",
+            f"FMP above each of the others. {margin}",
+            tuple(judge.more_accurate(data, fmp, other) for data in PAPER_DATA_SETS for other in (mp3, BASELINE, half)),
+        ),
+        Claim(
+            "IV.D",
+            "Of Table 7's other three networks MP3 is the most accurate.",
+            f"MP3 above the baseline, and above MobileNet with delta 2 and alpha 0.5. {margin}",
+            tuple(judge.more_accurate(data, mp3, other) for data in PAPER_DATA_SETS for other in (BASELINE, half)),
         ),
         Claim(
             "III.B, III.C",
