@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Self, cast, get_args
 
@@ -56,8 +55,6 @@ class ModelError(ValueError):
 
 class ConvolutionBlock(nn.Module):
     """Convolution without bias, batch normalisation, activation: (N, C, H, W) to (N, C_out, H_out, W_out).
-
-    Where pooling follows, the activation comes after it instead.
 
     With a depth multiplier, output ``m * C + c`` of a depthwise convolution is the m-th map of input channel c, and the
     weights are those of a plain depthwise convolution over repeated input channels; Keras and torch's groups put it at
@@ -180,26 +177,22 @@ class HybridMobileNet(nn.Module):
         self.sequence: PoolingSequence = sequence
         self.overlapping = overlapping
         self.training_record: dict[str, Any] = {}
-        for layer, following in zip_longest(network.layers, network.layers[1:]):
+        for layer in network.layers:
             if layer.kind != "global_average_pool":  # without weights or state: a mean in forward
-                pooled = following is not None and following.kind in ("max_pool", "fractional_max_pool")
-                self.add_module(layer.name, self._build(layer, pooled))
+                self.add_module(layer.name, self._build(layer))
         self._initialise()
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
-    def _build(self, layer: Layer, pooled: bool) -> nn.Module:
-        activation = ACTIVATIONS[self.activation](inplace=True)
+    def _build(self, layer: Layer) -> nn.Module:
         match layer.kind:
             case "max_pool":
-                return nn.Sequential(nn.MaxPool2d(layer.kernel, layer.stride, padding=layer.kernel // 2), activation)
+                return nn.MaxPool2d(layer.kernel, layer.stride, padding=layer.kernel // 2)
             case "fractional_max_pool":
-                pool = FractionalMaxPool2d(FMP_RATIO, sequence=self.sequence, overlapping=self.overlapping)
-                return nn.Sequential(pool, activation)
+                return FractionalMaxPool2d(FMP_RATIO, sequence=self.sequence, overlapping=self.overlapping)
             case "fully_connected":
                 return Classifier(layer, self.dropout)
             case _:
-                # The maximum of activations is the activation of the maximum, and there are fewer after pooling.
-                return ConvolutionBlock(layer, nn.Identity() if pooled else activation)
+                return ConvolutionBlock(layer, ACTIVATIONS[self.activation](inplace=True))
 
     def _initialise(self) -> None:
         for module in self.modules():
