@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybrid_mobilenet import model as model_module
-from hybrid_mobilenet.architecture import FAMILIES, Family, Layer, Network, resolve
+from hybrid_mobilenet.architecture import FAMILIES, Activation, Family, Layer, Network, resolve
 from hybrid_mobilenet.cost import network_mult_adds, network_parameters
 from hybrid_mobilenet.model import ConvolutionBlock, HybridMobileNet, ModelError
 from hybrid_mobilenet.paper import RESULTS
@@ -273,6 +273,19 @@ def test_regions_are_random_in_training_and_fixed_in_evaluation() -> None:
         assert not torch.equal(model(x), model(x))
     assert len(model.fractional_max_pools()) == 7
     assert HybridMobileNet(resolve("mp3", 0.25)).fractional_max_pools() == []
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+@pytest.mark.parametrize("family", ["mp3", "fmp"])
+def test_what_is_pooled_has_been_through_the_activation(family: Family, activation: Activation) -> None:
+    torch.manual_seed(0)
+    model = HybridMobileNet(resolve(family, 0.25, 1), activation=activation).eval()
+    block, pool = model.get_submodule("conv"), model.get_submodule("pool1")
+    maps = block(100 * torch.randn(2, 3, 32, 32))
+    activate = nn.ReLU() if activation == "relu" else nn.ReLU6()
+    assert maps.min() == 0
+    assert (maps.max() <= 6) == (activation == "relu6")
+    assert torch.equal(pool(maps), activate(pool(maps)))
 
 
 def test_weights_start_glorot_uniform() -> None:

@@ -132,17 +132,15 @@ def _answer(found: Sequence[Row], judge: Judge, judged: Sequence[Claim]) -> str:
         f"trained {done} of the 38 rows of its Tables 4 to 6, in {runs} run{'s' * (runs > 1)}. The paper's accuracy "
         f"of {len(legible)} of these is legible; {met} of them reach or pass it in the mean of their last epoch, in "
         "one pass over fixed pooling regions: what a device runs. Ours differ from the paper's by "
-        f"{_by_family(judge)} points on average."
+        f"{_by_family(legible)} points on average."
     )
 
 
-def _by_family(judge: Judge) -> str:
+def _by_family(legible: Sequence[tuple[Result, Row]]) -> str:
     """Mean difference to the paper's accuracies, per family: "+4.2 (MobileNet), +1.2 (MP3)"."""
     differences: dict[str, list[float]] = {}
-    for result, row in _reported(judge):
-        if row is not None:
-            family = FAMILY_NAMES[result.family]
-            differences.setdefault(family, []).append(row.accuracy - float(result.accuracy or 0))
+    for result, row in legible:
+        differences.setdefault(FAMILY_NAMES[result.family], []).append(row.accuracy - float(result.accuracy or 0))
     return ", ".join(f"{mean(values):+.1f} ({family})" for family, values in differences.items())
 
 
