@@ -19,8 +19,8 @@ demo: $(READY) ## train the recommended network on handwritten digits, evaluate 
 	@echo
 	@echo "The model is in runs/demo. Its pictures: runs/demo/curves.png (training) and runs/demo/confusion.png (digits)."
 
-test: $(READY) ## run all tests
-	$(BIN)/python -m pytest
+test: $(READY) ## run all tests, a file at a time on each core
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 test-ray: $(READY) ## install Ray (240 MB) and test the sweep on it
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock 'ray>=2.50'

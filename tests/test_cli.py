@@ -180,17 +180,24 @@ COMMANDS = ("tables", "cost", "train", "evaluate", "predict")
 STARTING = [("tables",), ("cost",), ("--help",), *((name, "--help") for name in COMMANDS)]
 
 
+@pytest.fixture(scope="module")
+def seconds_to_import_torch() -> float:
+    return min(processor_time(sys.executable, "-c", "import torch") for _ in range(2))
+
+
+def processor_time(*command: str) -> float:
+    """Seconds: on a quiet machine about the time that passes, and less moved by what else runs."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, check=True, timeout=60)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
 @pytest.mark.parametrize("arguments", STARTING, ids=" ".join)
-def test_starts_at_once_without_torch(arguments: tuple[str, ...]) -> None:
-    # Processor time, and the best of three: other processes may be busy. On a quiet machine it is the time that passes,
-    # 0.37 s; a shared one has taken 0.6 s for the same. Importing torch alone would take more than the bound.
-    seconds = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert run(*arguments).returncode == 0
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-    assert min(seconds) < 1
+def test_starts_at_once_without_torch(arguments: tuple[str, ...], seconds_to_import_torch: float) -> None:
+    # A ratio, since shared machines are up to four times slower at times: 0.3, of which 0.37 s remain on a quiet one.
+    command = sys.executable, "-m", "hybrid_mobilenet", *arguments
+    assert any(processor_time(*command) < 0.6 * seconds_to_import_torch for _ in range(3))
     imported = set(re.findall(r"\|\s*(\S+)$", run(*arguments, interpreter=("-X", "importtime")).stderr, re.MULTILINE))
     assert "typer" in imported
     assert not imported & {"torch", "numpy", "numba", "datasets", "matplotlib"}
