@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 
 import hybrid_mobilenet
 from hybrid_mobilenet import cli
+from hybrid_mobilenet import recipe as recipe_module
 from hybrid_mobilenet.recipe import PAPER_RECIPES
 
 ENVIRONMENT = os.environ | {
@@ -120,7 +121,7 @@ def test_every_option_reaches_the_run(tmp_path: Path) -> None:
 
 def test_fewer_epochs_have_fewer_with_fixed_regions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = replace(PAPER_RECIPES["fmp"], epochs=30, fixed_epochs=15, batch_size=500)
-    monkeypatch.setattr(cli, "PAPER_RECIPES", {**PAPER_RECIPES, "fmp": recipe})
+    monkeypatch.setattr(recipe_module, "PAPER_RECIPES", {**PAPER_RECIPES, "fmp": recipe})
     network = ["--alpha", "0.25", "--delta", "1", "--image-size", "8", "--in-channels", "1"]
     result = invoke("train", "digits", *network, "--epochs", "2", "--out", tmp_path / "run", "--json")
     assert result.exit_code == 0, result.stderr
@@ -133,7 +134,7 @@ def test_what_is_not_given_comes_from_the_family_s_recipe(tmp_path: Path, monkey
         family: replace(recipe.with_epochs(1), batch_size=500, learning_rate=0.001 * (1 + index))
         for index, (family, recipe) in enumerate(PAPER_RECIPES.items())
     }
-    monkeypatch.setattr(cli, "PAPER_RECIPES", recipes)
+    monkeypatch.setattr(recipe_module, "PAPER_RECIPES", recipes)
     for family in ("mp3", "fmp"):
         network = ["--family", family, "--alpha", "0.25", "--delta", "1", "--image-size", "8", "--in-channels", "1"]
         out = tmp_path / family

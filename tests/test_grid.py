@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from hybrid_mobilenet import architecture, grid
+from hybrid_mobilenet import architecture
+from hybrid_mobilenet import recipe as recipe_module
 from hybrid_mobilenet.data import load
 from hybrid_mobilenet.grid import CONFIGURATIONS, DATA_SETS, select
-from hybrid_mobilenet.recipe import PAPER_RECIPES
+from hybrid_mobilenet.recipe import CIFAR100_RECIPES, PAPER_RECIPES
 
 
 def names(*only: str, seeds: int = 1) -> set[str]:
@@ -24,7 +25,8 @@ def test_the_whole_grid() -> None:
     assert Counter((run.family, run.delta, run.alpha) for run in runs) == dict.fromkeys(CONFIGURATIONS, 4)
     assert Counter(run.seed for run in runs) == {0: 38, 1: 38}
     assert len({run.name for run in runs}) == len(runs)
-    assert {run.recipe for run in runs} == set(PAPER_RECIPES.values())
+    assert {run.recipe for run in runs if run.data == "cifar10"} == set(PAPER_RECIPES.values())
+    assert {run.recipe for run in runs if run.data == "cifar100"} == set(CIFAR100_RECIPES.values())
 
 
 def test_the_cheapest_comes_first() -> None:
@@ -39,10 +41,10 @@ def test_the_cheapest_comes_first() -> None:
 
 def test_a_family_s_recipe_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     recipes = {**PAPER_RECIPES, "fmp": replace(PAPER_RECIPES["fmp"], epochs=123, fixed_epochs=41)}
-    monkeypatch.setattr(grid, "PAPER_RECIPES", recipes)
-    assert {run.recipe.epochs for run in select(["family=fmp"])} == {123}
-    assert {run.recipe for run in select(["family=mp3"])} == {PAPER_RECIPES["mp3"]}
-    (shortened,) = {run.recipe for run in select(["family=fmp"], epochs=6)}
+    monkeypatch.setattr(recipe_module, "PAPER_RECIPES", recipes)
+    assert {run.recipe.epochs for run in select(["family=fmp", "data=cifar10"])} == {123}
+    assert {run.recipe for run in select(["family=mp3", "data=cifar10"])} == {PAPER_RECIPES["mp3"]}
+    (shortened,) = {run.recipe for run in select(["family=fmp", "data=cifar10"], epochs=6)}
     assert shortened == replace(recipes["fmp"], epochs=6, fixed_epochs=2)
 
 

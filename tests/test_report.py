@@ -154,6 +154,13 @@ def test_a_row_has_one_recipe_and_the_longest_is_judged() -> None:
     assert "| epochs | - | 40 | 2 |" in text or f"| epochs | - | {run.recipe.epochs} | 2 |" in text
 
 
+def test_the_recipe_of_today_is_judged_before_a_longer_one() -> None:
+    (run,) = select(["data=cifar10", "family=fmp", "delta=2", "alpha=0.25"])
+    earlier = replace(run, recipe=run.recipe.with_epochs(2 * run.recipe.epochs))
+    found = rows([record(earlier, 90.0), record(run, 80.0)])
+    assert [(row.recipe, row.accuracy) for row in found] == [(run.recipe, 80.0), (earlier.recipe, 90.0)]
+
+
 # Text
 
 

@@ -20,7 +20,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import hybrid_mobilenet
-from hybrid_mobilenet import cli, grid, reproduce
+from hybrid_mobilenet import cli, reproduce
+from hybrid_mobilenet import recipe as recipe_module
 from hybrid_mobilenet import train as training
 from hybrid_mobilenet.checkpoint import CHECKPOINT_FILE, read_checkpoint
 from hybrid_mobilenet.data import load_test
@@ -49,7 +50,7 @@ KILLS = int(os.environ.get("HYBRID_MOBILENET_KILLS", "4"))
 def _large_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch of two steps, so that runs in this process take a second."""
     recipes = {family: replace(recipe, batch_size=700) for family, recipe in PAPER_RECIPES.items()}
-    monkeypatch.setattr(grid, "PAPER_RECIPES", recipes)
+    monkeypatch.setattr(recipe_module, "PAPER_RECIPES", recipes)
 
 
 def chosen(*families: str, epochs: int = 2) -> list[Run]:
@@ -67,9 +68,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, list[RunS
     folder = tmp_path_factory.mktemp("sweep")
     place, states = Place(folder / "results", folder / "runs"), list[RunState]()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            grid, "PAPER_RECIPES", {family: replace(each, batch_size=700) for family, each in PAPER_RECIPES.items()}
-        )
+        recipes = {family: replace(each, batch_size=700) for family, each in PAPER_RECIPES.items()}
+        patch.setattr(recipe_module, "PAPER_RECIPES", recipes)
         run_here(chosen("mobilenet", "fmp"), place, states.append)
     return place, states
 

@@ -17,7 +17,7 @@ from typing import Literal
 from .architecture import Family, resolve
 from .cost import mult_adds_ratio, network_mult_adds, network_parameters
 from .grid import BASELINE, CONFIGURATIONS, DATA_SETS, PAPER_DATA_SETS
-from .recipe import Recipe
+from .recipe import Recipe, paper_recipe
 from .records import Record
 
 Configuration = tuple[Family, int, float]
@@ -170,7 +170,7 @@ class Claim:
 def rows(records: Iterable[Record]) -> list[Row]:
     """Records grouped: one row per data set, configuration and recipe, in the paper's order.
 
-    Of one configuration with several recipes, the one with most epochs, and then with most seeds, comes first.
+    Of one configuration with several recipes, that of `paper_recipe` comes first; then most epochs, then most seeds.
     """
 
     def place(record: Record) -> tuple[int, int, str]:
@@ -183,7 +183,12 @@ def rows(records: Iterable[Record]) -> list[Row]:
     ]
     return sorted(
         found,
-        key=lambda row: (*place(row.records[0])[:2], -row.recipe.epochs, -row.n),
+        key=lambda row: (
+            *place(row.records[0])[:2],
+            row.recipe != paper_recipe(row.configuration[0], row.data),
+            -row.recipe.epochs,
+            -row.n,
+        ),
     )
 
 

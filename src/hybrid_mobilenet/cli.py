@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from .architecture import FAMILIES, Activation, Family, PoolingSequence, Size, resolve
 from .export import CALIBRATED, FILES
-from .recipe import PAPER_RECIPES, Precision
+from .recipe import CIFAR100_RECIPES, PAPER_RECIPES, Precision, Recipe, paper_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -190,10 +190,15 @@ def cost(as_json: JsonOption = False) -> None:
 
 
 def recipe_option(setting: str, explanation: str, *names: str) -> Any:
-    """An option of `train` in place of a setting of the family's recipe, which the help shows as its default."""
-    values = {family: str(getattr(recipe, setting)) for family, recipe in PAPER_RECIPES.items()}
-    alike = len(set(values.values())) == 1
-    default = values["fmp"] if alike else ", ".join(f"{family}: {value}" for family, value in values.items())
+    """An option of `train` in place of a setting of the recipe, which the help shows as its default."""
+
+    def defaults(recipes: dict[Family, Recipe]) -> str:
+        values = {family: str(getattr(recipe, setting)) for family, recipe in recipes.items()}
+        alike = len(set(values.values())) == 1
+        return values["fmp"] if alike else ", ".join(f"{family}: {value}" for family, value in values.items())
+
+    usual, of_cifar100 = defaults(PAPER_RECIPES), defaults(CIFAR100_RECIPES)
+    default = usual if usual == of_cifar100 else f"{usual}; cifar100: {of_cifar100}"
     return typer.Option(*names, help=explanation, show_default=default)
 
 
@@ -262,8 +267,8 @@ def train(
             "precision": precision,
         }
         chosen: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
-        recipe = PAPER_RECIPES[family] if epochs is None else PAPER_RECIPES[family].with_epochs(epochs)
-        recipe = replace(recipe, **chosen)
+        recipe = paper_recipe(family, data)
+        recipe = replace(recipe if epochs is None else recipe.with_epochs(epochs), **chosen)
         folder = out or Path("runs") / f"{Path(data).stem}-{family}-d{delta}-a{alpha:g}-s{seed}"
     from . import train as training
     from .checkpoint import CHECKPOINT_FILE

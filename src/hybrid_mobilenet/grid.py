@@ -11,7 +11,7 @@ from functools import cached_property
 from .architecture import FAMILIES, Family, Network, Size, resolve
 from .cost import network_mult_adds
 from .paper import RESULTS, TABLE_7
-from .recipe import PAPER_RECIPES, Recipe
+from .recipe import Recipe, paper_recipe
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,12 @@ def select(only: Sequence[str] = (), seeds: int = 1, epochs: int | None = None) 
     if seeds < 1:
         raise ValueError(f"--seeds is {seeds}, but must be 1 or more: 3 stands for the seeds 0, 1 and 2")
     wanted = _conditions(only)
-    recipes = PAPER_RECIPES
-    if epochs is not None:
-        recipes = {family: recipe.with_epochs(epochs) for family, recipe in recipes.items()}
+
+    def recipe(family: Family, data: str) -> Recipe:
+        return paper_recipe(family, data) if epochs is None else paper_recipe(family, data).with_epochs(epochs)
+
     runs = [
-        Run(data, family, delta, alpha, seed, recipes[family])
+        Run(data, family, delta, alpha, seed, recipe(family, data))
         for data in wanted.get("data", PAPER_DATA_SETS)
         for family, delta, alpha in CONFIGURATIONS
         for seed in range(seeds)
