@@ -63,8 +63,8 @@ PAPER_RECIPES: dict[Family, Recipe] = {
     "fmp": replace(PAPER, epochs=25, fixed_epochs=5),
 }
 
-#: Of a hundred classes, networks learn next to nothing at first in steps as large as for ten. FMP after 4 epochs 23.9 % on
-#: validation, and 20.9 with the steps and the decay above.
+#: Of a hundred classes, networks learn next to nothing at first in steps as large as for ten: FMP has 23.9 % on
+#: validation after 4 epochs, and 20.9 with the steps and the decay above.
 CIFAR100_RECIPES: dict[Family, Recipe] = {
     family: replace(recipe, learning_rate=3e-3, weight_decay=0.3) for family, recipe in PAPER_RECIPES.items()
 }
