@@ -70,7 +70,7 @@ def backward(
     spread = torch.empty((batch, channels, height, width), dtype=maps.dtype, memory_format=torch.channels_last)
     if overlapping:
         spread.zero_()
-    sizes = (batch, height, width, channels, overlapping, _streams(spread) and not overlapping)
+    sizes = (batch, height, width, channels, overlapping, _streams(spread))
     run(_backward, (spread, maps, _maps(winners), rows.contiguous(), columns.contiguous()), sizes, _threads(spread))
     return spread.to(gradient.dtype)
 
