@@ -12,7 +12,7 @@ help: ## list the targets
 
 demo: $(READY) ## train the recommended network on handwritten digits, evaluate it, predict some images
 	rm -rf runs/demo
-	$(BIN)/hybrid-mobilenet train digits --family fmp --delta 2 --alpha 0.25 --epochs 25 --batch-size 32 --out runs/demo
+	$(BIN)/hybrid-mobilenet train digits --family fmp --delta 2 --alpha 0.25 --epochs 15 --batch-size 32 --out runs/demo
 	$(BIN)/hybrid-mobilenet evaluate runs/demo digits
 	$(BIN)/python examples/write_digits.py runs/demo/images
 	$(BIN)/hybrid-mobilenet predict runs/demo runs/demo/images
