@@ -19,6 +19,7 @@ LEVELS: tuple[set[str], ...] = (
     {"cost", "paper", "recipe", "plots", "progress", "images", "processes"},
     {"kernels", "tables", "sources", "runtimes", "grid"},
     {"pooling", "depthwise", "batch_norm", "data", "latency", "records"},
+    {"pointwise"},
     {"model", "claims"},
     {"checkpoint", "report"},
     {"evaluate"},

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
 import hybrid_mobilenet.evaluate
-from hybrid_mobilenet import batch_norm, cli, depthwise, files
+from hybrid_mobilenet import batch_norm, cli, depthwise, files, pointwise
 from hybrid_mobilenet import train as training
 from hybrid_mobilenet.architecture import FAMILIES, Family, resolve
 from hybrid_mobilenet.checkpoint import CHECKPOINT_FILE, CheckpointError, read_checkpoint
@@ -279,8 +279,9 @@ def test_bf16_is_for_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_step_in_bf16_leaves_weights_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     # The way of a GPU through the model, on the CPU.
-    for module in (batch_norm, depthwise):
-        monkeypatch.setattr(module, "_is_training_on_cpu", lambda *_: False)
+    monkeypatch.setattr(depthwise, "_is_training_on_cpu", lambda *_: False)
+    for module in (batch_norm, pointwise):
+        monkeypatch.setattr(module, "is_training_on_cpu", lambda *_: False)
     losses = {}
     for precision in get_args(Precision):
         torch.manual_seed(0)

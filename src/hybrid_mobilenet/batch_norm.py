@@ -21,7 +21,7 @@ def batch_norm(x: Tensor, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
     Returns:
         (N, C, H, W).
     """
-    if _is_training_on_cpu(x, norm):
+    if is_training_on_cpu(x, norm):
         x = x.contiguous(memory_format=torch.channels_last)
         cast(Tensor, norm.num_batches_tracked).add_(1)
         return cast(Tensor, _BatchNorm.apply(x, norm.weight, norm.bias, norm, relu))  # type: ignore[no-untyped-call]
@@ -29,7 +29,7 @@ def batch_norm(x: Tensor, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
     return F.relu(x, inplace=True) if relu else x
 
 
-def _is_training_on_cpu(x: Tensor, norm: nn.BatchNorm2d) -> bool:
+def is_training_on_cpu(x: Tensor, norm: nn.BatchNorm2d) -> bool:
     """Whether the kernel does what torch does here. A subclass, such as SyncBatchNorm, does something else."""
     return (
         type(norm) is nn.BatchNorm2d

@@ -21,6 +21,7 @@ from .architecture import FMP_RATIO, Activation, Layer, Network, PoolingSequence
 from .batch_norm import batch_norm
 from .depthwise import depthwise_convolution
 from .files import write_atomically
+from .pointwise import can_normalise, normalised_convolution
 from .pooling import FractionalMaxPool2d
 
 CONFIG_FILE = "config.json"
@@ -79,13 +80,30 @@ class ConvolutionBlock(nn.Module):
         self.norm = nn.BatchNorm2d(layer.out_channels, eps=BATCH_NORM_EPSILON)
         self.activation = activation
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.conv.groups > 1:
-            x = depthwise_convolution(x, self.conv.weight, self.conv.stride[0])
-        elif self.conv.kernel_size == (1, 1) and x.shape[2] * x.shape[3] <= MATRIX_PRODUCT_PIXELS:
-            x = F.linear(x.permute(0, 2, 3, 1), self.conv.weight.flatten(1)).permute(0, 3, 1, 2)
+    def forward(self, x: Tensor, before: ConvolutionBlock | None = None, *, normalised: bool = True) -> Tensor:
+        """Where a CPU trains, the next block normalises what a depthwise block has convolved, as it reads it.
+
+        Args:
+            x: maps.
+            before: the block that has convolved `x`, and not normalised it.
+            normalised: whether to normalise what is convolved here, and to activate it.
+        """
+        if before is None:
+            x = self._convolve(x)
+        elif isinstance(before.activation, nn.ReLU) and can_normalise(x, before.norm, self.conv):
+            x = normalised_convolution(x, before.norm, self.conv)
         else:
-            x = self.conv(x)
+            x = self._convolve(before._normalise(x))
+        return self._normalise(x) if normalised else x
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        if self.conv.groups > 1:
+            return depthwise_convolution(x, self.conv.weight, self.conv.stride[0])
+        if self.conv.kernel_size == (1, 1) and x.shape[2] * x.shape[3] <= MATRIX_PRODUCT_PIXELS:
+            return F.linear(x.permute(0, 2, 3, 1), self.conv.weight.flatten(1)).permute(0, 3, 1, 2)
+        return cast(Tensor, self.conv(x))
+
+    def _normalise(self, x: Tensor) -> Tensor:
         if isinstance(self.activation, nn.ReLU):
             return batch_norm(x, self.norm, relu=True)
         return cast(Tensor, self.activation(batch_norm(x, self.norm, relu=False)))
@@ -204,8 +222,18 @@ class HybridMobileNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = images.float() / 255 if images.dtype == torch.uint8 else images
         x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        convolved: nn.Module | None = None
         for layer in self.network.layers:
-            x = x.mean((2, 3)) if layer.kind == "global_average_pool" else self.get_submodule(layer.name)(x)
+            if layer.kind == "global_average_pool":
+                x = x.mean((2, 3))
+                continue
+            module = self.get_submodule(layer.name)
+            if convolved is not None:
+                x, convolved = module(x, convolved), None
+            elif layer.kind == "depthwise" and self.training and x.device.type == "cpu":
+                x, convolved = module(x, normalised=False), module
+            else:
+                x = module(x)
         return x
 
     def fractional_max_pools(self) -> list[FractionalMaxPool2d]:

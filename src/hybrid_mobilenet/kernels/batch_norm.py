@@ -53,13 +53,10 @@ def forward(
     Returns:
         The result, and what `backward` needs: (4, C), each channel's mean, 1 / standard deviation, scale and offset.
     """
-    y, saved = torch.empty_like(x), x.new_empty(4, x.shape[1])
-    pixels, threads = x.numel() // x.shape[1], _threads(x)
-    shares = torch.zeros(threads, 2, x.shape[1], dtype=torch.float64)
-    sizes = (pixels, x.shape[1], threads, int(relu))
-    run(_sum, (x, shares), sizes, threads)
-    tensors = (x, shares, y, saved, weight, bias, running_mean, running_var, _settings(momentum, epsilon))
-    run(_normalise, tensors, sizes, threads)
+    y, saved, threads = torch.empty_like(x), x.new_empty(4, x.shape[1]), _threads(x)
+    shares = sum_maps(x, threads)
+    tensors = (x, shares, y, saved, weight, bias, running_mean, running_var, settings(momentum, epsilon))
+    run(_normalise, tensors, (x.numel() // x.shape[1], x.shape[1], threads, int(relu)), threads)
     return y, saved
 
 
@@ -81,12 +78,35 @@ def backward(gradient: Tensor, x: Tensor, saved: Tensor, relu: bool) -> tuple[Te
     return dx, of_parameters
 
 
+def sum_maps(x: Tensor, threads: int) -> Tensor:
+    """Each thread's sums per channel: differences to the first pixel, and their squares; float64 (threads, 2, C)."""
+    shares = torch.zeros(threads, 2, x.shape[1], dtype=torch.float64)
+    run(_sum, (x, shares), (x.numel() // x.shape[1], x.shape[1]), threads)
+    return shares
+
+
+def spread_in_place(gradient: Tensor, x: Tensor, saved: Tensor, shares: Tensor) -> Tensor:
+    """Make the gradient of the result that of the input, where a ReLU follows; gradients of bias and weight, (2, C).
+
+    Args:
+        gradient: of the result; changed.
+        x: as for `backward`.
+        saved: as for `backward`.
+        shares: float64 (threads, 2, C), each thread's sums of the gradient that the ReLU let pass, and of its products
+            with the distance from the mean.
+    """
+    of_parameters, threads = torch.empty_like(saved[:2]), len(shares)
+    sizes = (x.numel() // x.shape[1], x.shape[1], threads)
+    run(_spread_in_place, (x, shares, gradient, saved, gradient, of_parameters), sizes, threads)
+    return of_parameters
+
+
 def _threads(x: Tensor) -> int:
     return torch.get_num_threads() if x.numel() >= PARALLEL_FROM else 1
 
 
 @cache
-def _settings(momentum: float, epsilon: float) -> Tensor:
+def settings(momentum: float, epsilon: float) -> Tensor:
     return torch.tensor([momentum, epsilon], dtype=torch.float64)
 
 
@@ -113,12 +133,12 @@ def _sum(call):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _normalise(call):  # type: ignore[no-untyped-def]
-    x, shares, y, saved = numbers(call, 0), array(call, 1, np.float64), numbers(call, 2), numbers(call, 3)
+def scale_and_offset(call):  # type: ignore[no-untyped-def]
+    """What normalises each channel, from the sums over the maps. The call begins as that of `_normalise`."""
+    x, shares, saved = numbers(call, 0), array(call, 1, np.float64), numbers(call, 3)
     weight, bias, running_mean, running_var = numbers(call, 4), numbers(call, 5), numbers(call, 6), numbers(call, 7)
-    settings = array(call, 8, np.float64)
-    pixels, channels, threads, relu = number(call, 0), number(call, 1), number(call, 2), number(call, 3) != 0
-    momentum, epsilon = settings[0], settings[1]
+    pixels, channels, threads = number(call, 0), number(call, 1), number(call, 2)
+    momentum, epsilon = array(call, 8, np.float64)
     # Each thread works out all channels for itself; the first one writes them down.
     values = np.empty((4, channels), x.dtype)
     for c in range(channels):
@@ -132,7 +152,14 @@ def _normalise(call):  # type: ignore[no-untyped-def]
             running_var[c] += momentum * (variance * pixels / (pixels - 1) - running_var[c])
             for value in range(4):
                 saved[value * channels + c] = values[value, c]
-    scale, offset = _tile(values[2], 0, channels), _tile(values[3], 0, channels)
+    return values[2], values[3]
+
+
+@compiled
+def _normalise(call):  # type: ignore[no-untyped-def]
+    x, y, pixels, channels, relu = numbers(call, 0), numbers(call, 2), number(call, 0), number(call, 1), number(call, 3)
+    scales, offsets = scale_and_offset(call)
+    scale, offset = _tile(scales, 0, channels), _tile(offsets, 0, channels)
     first, last = share(call, pixels)
     for start in range(first * channels, last * channels, len(scale)):
         o, length = index(start), index(min(len(scale), last * channels - start))
@@ -171,20 +198,9 @@ def _sum_gradient(call):  # type: ignore[no-untyped-def]
 
 @compiled
 def _spread_gradient(call):  # type: ignore[no-untyped-def]
-    x, shares, gradient, saved = numbers(call, 0), array(call, 1, np.float64), numbers(call, 2), numbers(call, 3)
-    dx, of_parameters = numbers(call, 4), numbers(call, 5)
-    pixels, channels, threads, relu = number(call, 0), number(call, 1), number(call, 2), number(call, 3) != 0
-    # dx = scale * (g - mean(g) - (x - mean) / variance * mean(g * (x - mean))), which is scale * g and a line in x.
-    line = np.empty((2, channels), x.dtype)
-    for c in range(channels):
-        mean, inverse, scale_ = saved[c], saved[channels + c], saved[2 * channels + c]
-        total, product = _total(shares, 0, c, channels, threads), _total(shares, 1, c, channels, threads)
-        slope = -scale_ * inverse * inverse * product / pixels
-        line[0, c], line[1, c] = slope, -scale_ * total / pixels - slope * mean
-        if team(call)[0] == 0:
-            of_parameters[c], of_parameters[channels + c] = total, product * inverse
-    slopes, heights = _tile(line[0], 0, channels), _tile(line[1], 0, channels)
-    scale, offset = _tile(saved, 2 * channels, channels), _tile(saved, 3 * channels, channels)
+    x, gradient, dx = numbers(call, 0), numbers(call, 2), numbers(call, 4)
+    pixels, channels, relu = number(call, 0), number(call, 1), number(call, 3) != 0
+    scale, offset, slopes, heights = _gradient_lines(call)
     first, last = share(call, pixels)
     for start in range(first * channels, last * channels, len(scale)):
         o, length = index(start), index(min(len(scale), last * channels - start))
@@ -192,6 +208,42 @@ def _spread_gradient(call):  # type: ignore[no-untyped-def]
             cut = relu & (x[o + p] * scale[p] + offset[p] <= 0)
             g = x.dtype.type(0) if cut else gradient[o + p]
             dx[o + p] = scale[p] * g + (x[o + p] * slopes[p] + heights[p])
+
+
+@compiled
+def _spread_in_place(call):  # type: ignore[no-untyped-def]
+    """The same behind a ReLU, from dx itself.
+
+    Two names for one array would keep the loop above from being vectorised.
+    """
+    x, dx, pixels, channels = numbers(call, 0), numbers(call, 4), number(call, 0), number(call, 1)
+    scale, offset, slopes, heights = _gradient_lines(call)
+    first, last = share(call, pixels)
+    for start in range(first * channels, last * channels, len(scale)):
+        o, length = index(start), index(min(len(scale), last * channels - start))
+        for p in range(length):
+            g = x.dtype.type(0) if x[o + p] * scale[p] + offset[p] <= 0 else dx[o + p]
+            dx[o + p] = scale[p] * g + (x[o + p] * slopes[p] + heights[p])
+
+
+@compiled
+def _gradient_lines(call):  # type: ignore[no-untyped-def]
+    """Tiles of scale, offset, slope and height: the input's gradient is scale * g + slope * x + height.
+
+    dx = scale * (g - mean(g) - (x - mean) / variance * mean(g * (x - mean))), g being what the ReLU let pass.
+    """
+    x, shares, saved, of_parameters = numbers(call, 0), array(call, 1, np.float64), numbers(call, 3), numbers(call, 5)
+    pixels, channels, threads = number(call, 0), number(call, 1), number(call, 2)
+    line = np.empty((2, channels), x.dtype)
+    for c in range(channels):
+        mean, inverse, scale = saved[c], saved[channels + c], saved[2 * channels + c]
+        total, product = _total(shares, 0, c, channels, threads), _total(shares, 1, c, channels, threads)
+        slope = -scale * inverse * inverse * product / pixels
+        line[0, c], line[1, c] = slope, -scale * total / pixels - slope * mean
+        if team(call)[0] == 0:
+            of_parameters[c], of_parameters[channels + c] = total, product * inverse
+    scales, offsets = _tile(saved, 2 * channels, channels), _tile(saved, 3 * channels, channels)
+    return scales, offsets, _tile(line[0], 0, channels), _tile(line[1], 0, channels)
 
 
 @compiled

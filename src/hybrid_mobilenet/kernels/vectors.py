@@ -1,7 +1,7 @@
 """Vectors of eight numbers as values in functions that numba compiles: a processor's vector registers, by name.
 
 numba turns a loop over channels into vector instructions by itself, but entering such a loop costs more than a few
-channels are worth. `load`, `store` and the operators + and * on vectors are single instructions, where the processor
+channels are worth. `load`, `store` and the operators +, - and * on vectors are single instructions, where the processor
 has them so wide. Eight float32 are one register of most processors; sixteen were no faster where they are one too.
 """
 
@@ -88,7 +88,18 @@ def _operator(instruction: str) -> Any:
     return operation
 
 
-_add, _multiply = _operator("fadd"), _operator("fmul")
+_add, _subtract, _multiply = _operator("fadd"), _operator("fsub"), _operator("fmul")
+
+
+@written
+def cut(_typing, value, kept):  # type: ignore[no-untyped-def]
+    """The second vector's numbers, but zero where the first's are at most zero; a NaN there cuts nothing off."""
+
+    def write(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        zero = values[0].type(None)
+        return builder.select(builder.fcmp_ordered("<=", values[0], zero), zero, values[1])
+
+    return value(value, kept), write
 
 
 # numba takes functions from `overload`, not intrinsics.
@@ -97,6 +108,11 @@ _add, _multiply = _operator("fadd"), _operator("fmul")
 @overload(operator.add)
 def _plus(a, b):  # type: ignore[no-untyped-def]
     return (lambda a, b: _add(a, b)) if isinstance(a, Vector) and a == b else None  # noqa: PLW0108
+
+
+@overload(operator.sub)
+def _minus(a, b):  # type: ignore[no-untyped-def]
+    return (lambda a, b: _subtract(a, b)) if isinstance(a, Vector) and a == b else None  # noqa: PLW0108
 
 
 @overload(operator.mul)

@@ -1,0 +1,280 @@
+"""Batch normalisation, ReLU and the pointwise convolution behind them in a training step on the CPU, compiled by numba.
+
+A step waits for memory more than for arithmetic: maps of a batch are larger than the cache, and an operation at a time
+goes over each of them again and again. Here a block of pixels is normalised, cut off and multiplied while it is in the
+cache; normalised maps are never written to memory, and backward works them out anew from what it reads anyway.
+
+A convolution with 1x1 kernels is a matrix product: forward pixels x weights, backward gradients x weights for the maps
+and gradients x pixels for the weights. All three are tiles of a few rows and 16 columns whose sums stay in registers.
+The matrices are read from panels of 16 columns, (columns / 16, rows, 16) in memory, so that what a tile reads lies side
+by side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from .batch_norm import scale_and_offset, settings, spread_in_place, sum_maps
+from .threads import array, compiled, number, numbers, run, share, team
+from .vectors import WIDTH, cut, load, store, zeros
+
+#: Channels, in and out, that the kernel takes at a time.
+PANEL = 2 * WIDTH
+
+#: Pixels that are in the cache at a time: a multiple of the 6 rows of a tile.
+BLOCK = 96
+
+#: Multiplications below which a second thread costs more than it saves.
+PARALLEL_FROM = 1 << 18
+
+codegen: Any = cgutils  # these have no types
+numba_types: Any = types
+written: Any = intrinsic
+index = np.uint64  # signed offsets would be tested for negative ones in every loop
+
+ONE, ROW = index(1), index(PANEL)
+
+
+def forward(
+    x: Tensor,
+    scales: Tensor,
+    biases: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    epsilon: float,
+    weight: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Normalise by the batch's statistics, cut off at zero, convolve; move the running statistics towards the batch's.
+
+    Args:
+        x: (N, C, H, W), float32 or float64, channels-last, of two pixels or more; C is a multiple of 16.
+        scales: (C,), as all that follow: batch normalisation's weight.
+        biases: its bias.
+        running_mean: changed in place.
+        running_var: changed in place.
+        momentum: share of the batch in the running statistics.
+        epsilon: added to the variance.
+        weight: (C_out, C); C_out is a multiple of 16.
+
+    Returns:
+        (N, C_out, H, W), channels-last, and what `backward` needs: (4, C), as from `batch_norm.forward`.
+    """
+    batch, channels, height, width = x.shape
+    y = torch.empty((batch, len(weight), height, width), dtype=x.dtype, memory_format=torch.channels_last)
+    threads = _threads(y, channels)
+    shares, saved = sum_maps(x, threads), x.new_empty(4, channels)
+    tensors = (x, shares, y, saved, scales, biases, running_mean, running_var, settings(momentum, epsilon))
+    sizes = (batch * height * width, channels, threads, len(weight))
+    run(_forward, (*tensors, _panels(weight.t())), sizes, threads)
+    return y, saved
+
+
+def backward(gradient: Tensor, x: Tensor, saved: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the maps; (2, C), of batch normalisation's bias and weight; and (C_out, C), of the convolution.
+
+    Args:
+        gradient: of the result; channels-last.
+        x: as given to `forward`.
+        saved: as returned by it.
+        weight: as given to it.
+    """
+    batch, channels, height, width = x.shape
+    dx, threads = torch.empty_like(x), _threads(gradient, channels)
+    sums = torch.zeros(threads, 2, channels, dtype=torch.float64)
+    products = weight.new_zeros((threads, *weight.shape))
+    sizes = (batch * height * width, channels, threads, len(weight))
+    run(_backward, (x, sums, gradient, saved, dx, products, _panels(weight)), sizes, threads)
+    return dx, spread_in_place(dx, x, saved, sums), products.sum(0)
+
+
+def _panels(matrix: Tensor) -> Tensor:
+    """(rows, columns) as (columns / 16, rows, 16)."""
+    return matrix.reshape(len(matrix), -1, PANEL).transpose(0, 1).contiguous()
+
+
+def _threads(y: Tensor, channels: int) -> int:
+    return torch.get_num_threads() if y.numel() * channels >= PARALLEL_FROM else 1
+
+
+@compiled
+def _forward(call):  # type: ignore[no-untyped-def]
+    x, y, panels = numbers(call, 0), numbers(call, 2), numbers(call, 9)
+    channels, out_channels = number(call, 1), number(call, 3)
+    scale, offset = scale_and_offset(call)
+    maps = np.empty(BLOCK * channels, x.dtype)
+    first, last = share(call, number(call, 0))
+    for start in range(first, last, BLOCK):
+        pixels = min(BLOCK, last - start)
+        _normalise(x, start * channels, pixels, channels, scale, offset, maps)
+        _multiply(maps, pixels, channels, panels, y, start * out_channels, out_channels)
+
+
+@compiled
+def _backward(call):  # type: ignore[no-untyped-def]
+    x, sums, gradient, saved = numbers(call, 0), array(call, 1, np.float64), numbers(call, 2), numbers(call, 3)
+    dx, products, panels = numbers(call, 4), numbers(call, 5), numbers(call, 6)
+    channels, out_channels, thread = number(call, 1), number(call, 3), team(call)[0]
+    mean, scale = saved[:channels], saved[2 * channels : 3 * channels]
+    offset = saved[3 * channels :]
+    maps, gradients = np.empty(BLOCK * channels, x.dtype), np.empty(BLOCK * out_channels, x.dtype)
+    first, last = share(call, number(call, 0))
+    for start in range(first, last, BLOCK):
+        pixels, o = min(BLOCK, last - start), start * channels
+        _normalise(x, o, pixels, channels, scale, offset, maps)
+        _pack(gradient, start * out_channels, pixels, out_channels, gradients)
+        _add_outer_products(gradients, out_channels, maps, channels, pixels, products, thread * channels * out_channels)
+        _multiply(gradients, pixels, out_channels, panels, dx, o, channels)
+        _sum_gradient(x, dx, o, pixels, channels, mean, scale, offset, sums, thread)
+
+
+@compiled
+def _normalise(x, start, pixels, channels, scale, offset, panels):  # type: ignore[no-untyped-def]
+    """Normalise pixels from the number `start` on, and cut them off at zero: (pixels, channels) to panels."""
+    o = index(start)
+    for p in range(pixels):
+        to = index(p) * ROW
+        for c in range(0, channels, WIDTH):
+            value = load(x, o) * load(scale, index(c)) + load(offset, index(c))
+            store(cut(value, value), panels, to + index(c % PANEL))
+            o += index(WIDTH)
+            if c % PANEL == WIDTH:
+                to += index(pixels) * ROW
+
+
+@compiled
+def _pack(x, start, pixels, channels, panels):  # type: ignore[no-untyped-def]
+    """Copy pixels from the number `start` on: (pixels, channels) to panels."""
+    o = index(start)
+    for p in range(pixels):
+        to = index(p) * ROW
+        for _ in range(0, channels, PANEL):
+            store(load(x, o), panels, to)
+            store(load(x, o + index(WIDTH)), panels, to + index(WIDTH))
+            o += ROW
+            to += index(pixels) * ROW
+
+
+@compiled
+def _multiply(maps, pixels, depth, weights, y, start, width):  # type: ignore[no-untyped-def]
+    """Panels of (pixels, depth) times panels of (depth, width): (pixels, width), from y's number `start` on."""
+    # A tile at the end takes the last pixel several times over.
+    last, skip = pixels - 1, index(pixels - 1) * ROW
+    for n in range(0, width, PANEL):
+        for p in range(0, pixels, 6):
+            rows = _six(p, last, index(0), ROW)
+            places = _six(p, last, index(start + n), index(width))
+            _tile(maps, rows, ONE, skip, weights, index(n * depth), depth // PANEL, PANEL, y, places, False)
+
+
+@compiled
+def _six(first, last, start, step):  # type: ignore[no-untyped-def]
+    """Where the six rows from `first` on begin, none behind `last`."""
+    return (
+        start + step * index(first),
+        start + step * index(min(first + 1, last)),
+        start + step * index(min(first + 2, last)),
+        start + step * index(min(first + 3, last)),
+        start + step * index(min(first + 4, last)),
+        start + step * index(min(first + 5, last)),
+    )
+
+
+@compiled
+def _add_outer_products(gradients, out_channels, maps, channels, pixels, sums, start):  # type: ignore[no-untyped-def]
+    """Add products of gradients and maps, both panels, over the pixels: (out_channels, channels), from `start` on."""
+    step = index(channels)
+    for c in range(0, channels, PANEL):
+        for n in range(0, out_channels, 4):
+            row = index((n - n % PANEL) * pixels + n % PANEL)
+            rows = (row, row + ONE, row + index(2), row + index(3))
+            o = index(start + n * channels + c)
+            places = (o, o + step, o + index(2) * step, o + index(3) * step)
+            _tile(gradients, rows, ROW, index(0), maps, index(c * pixels), 1, pixels, sums, places, True)
+
+
+@compiled
+def _sum_gradient(x, gradient, start, pixels, channels, mean, scale, offset, shares, thread):  # type: ignore[no-untyped-def]
+    """Add to a thread's sums, per channel: the gradient where the ReLU let it pass, and that times what it passed."""
+    step = index(channels)
+    sums = np.empty(2 * WIDTH, x.dtype)
+    for c in range(0, channels, WIDTH):
+        o = index(start + c)
+        totals = products = zeros(x)
+        middle, factor, height = load(mean, index(c)), load(scale, index(c)), load(offset, index(c))
+        for _ in range(pixels):
+            value = load(x, o)
+            g = cut(value * factor + height, load(gradient, o))
+            totals = totals + g
+            products = g * (value - middle) + products
+            o += step
+        store(totals, sums, index(0))
+        store(products, sums, index(WIDTH))
+        for lane in range(WIDTH):
+            shares[2 * thread * channels + c + lane] += sums[lane]
+            shares[(2 * thread + 1) * channels + c + lane] += sums[WIDTH + lane]
+
+
+@written
+def _tile(_typing, a, rows, step, skip, b, start, outer, inner, y, places, add):  # type: ignore[no-untyped-def]
+    """Sums of products of `rows` of numbers and 16 columns, put into (or added to) y at `places`, 16 to a row.
+
+    A row's numbers lie `step` apart, `inner` of them, and the next `inner` then begin `skip` further on; the columns
+    are a panel that begins at `start`.
+    """
+
+    def write(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        _, rows_, step_, skip_, _, start_, outer_, inner_, _, places_, add_ = values
+        numbers_, panel, result = (
+            context.make_array(signature.args[place])(context, builder, values[place]).data for place in (0, 4, 8)
+        )
+        vector = ir.VectorType(context.get_data_type(a.dtype), WIDTH)
+        size = a.dtype.bitwidth // 8
+
+        def address(base: Any, place: Any, half: int) -> Any:
+            place = builder.add(place, place.type(half * WIDTH))
+            return builder.bitcast(builder.gep(base, [place]), vector.as_pointer())
+
+        bases = [builder.gep(numbers_, [row]) for row in codegen.unpack_tuple(builder, rows_)]
+        targets = [
+            [address(result, place, half) for half in range(2)] for place in codegen.unpack_tuple(builder, places_)
+        ]
+        sums = [[codegen.alloca_once(builder, vector) for _ in range(2)] for _ in bases]
+        for row, row_targets in zip(sums, targets, strict=True):
+            for total, target in zip(row, row_targets, strict=True):
+                old = builder.load(target, align=size)
+                builder.store(builder.select(add_, old, vector(None)), total)
+        place = codegen.alloca_once_value(builder, step_.type(0))
+        column = codegen.alloca_once_value(builder, start_)
+        with codegen.for_range(builder, outer_):
+            with codegen.for_range(builder, inner_):
+                o, q = builder.load(place), builder.load(column)
+                columns = [builder.load(address(panel, q, half), align=size) for half in range(2)]
+                for base, row in zip(bases, sums, strict=True):
+                    factor = _splat(builder, builder.load(builder.gep(base, [o])), vector)
+                    for total, numbers_of in zip(row, columns, strict=True):
+                        product = builder.fmul(factor, numbers_of, flags=("contract",))
+                        builder.store(builder.fadd(product, builder.load(total), flags=("contract",)), total)
+                builder.store(builder.add(o, step_), place)
+                builder.store(builder.add(q, q.type(PANEL)), column)
+            builder.store(builder.add(builder.load(place), skip_), place)
+        for row, row_targets in zip(sums, targets, strict=True):
+            for total, target in zip(row, row_targets, strict=True):
+                builder.store(builder.load(total), target, align=size)
+        return context.get_dummy_value()
+
+    return numba_types.void(a, rows, step, skip, b, start, outer, inner, y, places, add), write
+
+
+def _splat(builder: Any, value: Any, vector: Any) -> Any:
+    """A vector of one number."""
+    integer = ir.IntType(32)
+    first = builder.insert_element(vector(ir.Undefined), value, integer(0))
+    return builder.shuffle_vector(first, vector(ir.Undefined), ir.VectorType(integer, WIDTH)([0] * WIDTH))
