@@ -1,4 +1,4 @@
-"""A pointwise convolution with the normalisation before it: the kernel against torch's layers, and when it runs."""
+"""A pointwise convolution between two normalisations: the kernel against torch's layers, and when it runs."""
 
 from __future__ import annotations
 
@@ -7,25 +7,34 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hybrid_mobilenet import HybridMobileNet, resolve
-from hybrid_mobilenet.architecture import FAMILIES, Family
+from hybrid_mobilenet.architecture import FAMILIES, Activation, Family
 from hybrid_mobilenet.kernels import pointwise as kernel
-from hybrid_mobilenet.pointwise import can_normalise, normalised_convolution
+from hybrid_mobilenet.pointwise import can_fuse, fused_convolution
 
-#: Images, rows and columns: one block of pixels, less than a tile's six, several blocks and a part of one.
+#: Images, rows and columns: less than the rows of a tile, one block of pixels, several blocks and a part of one.
 SIZES = [(2, 1, 1), (1, 5, 1), (1, 12, 8), (3, 9, 11)]
 CHANNELS = [(16, 16), (32, 16), (16, 48), (64, 32)]
 
 
-def layers(channels: int, out_channels: int, dtype: torch.dtype = torch.float64) -> tuple[nn.BatchNorm2d, nn.Conv2d]:
-    torch.manual_seed(0)
-    norm = nn.BatchNorm2d(channels, eps=1e-3, dtype=dtype)
-    nn.init.uniform_(norm.weight, -2, 2)
-    nn.init.normal_(norm.bias)
-    return norm, nn.Conv2d(channels, out_channels, 1, bias=False, dtype=dtype)
+class Layers(nn.Sequential):
+    """What the kernel does, as torch's layers."""
+
+    def __init__(self, channels: int, out_channels: int, dtype: torch.dtype = torch.float64) -> None:
+        torch.manual_seed(0)
+        before, behind = (nn.BatchNorm2d(count, eps=1e-3) for count in (channels, out_channels))
+        for norm in (before, behind):
+            nn.init.uniform_(norm.weight, -2, 2)
+            nn.init.normal_(norm.bias)
+        conv = nn.Conv2d(channels, out_channels, 1, bias=False)
+        super().__init__(before, nn.ReLU(), conv, behind, nn.ReLU())
+        self.fused = before, conv, behind
+        self.to(dtype)
+
+    def gradients(self, y: Tensor, x: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(y, (x, *self.parameters()), gradient)
 
 
 def maps(images: int, channels: int, height: int, width: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -34,102 +43,96 @@ def maps(images: int, channels: int, height: int, width: int, dtype: torch.dtype
     return x.contiguous(memory_format=torch.channels_last).requires_grad_()
 
 
-def torch_own(x: Tensor, norm: nn.BatchNorm2d, conv: nn.Conv2d) -> Tensor:
-    return conv(F.relu(norm(x)))  # type: ignore[no-any-return]
-
-
-def gradients(y: Tensor, x: Tensor, norm: nn.BatchNorm2d, conv: nn.Conv2d, gradient: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(y, (x, norm.weight, norm.bias, conv.weight), gradient)
-
-
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_equal_to_torch(size: tuple[int, int, int], channels: tuple[int, int]) -> None:
-    layer, x = layers(*channels), maps(size[0], channels[0], *size[1:])
-    other = copy.deepcopy(layer)
-    assert can_normalise(x, *layer)
+    layers, x = Layers(*channels), maps(size[0], channels[0], *size[1:])
+    other = copy.deepcopy(layers)
+    assert can_fuse(x, *layers.fused)
     for _ in range(2):  # the running statistics of two batches
-        ours, theirs = normalised_convolution(x, *layer), torch_own(x, *other)
+        ours, theirs = fused_convolution(x, *layers.fused), other(x)
     torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(layer[0].state_dict(), other[0].state_dict())
+    torch.testing.assert_close(layers.state_dict(), other.state_dict())
     gradient = torch.randn_like(theirs)
-    found, expected = gradients(ours, x, *layer, gradient), gradients(theirs, x, *other, gradient)
+    found, expected = layers.gradients(ours, x, gradient), other.gradients(theirs, x, gradient)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_float32_is_as_precise_as_torch() -> None:
-    layer, x = layers(32, 64, torch.float32), maps(64, 32, 22, 22, torch.float32)
-    other, (norm, conv) = copy.deepcopy(layer), copy.deepcopy(layer)
-    exact = norm.double(), conv.double()
+    layers, x = Layers(32, 64, torch.float32), maps(64, 32, 22, 22, torch.float32)
+    other, exact = copy.deepcopy(layers), copy.deepcopy(layers).double()
     wide = x.detach().double().requires_grad_()
-    ideal = torch_own(wide, *exact)
+    ideal = exact(wide)
     gradient = torch.randn(ideal.shape).contiguous(memory_format=torch.channels_last)
-    expected = (ideal.detach(), *gradients(ideal, wide, *exact, gradient.double()))
+    expected = ideal.detach(), *exact.gradients(ideal, wide, gradient.double())
 
-    def worst(y: Tensor, layer: tuple[nn.BatchNorm2d, nn.Conv2d]) -> list[float]:
-        found = (y.detach(), *gradients(y, x, *layer, gradient))
-        return [float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True)]
+    def errors(y: Tensor, layers: Layers) -> list[float]:
+        found = y.detach(), *layers.gradients(y, x, gradient)
+        return [float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True)]
 
-    for ours, theirs in zip(
-        worst(normalised_convolution(x, *layer), layer), worst(torch_own(x, *other), other), strict=True
-    ):
+    for ours, theirs in zip(errors(fused_convolution(x, *layers.fused), layers), errors(other(x), other), strict=True):
         assert ours <= 2 * theirs + 1e-6
 
 
 def test_numerical_gradient() -> None:
-    norm, conv = layers(16, 16)
-    assert torch.autograd.gradcheck(
-        lambda x, *_: normalised_convolution(x, norm, conv), (maps(1, 16, 3, 3), norm.weight, norm.bias, conv.weight)
-    )
+    layers = Layers(16, 16)
+    inputs = maps(1, 16, 3, 3), *layers.parameters()
+    assert torch.autograd.gradcheck(lambda x, *_: fused_convolution(x, *layers.fused), inputs)
 
 
 def test_any_memory_format() -> None:
-    (norm, conv), x = layers(16, 32), maps(3, 16, 4, 5)
-    first, second = (normalised_convolution(each, norm, conv) for each in (x, x.contiguous()))
+    layers, x = Layers(16, 32), maps(3, 16, 4, 5)
+    first, second = (fused_convolution(each, *layers.fused) for each in (x, x.contiguous()))
     assert torch.equal(first, second)
     gradient = torch.randn(first.shape, dtype=first.dtype)
     last = gradient.contiguous(memory_format=torch.channels_last)
-    for a, b in zip(gradients(first, x, norm, conv, gradient), gradients(second, x, norm, conv, last), strict=True):
+    for a, b in zip(layers.gradients(first, x, gradient), layers.gradients(second, x, last), strict=True):
         assert torch.equal(a, b)
 
 
-def test_nan_stays_where_it_is() -> None:
-    (norm, conv), x = layers(16, 16), maps(2, 16, 3, 3)
+def test_nan_stays() -> None:
+    layers, x = Layers(16, 16), maps(2, 16, 3, 3)
     with torch.no_grad():
         x[0, 3] = torch.nan
-    assert normalised_convolution(x, norm, conv).isnan().all()  # every output sums this channel
+    assert fused_convolution(x, *layers.fused).isnan().all()  # every output sums this channel
 
 
 @pytest.mark.parametrize("channels", [(8, 16), (16, 24)])
 def test_other_numbers_of_channels_are_torch_s(channels: tuple[int, int]) -> None:
-    assert not can_normalise(maps(2, channels[0], 3, 3), *layers(*channels))
+    assert not can_fuse(maps(2, channels[0], 3, 3), *Layers(*channels).fused)
 
 
 def test_it_is_for_training_on_the_cpu() -> None:
-    x, (norm, conv) = maps(2, 16, 3, 3), layers(16, 16)
-    assert can_normalise(x, norm, conv)
-    assert not can_normalise(x.float(), norm, conv)
-    assert not can_normalise(maps(1, 16, 1, 1), norm, conv)  # torch says what is wrong with one pixel
-    assert not can_normalise(x, norm, nn.Conv2d(16, 16, 1).double())  # a bias
-    assert not can_normalise(x, norm, nn.Conv2d(16, 16, 3, bias=False).double())
+    x, (before, conv, behind) = maps(2, 16, 3, 3), Layers(16, 16).fused
+    assert can_fuse(x, before, conv, behind)
+    assert not can_fuse(x.float(), before, conv, behind)
+    assert not can_fuse(maps(1, 16, 1, 1), before, conv, behind)  # torch says what is wrong with one pixel
+    assert not can_fuse(x, before, nn.Conv2d(16, 16, 1).double(), behind)  # a bias
+    assert not can_fuse(x, before, nn.Conv2d(16, 16, 3, bias=False).double(), behind)
     with torch.no_grad():
-        assert not can_normalise(x, norm, conv)
-    assert not can_normalise(x, norm.eval(), conv)
+        assert not can_fuse(x, before, conv, behind)
+    assert not can_fuse(x, before, conv, copy.deepcopy(behind).eval())
+    assert not can_fuse(x, copy.deepcopy(before).eval(), conv, behind)
 
 
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_network_trains_as_with_torch_s_layers(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_trains_as_with_torch_s_layers(
+    family: Family, activation: Activation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     results = []
     forward = Mock(side_effect=kernel.forward)
     monkeypatch.setattr(kernel, "forward", forward)
     for ours in (True, False):
         torch.manual_seed(0)
-        model = HybridMobileNet(resolve(family, 0.5, 2, image_size=16), dropout=0).double()
+        network = resolve(family, 0.5, 2, image_size=16)
+        model = HybridMobileNet(network, dropout=0, activation=activation).double()
         if not ours:
-            monkeypatch.setattr("hybrid_mobilenet.model.can_normalise", lambda *_: False)
+            monkeypatch.setattr("hybrid_mobilenet.model.can_fuse", lambda *_: False)
         torch.manual_seed(1)  # the same pooling regions
         logits = model(torch.rand(3, 3, 16, 16, dtype=torch.float64))
         logits.square().sum().backward()
         results.append((logits, model.state_dict(), [parameter.grad for parameter in model.parameters()]))
-    assert forward.call_count == sum(layer.kind == "pointwise" for layer in model.network.layers)
+    pointwise = sum(layer.kind == "pointwise" for layer in network.layers)
+    assert forward.call_count == (pointwise if activation == "relu" else 0)
     torch.testing.assert_close(*results)

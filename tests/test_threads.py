@@ -64,6 +64,6 @@ def test_threads_share_batch_normalisation() -> None:
     for count in (1, 3):
         torch.set_num_threads(count)
         running = torch.zeros(24).double(), torch.ones(24).double()
-        y, saved = batch_norm.forward(x, weight, bias, *running, 0.1, 1e-3, True)
+        y, saved = batch_norm.forward(x, batch_norm.Norm(weight, bias, *running, 0.1, 1e-3), True)
         results.append((*running, y, saved, *batch_norm.backward(gradient, x, saved, True)))
     torch.testing.assert_close(*results)

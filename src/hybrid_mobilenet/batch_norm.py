@@ -48,13 +48,10 @@ def is_training_on_cpu(x: Tensor, norm: nn.BatchNorm2d) -> bool:
 
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, _weight: Tensor, _bias: Tensor, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
         from .kernels import batch_norm as kernel  # numba takes long to load
 
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        assert norm.momentum is not None
-        y, saved = kernel.forward(x, weight, bias, norm.running_mean, norm.running_var, norm.momentum, norm.eps, relu)
+        y, saved = kernel.forward(x, kernel.Norm.of(norm), relu)
         ctx.save_for_backward(x, saved)
         ctx.relu = relu
         return y

@@ -21,7 +21,7 @@ from .architecture import FMP_RATIO, Activation, Layer, Network, PoolingSequence
 from .batch_norm import batch_norm
 from .depthwise import depthwise_convolution
 from .files import write_atomically
-from .pointwise import can_normalise, normalised_convolution
+from .pointwise import can_fuse, fused_convolution
 from .pooling import FractionalMaxPool2d
 
 CONFIG_FILE = "config.json"
@@ -88,12 +88,12 @@ class ConvolutionBlock(nn.Module):
             before: the block that has convolved `x`, and not normalised it.
             normalised: whether to normalise what is convolved here, and to activate it.
         """
-        if before is None:
-            x = self._convolve(x)
-        elif isinstance(before.activation, nn.ReLU) and can_normalise(x, before.norm, self.conv):
-            x = normalised_convolution(x, before.norm, self.conv)
-        else:
-            x = self._convolve(before._normalise(x))
+        if before is not None:
+            relu = isinstance(before.activation, nn.ReLU) and isinstance(self.activation, nn.ReLU)
+            if relu and can_fuse(x, before.norm, self.conv, self.norm):
+                return fused_convolution(x, before.norm, self.conv, self.norm)
+            x = before._normalise(x)
+        x = self._convolve(x)
         return self._normalise(x) if normalised else x
 
     def _convolve(self, x: Tensor) -> Tensor:

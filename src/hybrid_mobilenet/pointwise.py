@@ -1,4 +1,4 @@
-"""A pointwise convolution together with the batch normalisation and the ReLU before it, where a CPU trains."""
+"""A pointwise convolution together with the batch normalisation and the ReLU on either side, where a CPU trains."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from .batch_norm import is_training_on_cpu
 CHANNELS = 16
 
 
-def can_normalise(x: Tensor, norm: nn.BatchNorm2d, conv: nn.Conv2d) -> bool:
-    """Whether `normalised_convolution` serves."""
+def can_fuse(x: Tensor, before: nn.BatchNorm2d, conv: nn.Conv2d, behind: nn.BatchNorm2d) -> bool:
+    """Whether `fused_convolution` serves."""
     return (
-        is_training_on_cpu(x, norm)
+        is_training_on_cpu(x, before)
+        and is_training_on_cpu(x, behind)
         and conv.kernel_size == conv.stride == (1, 1)
         and conv.groups == 1
         and conv.bias is None
@@ -26,43 +27,42 @@ def can_normalise(x: Tensor, norm: nn.BatchNorm2d, conv: nn.Conv2d) -> bool:
     )
 
 
-def normalised_convolution(x: Tensor, norm: nn.BatchNorm2d, conv: nn.Conv2d) -> Tensor:
-    """``conv(relu(norm(x)))`` without the normalised maps in memory: faster, and training takes less of it.
+def fused_convolution(x: Tensor, before: nn.BatchNorm2d, conv: nn.Conv2d, behind: nn.BatchNorm2d) -> Tensor:
+    """``relu(behind(conv(relu(before(x)))))`` with fewer maps in memory: faster, and training takes less of it.
 
     Args:
-        x: (N, C, H, W), floating point, fastest in channels-last memory format; `can_normalise` must hold.
-        norm: its running statistics change as in torch.
+        x: (N, C, H, W), floating point, fastest in channels-last memory format; `can_fuse` must hold.
+        before: its running statistics change as in torch.
         conv: pointwise.
+        behind: as `before`.
 
     Returns:
         (N, C_out, H, W).
     """
     x = x.contiguous(memory_format=torch.channels_last)
-    cast(Tensor, norm.num_batches_tracked).add_(1)
-    return cast(
-        Tensor,
-        _NormalisedConvolution.apply(x, norm.weight, norm.bias, norm, conv.weight),  # type: ignore[no-untyped-call]
-    )
+    for norm in (before, behind):
+        cast(Tensor, norm.num_batches_tracked).add_(1)
+    parameters = before.weight, before.bias, conv.weight, behind.weight, behind.bias
+    return cast(Tensor, _FusedConvolution.apply(x, *parameters, before, behind))  # type: ignore[no-untyped-call]
 
 
-class _NormalisedConvolution(torch.autograd.Function):
+class _FusedConvolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, kernels: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
         from .kernels import pointwise as kernel  # numba takes long to load
+        from .kernels.batch_norm import Norm
 
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        assert norm.momentum is not None
-        matrix = kernels.flatten(1)
-        y, saved = kernel.forward(x, weight, bias, norm.running_mean, norm.running_var, norm.momentum, norm.eps, matrix)
-        ctx.save_for_backward(x, saved, matrix)
-        return y
+        _, _, weight, _, _, before, behind = rest
+        matrix = weight.flatten(1)
+        done = kernel.forward(x, Norm.of(before), matrix, Norm.of(behind))
+        ctx.save_for_backward(x, matrix, *done[1:])
+        return done.y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         from .kernels import pointwise as kernel
 
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        dx, (of_bias, of_weight), of_kernels = kernel.backward(gradient, *ctx.saved_tensors)
-        return dx, of_weight, of_bias, None, of_kernels[:, :, None, None]
+        dx, of_before, of_matrix, of_behind = kernel.backward(gradient, *ctx.saved_tensors)
+        return dx, of_before[1], of_before[0], of_matrix[:, :, None, None], of_behind[1], of_behind[0], None, None

@@ -12,10 +12,11 @@ pixel, so that little cancels; a few tiles are summed in the maps' own precision
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .threads import array, compiled, number, numbers, run, share, team
 
@@ -28,36 +29,45 @@ TILE, TILES = 512, 64
 index = np.uint64  # signed offsets would be tested for negative ones in every loop
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    momentum: float,
-    epsilon: float,
-    relu: bool,
-) -> tuple[Tensor, Tensor]:
-    """Normalise by the batch's statistics, and move the running ones towards them.
+class Norm(NamedTuple):
+    """A layer of C channels, in training.
 
-    Args:
-        x: (N, C, H, W), float32 or float64, channels-last, of two pixels or more.
-        weight: (C,), as all that follow.
+    Attributes:
+        weight: (C,), as the tensors that follow.
         bias: added last.
         running_mean: changed in place.
         running_var: changed in place.
         momentum: share of the batch in the running statistics.
         epsilon: added to the variance.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    momentum: float
+    epsilon: float
+
+    @classmethod
+    def of(cls, layer: nn.BatchNorm2d) -> Norm:
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        assert layer.momentum is not None
+        return cls(layer.weight, layer.bias, layer.running_mean, layer.running_var, layer.momentum, layer.eps)
+
+
+def forward(x: Tensor, norm: Norm, relu: bool) -> tuple[Tensor, Tensor]:
+    """Normalise by the batch's statistics, and move the running ones towards them.
+
+    Args:
+        x: (N, C, H, W), float32 or float64, channels-last, of two pixels or more.
+        norm: the layer.
         relu: whether the result is cut off at zero.
 
     Returns:
         The result, and what `backward` needs: (4, C), each channel's mean, 1 / standard deviation, scale and offset.
     """
-    y, saved, threads = torch.empty_like(x), x.new_empty(4, x.shape[1]), _threads(x)
-    shares = sum_maps(x, threads)
-    tensors = (x, shares, y, saved, weight, bias, running_mean, running_var, settings(momentum, epsilon))
-    run(_normalise, tensors, (x.numel() // x.shape[1], x.shape[1], threads, int(relu)), threads)
-    return y, saved
+    return normalise(x, sum_maps(x, _threads(x)), norm, relu)
 
 
 def backward(gradient: Tensor, x: Tensor, saved: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
@@ -69,12 +79,9 @@ def backward(gradient: Tensor, x: Tensor, saved: Tensor, relu: bool) -> tuple[Te
         saved: as returned by it.
         relu: as given to it.
     """
-    dx, of_parameters = torch.empty_like(x), torch.empty_like(saved[:2])
-    pixels, threads = x.numel() // x.shape[1], _threads(x)
-    shares = torch.zeros(threads, 2, x.shape[1], dtype=torch.float64)
-    sizes = (pixels, x.shape[1], threads, int(relu))
-    run(_sum_gradient, (x, shares, gradient, saved), sizes, threads)
-    run(_spread_gradient, (x, shares, gradient, saved, dx, of_parameters), sizes, threads)
+    shares, dx, of_parameters = sum_gradient(gradient, x, saved, relu), torch.empty_like(x), torch.empty_like(saved[:2])
+    sizes = (x.numel() // x.shape[1], x.shape[1], len(shares), int(relu))
+    run(_spread_gradient, (x, shares, gradient, saved, dx, of_parameters), sizes, len(shares))
     return dx, of_parameters
 
 
@@ -85,6 +92,32 @@ def sum_maps(x: Tensor, threads: int) -> Tensor:
     return shares
 
 
+def normalise(x: Tensor, shares: Tensor, norm: Norm, relu: bool) -> tuple[Tensor, Tensor]:
+    """What is left of `forward` when the sums over the maps are known, as `sum_maps` gives them."""
+    y, saved = torch.empty_like(x), x.new_empty(4, x.shape[1])
+    sizes = (x.numel() // x.shape[1], x.shape[1], len(shares), int(relu))
+    run(_normalise, layer_arrays(x, shares, y, saved, norm), sizes, len(shares))
+    return y, saved
+
+
+def layer_arrays(x: Tensor, shares: Tensor, y: Tensor, saved: Tensor, norm: Norm) -> tuple[Tensor, ...]:
+    """What a call of `scale_and_offset` begins with."""
+    *tensors, momentum, epsilon = norm
+    return x, shares, y, saved, *tensors, _settings(momentum, epsilon)
+
+
+def sum_gradient(gradient: Tensor, x: Tensor, saved: Tensor, relu: bool) -> Tensor:
+    """Each thread's sums per channel, float64 (threads, 2, C).
+
+    They are of the gradient that the ReLU let pass, and of its products with the distance from the mean.
+    """
+    threads = _threads(x)
+    shares = torch.zeros(threads, 2, x.shape[1], dtype=torch.float64)
+    sizes = (x.numel() // x.shape[1], x.shape[1], threads, int(relu))
+    run(_sum_gradient, (x, shares, gradient, saved), sizes, threads)
+    return shares
+
+
 def spread_in_place(gradient: Tensor, x: Tensor, saved: Tensor, shares: Tensor) -> Tensor:
     """Make the gradient of the result that of the input, where a ReLU follows; gradients of bias and weight, (2, C).
 
@@ -92,12 +125,11 @@ def spread_in_place(gradient: Tensor, x: Tensor, saved: Tensor, shares: Tensor) 
         gradient: of the result; changed.
         x: as for `backward`.
         saved: as for `backward`.
-        shares: float64 (threads, 2, C), each thread's sums of the gradient that the ReLU let pass, and of its products
-            with the distance from the mean.
+        shares: as from `sum_gradient`.
     """
-    of_parameters, threads = torch.empty_like(saved[:2]), len(shares)
-    sizes = (x.numel() // x.shape[1], x.shape[1], threads)
-    run(_spread_in_place, (x, shares, gradient, saved, gradient, of_parameters), sizes, threads)
+    of_parameters = torch.empty_like(saved[:2])
+    sizes = (x.numel() // x.shape[1], x.shape[1], len(shares))
+    run(_spread_in_place, (x, shares, gradient, saved, gradient, of_parameters), sizes, len(shares))
     return of_parameters
 
 
@@ -106,7 +138,7 @@ def _threads(x: Tensor) -> int:
 
 
 @cache
-def settings(momentum: float, epsilon: float) -> Tensor:
+def _settings(momentum: float, epsilon: float) -> Tensor:
     return torch.tensor([momentum, epsilon], dtype=torch.float64)
 
 
@@ -228,22 +260,29 @@ def _spread_in_place(call):  # type: ignore[no-untyped-def]
 
 @compiled
 def _gradient_lines(call):  # type: ignore[no-untyped-def]
-    """Tiles of scale, offset, slope and height: the input's gradient is scale * g + slope * x + height.
-
-    dx = scale * (g - mean(g) - (x - mean) / variance * mean(g * (x - mean))), g being what the ReLU let pass.
-    """
+    """Tiles of scale, offset, slope and height: see `gradient_line`."""
     x, shares, saved, of_parameters = numbers(call, 0), array(call, 1, np.float64), numbers(call, 3), numbers(call, 5)
     pixels, channels, threads = number(call, 0), number(call, 1), number(call, 2)
     line = np.empty((2, channels), x.dtype)
+    gradient_line(shares, saved, of_parameters, pixels, channels, threads, team(call)[0], line)
+    scales, offsets = _tile(saved, 2 * channels, channels), _tile(saved, 3 * channels, channels)
+    return scales, offsets, _tile(line[0], 0, channels), _tile(line[1], 0, channels)
+
+
+@compiled
+def gradient_line(shares, saved, of_parameters, pixels, channels, threads, thread, line):  # type: ignore[no-untyped-def]
+    """Each channel's slope and height, (2, C): the input's gradient is scale * g + slope * x + height.
+
+    dx = scale * (g - mean(g) - (x - mean) / variance * mean(g * (x - mean))), g being what the ReLU let pass. The first
+    thread writes down the gradients of bias and weight.
+    """
     for c in range(channels):
         mean, inverse, scale = saved[c], saved[channels + c], saved[2 * channels + c]
         total, product = _total(shares, 0, c, channels, threads), _total(shares, 1, c, channels, threads)
         slope = -scale * inverse * inverse * product / pixels
         line[0, c], line[1, c] = slope, -scale * total / pixels - slope * mean
-        if team(call)[0] == 0:
+        if thread == 0:
             of_parameters[c], of_parameters[channels + c] = total, product * inverse
-    scales, offsets = _tile(saved, 2 * channels, channels), _tile(saved, 3 * channels, channels)
-    return scales, offsets, _tile(line[0], 0, channels), _tile(line[1], 0, channels)
 
 
 @compiled

@@ -1,8 +1,10 @@
-"""Batch normalisation, ReLU and the pointwise convolution behind them in a training step on the CPU, compiled by numba.
+"""A pointwise convolution between two batch normalisations with ReLU, in a training step on the CPU, compiled by numba.
 
 A step waits for memory more than for arithmetic: maps of a batch are larger than the cache, and an operation at a time
-goes over each of them again and again. Here a block of pixels is normalised, cut off and multiplied while it is in the
-cache; normalised maps are never written to memory, and backward works them out anew from what it reads anyway.
+goes over each of them again and again. Here a block of pixels is normalised, cut off, multiplied and summed for the
+second normalisation while it is in the cache. The maps between the first normalisation and the convolution are never
+written to memory, backward works them out anew from what it reads anyway; nor are the gradients between the convolution
+and the second normalisation.
 
 A convolution with 1x1 kernels is a matrix product: forward pixels x weights, backward gradients x weights for the maps
 and gradients x pixels for the weights. All three are tiles of a few rows and 16 columns whose sums stay in registers.
@@ -12,7 +14,7 @@ by side.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +23,16 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from .batch_norm import scale_and_offset, settings, spread_in_place, sum_maps
+from .batch_norm import (
+    Norm,
+    gradient_line,
+    layer_arrays,
+    normalise,
+    scale_and_offset,
+    spread_in_place,
+    sum_gradient,
+    sum_maps,
+)
 from .threads import array, compiled, number, numbers, run, share, team
 from .vectors import WIDTH, cut, load, store, zeros
 
@@ -42,57 +53,65 @@ index = np.uint64  # signed offsets would be tested for negative ones in every l
 ONE, ROW = index(1), index(PANEL)
 
 
-def forward(
-    x: Tensor,
-    scales: Tensor,
-    biases: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    momentum: float,
-    epsilon: float,
-    weight: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Normalise by the batch's statistics, cut off at zero, convolve; move the running statistics towards the batch's.
+class Pass(NamedTuple):
+    """A forward pass: its result, and what `backward` needs.
+
+    Attributes:
+        y: (N, C_out, H, W), channels-last.
+        convolved: the convolution's own result, of the same shape.
+        before, behind: (4, C) and (4, C_out), as from `batch_norm.forward`.
+    """
+
+    y: Tensor
+    convolved: Tensor
+    before: Tensor
+    behind: Tensor
+
+
+def forward(x: Tensor, before: Norm, weight: Tensor, behind: Norm) -> Pass:
+    """Normalise by the batch's statistics, cut off at zero, convolve; again normalise, and cut off.
 
     Args:
         x: (N, C, H, W), float32 or float64, channels-last, of two pixels or more; C is a multiple of 16.
-        scales: (C,), as all that follow: batch normalisation's weight.
-        biases: its bias.
-        running_mean: changed in place.
-        running_var: changed in place.
-        momentum: share of the batch in the running statistics.
-        epsilon: added to the variance.
+        before: the first normalisation.
         weight: (C_out, C); C_out is a multiple of 16.
-
-    Returns:
-        (N, C_out, H, W), channels-last, and what `backward` needs: (4, C), as from `batch_norm.forward`.
+        behind: the second normalisation.
     """
     batch, channels, height, width = x.shape
-    y = torch.empty((batch, len(weight), height, width), dtype=x.dtype, memory_format=torch.channels_last)
-    threads = _threads(y, channels)
+    out_channels, pixels = len(weight), batch * height * width
+    convolved = torch.empty((batch, out_channels, height, width), dtype=x.dtype, memory_format=torch.channels_last)
+    threads = _threads(pixels, weight)
     shares, saved = sum_maps(x, threads), x.new_empty(4, channels)
-    tensors = (x, shares, y, saved, scales, biases, running_mean, running_var, settings(momentum, epsilon))
-    sizes = (batch * height * width, channels, threads, len(weight))
-    run(_forward, (*tensors, _panels(weight.t())), sizes, threads)
-    return y, saved
+    of_convolved = torch.zeros(threads, 2, out_channels, dtype=torch.float64)
+    tensors = (*layer_arrays(x, shares, convolved, saved, before), _panels(weight.t()), of_convolved)
+    run(_forward, tensors, (pixels, channels, threads, out_channels), threads)
+    y, saved_behind = normalise(convolved, of_convolved, behind, relu=True)
+    return Pass(y, convolved, saved, saved_behind)
 
 
-def backward(gradient: Tensor, x: Tensor, saved: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of the maps; (2, C), of batch normalisation's bias and weight; and (C_out, C), of the convolution.
+def backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, convolved: Tensor, before: Tensor, behind: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the maps; of the first normalisation's bias and weight, (2, C); of the convolution, (C_out, C); and
+    of the second normalisation, (2, C_out).
 
     Args:
         gradient: of the result; channels-last.
         x: as given to `forward`.
-        saved: as returned by it.
         weight: as given to it.
+        convolved: as returned by it.
+        before: as returned by it.
+        behind: as returned by it.
     """
     batch, channels, height, width = x.shape
-    dx, threads = torch.empty_like(x), _threads(gradient, channels)
+    pixels, dx = batch * height * width, torch.empty_like(x)
+    threads = _threads(pixels, weight)
+    of_behind, shares = torch.empty_like(behind[:2]), sum_gradient(gradient, convolved, behind, relu=True)
     sums = torch.zeros(threads, 2, channels, dtype=torch.float64)
     products = weight.new_zeros((threads, *weight.shape))
-    sizes = (batch * height * width, channels, threads, len(weight))
-    run(_backward, (x, sums, gradient, saved, dx, products, _panels(weight)), sizes, threads)
-    return dx, spread_in_place(dx, x, saved, sums), products.sum(0)
+    tensors = (x, sums, gradient, before, dx, products, _panels(weight), convolved, shares, behind, of_behind)
+    run(_backward, tensors, (pixels, channels, threads, len(weight), len(shares)), threads)
+    return dx, spread_in_place(dx, x, before, sums), products.sum(0), of_behind
 
 
 def _panels(matrix: Tensor) -> Tensor:
@@ -100,36 +119,42 @@ def _panels(matrix: Tensor) -> Tensor:
     return matrix.reshape(len(matrix), -1, PANEL).transpose(0, 1).contiguous()
 
 
-def _threads(y: Tensor, channels: int) -> int:
-    return torch.get_num_threads() if y.numel() * channels >= PARALLEL_FROM else 1
+def _threads(pixels: int, weight: Tensor) -> int:
+    return torch.get_num_threads() if pixels * weight.numel() >= PARALLEL_FROM else 1
 
 
 @compiled
 def _forward(call):  # type: ignore[no-untyped-def]
-    x, y, panels = numbers(call, 0), numbers(call, 2), numbers(call, 9)
-    channels, out_channels = number(call, 1), number(call, 3)
+    x, y, panels, shares = numbers(call, 0), numbers(call, 2), numbers(call, 9), array(call, 10, np.float64)
+    channels, out_channels, thread = number(call, 1), number(call, 3), team(call)[0]
     scale, offset = scale_and_offset(call)
-    maps = np.empty(BLOCK * channels, x.dtype)
+    maps, shift = np.empty(BLOCK * channels, x.dtype), np.empty(out_channels, x.dtype)
+    # Sums are of differences to the first pixel: every thread works it out.
+    _normalise(x, 0, 1, channels, scale, offset, maps)
+    _multiply(maps, 1, channels, panels, shift, 0, out_channels)
     first, last = share(call, number(call, 0))
     for start in range(first, last, BLOCK):
-        pixels = min(BLOCK, last - start)
+        pixels, o = min(BLOCK, last - start), start * out_channels
         _normalise(x, start * channels, pixels, channels, scale, offset, maps)
-        _multiply(maps, pixels, channels, panels, y, start * out_channels, out_channels)
+        _multiply(maps, pixels, channels, panels, y, o, out_channels)
+        _sum(y, o, pixels, out_channels, shift, shares, thread)
 
 
 @compiled
 def _backward(call):  # type: ignore[no-untyped-def]
-    x, sums, gradient, saved = numbers(call, 0), array(call, 1, np.float64), numbers(call, 2), numbers(call, 3)
-    dx, products, panels = numbers(call, 4), numbers(call, 5), numbers(call, 6)
-    channels, out_channels, thread = number(call, 1), number(call, 3), team(call)[0]
-    mean, scale = saved[:channels], saved[2 * channels : 3 * channels]
-    offset = saved[3 * channels :]
+    x, sums, gradient, before = numbers(call, 0), array(call, 1, np.float64), numbers(call, 2), numbers(call, 3)
+    dx, products, panels, convolved = numbers(call, 4), numbers(call, 5), numbers(call, 6), numbers(call, 7)
+    shares, behind, of_behind = array(call, 8, np.float64), numbers(call, 9), numbers(call, 10)
+    total, channels, out_channels, thread = number(call, 0), number(call, 1), number(call, 3), team(call)[0]
+    line = np.empty((2, out_channels), x.dtype)
+    gradient_line(shares, behind, of_behind, total, out_channels, number(call, 4), thread, line)
+    mean, scale, offset = before[:channels], before[2 * channels : 3 * channels], before[3 * channels :]
     maps, gradients = np.empty(BLOCK * channels, x.dtype), np.empty(BLOCK * out_channels, x.dtype)
-    first, last = share(call, number(call, 0))
+    first, last = share(call, total)
     for start in range(first, last, BLOCK):
         pixels, o = min(BLOCK, last - start), start * channels
         _normalise(x, o, pixels, channels, scale, offset, maps)
-        _pack(gradient, start * out_channels, pixels, out_channels, gradients)
+        _spread(convolved, gradient, start * out_channels, pixels, out_channels, behind, line, gradients)
         _add_outer_products(gradients, out_channels, maps, channels, pixels, products, thread * channels * out_channels)
         _multiply(gradients, pixels, out_channels, panels, dx, o, channels)
         _sum_gradient(x, dx, o, pixels, channels, mean, scale, offset, sums, thread)
@@ -150,16 +175,20 @@ def _normalise(x, start, pixels, channels, scale, offset, panels):  # type: igno
 
 
 @compiled
-def _pack(x, start, pixels, channels, panels):  # type: ignore[no-untyped-def]
-    """Copy pixels from the number `start` on: (pixels, channels) to panels."""
+def _spread(x, gradient, start, pixels, channels, saved, line, panels):  # type: ignore[no-untyped-def]
+    """From the gradient behind a normalisation, of pixels from the number `start` on, that before it: to panels."""
+    scale, offset, slope, height = saved[2 * channels : 3 * channels], saved[3 * channels :], line[0], line[1]
     o = index(start)
     for p in range(pixels):
         to = index(p) * ROW
-        for _ in range(0, channels, PANEL):
-            store(load(x, o), panels, to)
-            store(load(x, o + index(WIDTH)), panels, to + index(WIDTH))
-            o += ROW
-            to += index(pixels) * ROW
+        for c in range(0, channels, WIDTH):
+            i, value = index(c), load(x, o)
+            factor = load(scale, i)
+            g = cut(value * factor + load(offset, i), load(gradient, o))
+            store(factor * g + (value * load(slope, i) + load(height, i)), panels, to + index(c % PANEL))
+            o += index(WIDTH)
+            if c % PANEL == WIDTH:
+                to += index(pixels) * ROW
 
 
 @compiled
@@ -201,10 +230,25 @@ def _add_outer_products(gradients, out_channels, maps, channels, pixels, sums, s
 
 
 @compiled
+def _sum(x, start, pixels, channels, shift, shares, thread):  # type: ignore[no-untyped-def]
+    """Add to a thread's sums, per channel: differences to `shift`, and their squares."""
+    step, sums = index(channels), np.empty(2 * WIDTH, x.dtype)
+    for c in range(0, channels, WIDTH):
+        o = index(start + c)
+        totals = squares = zeros(x)
+        middle = load(shift, index(c))
+        for _ in range(pixels):
+            difference = load(x, o) - middle
+            totals = totals + difference
+            squares = difference * difference + squares
+            o += step
+        _flush(totals, squares, sums, shares, 2 * thread * channels + c, channels)
+
+
+@compiled
 def _sum_gradient(x, gradient, start, pixels, channels, mean, scale, offset, shares, thread):  # type: ignore[no-untyped-def]
     """Add to a thread's sums, per channel: the gradient where the ReLU let it pass, and that times what it passed."""
-    step = index(channels)
-    sums = np.empty(2 * WIDTH, x.dtype)
+    step, sums = index(channels), np.empty(2 * WIDTH, x.dtype)
     for c in range(0, channels, WIDTH):
         o = index(start + c)
         totals = products = zeros(x)
@@ -215,11 +259,17 @@ def _sum_gradient(x, gradient, start, pixels, channels, mean, scale, offset, sha
             totals = totals + g
             products = g * (value - middle) + products
             o += step
-        store(totals, sums, index(0))
-        store(products, sums, index(WIDTH))
-        for lane in range(WIDTH):
-            shares[2 * thread * channels + c + lane] += sums[lane]
-            shares[(2 * thread + 1) * channels + c + lane] += sums[WIDTH + lane]
+        _flush(totals, products, sums, shares, 2 * thread * channels + c, channels)
+
+
+@compiled
+def _flush(totals, products, sums, shares, start, channels):  # type: ignore[no-untyped-def]
+    """Add two vectors of sums to a thread's shares of their channels."""
+    store(totals, sums, index(0))
+    store(products, sums, index(WIDTH))
+    for lane in range(WIDTH):
+        shares[start + lane] += sums[lane]
+        shares[start + channels + lane] += sums[WIDTH + lane]
 
 
 @written
