@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -136,3 +140,21 @@ def test_a_network_trains_as_with_torch_s_layers(
     pointwise = sum(layer.kind == "pointwise" for layer in network.layers)
     assert forward.call_count == (pointwise if activation == "relu" else 0)
     torch.testing.assert_close(*results)
+
+
+def test_compiled_anew_or_from_the_cache_it_gives_the_same_bits(tmp_path: Path) -> None:
+    # Or else a run that is resumed would end with other weights than one that was not interrupted.
+    script = (
+        "import torch; from hybrid_mobilenet.kernels.batch_norm import Norm; "
+        "from hybrid_mobilenet.kernels.pointwise import backward, forward; "
+        "norm = lambda count: Norm(*(torch.rand(count) for _ in range(4)), 0.1, 0.001); torch.manual_seed(0); "
+        "x = torch.randn(3, 32, 9, 11).contiguous(memory_format=torch.channels_last); weight = torch.randn(64, 32); "
+        "y, *rest = forward(x, norm(32), weight, norm(64)); "
+        "print(*(each.double().sum().item() for each in (y, *rest, *backward(y, x, weight, *rest))))"
+    )
+    outputs = [
+        subprocess.check_output([sys.executable, "-c", script], env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)})
+        for _ in range(2)
+    ]
+    assert list(tmp_path.rglob("*.nbc"))
+    assert outputs[0] == outputs[1]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .threads import compiled, number, numbers, run, share, team
-from .vectors import WIDTH, load, store, zeros
+from .vectors import WIDTH, load, multiply_add, store, zeros
 
 #: Multiplications below which a second thread costs more than it saves.
 PARALLEL_FROM = 1 << 18
@@ -149,13 +149,14 @@ def _convolve_row(padded, top, row, stride, w, y, o, out_width, out_channels, ad
     a, b, c, to = index(top), index(top + row), index(top + 2 * row), index(o)
     for _ in range(out_width):
         # Two sums, so that one multiply-add need not wait for the one before.
-        first = load(padded, a) * w[0] + load(padded, a + ONE) * w[1]
-        second = load(padded, a + TWO) * w[2] + load(padded, b) * w[3]
-        first = load(padded, b + ONE) * w[4] + first
-        second = load(padded, b + TWO) * w[5] + second
-        first = load(padded, c) * w[6] + first
-        second = load(padded, c + ONE) * w[7] + second
-        first = load(padded, c + TWO) * w[8] + first
+        first, second = load(padded, a) * w[0], load(padded, a + ONE) * w[1]
+        first = multiply_add(load(padded, a + TWO), w[2], first)
+        second = multiply_add(load(padded, b), w[3], second)
+        first = multiply_add(load(padded, b + ONE), w[4], first)
+        second = multiply_add(load(padded, b + TWO), w[5], second)
+        first = multiply_add(load(padded, c), w[6], first)
+        second = multiply_add(load(padded, c + ONE), w[7], second)
+        first = multiply_add(load(padded, c + TWO), w[8], first)
         if add:
             second = second + load(y, to)
         store(first + second, y, to)
@@ -173,15 +174,15 @@ def _add_weight_gradient(padded, spread, out_height, out_width, stride, row, sum
         g = b + ONE
         for _ in range(out_width):
             gradient = load(spread, g)
-            a0 = load(padded, a) * gradient + a0
-            a1 = load(padded, a + ONE) * gradient + a1
-            a2 = load(padded, a + TWO) * gradient + a2
-            b0 = load(padded, b) * gradient + b0
-            b1 = load(padded, b + ONE) * gradient + b1
-            b2 = load(padded, b + TWO) * gradient + b2
-            c0 = load(padded, c) * gradient + c0
-            c1 = load(padded, c + ONE) * gradient + c1
-            c2 = load(padded, c + TWO) * gradient + c2
+            a0 = multiply_add(load(padded, a), gradient, a0)
+            a1 = multiply_add(load(padded, a + ONE), gradient, a1)
+            a2 = multiply_add(load(padded, a + TWO), gradient, a2)
+            b0 = multiply_add(load(padded, b), gradient, b0)
+            b1 = multiply_add(load(padded, b + ONE), gradient, b1)
+            b2 = multiply_add(load(padded, b + TWO), gradient, b2)
+            c0 = multiply_add(load(padded, c), gradient, c0)
+            c1 = multiply_add(load(padded, c + ONE), gradient, c1)
+            c2 = multiply_add(load(padded, c + TWO), gradient, c2)
             a, b, c, g = a + step, b + step, c + step, g + step
     o, step = index(start), index(out_channels)
     for total in (a0, a1, a2, b0, b1, b2, c0, c1, c2):

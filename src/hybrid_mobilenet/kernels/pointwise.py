@@ -34,7 +34,7 @@ from .batch_norm import (
     sum_maps,
 )
 from .threads import array, compiled, number, numbers, run, share, team
-from .vectors import WIDTH, cut, load, store, zeros
+from .vectors import WIDTH, add_product, cut, load, multiply_add, store, zeros
 
 #: Channels, in and out, that the kernel takes at a time.
 PANEL = 2 * WIDTH
@@ -111,16 +111,37 @@ def backward(
     products = weight.new_zeros((threads, *weight.shape))
     tensors = (x, sums, gradient, before, dx, products, _panels(weight), convolved, shares, behind, of_behind)
     run(_backward, tensors, (pixels, channels, threads, len(weight), len(shares)), threads)
-    return dx, spread_in_place(dx, x, before, sums), products.sum(0), of_behind
+    of_before = spread_in_place(dx, x, before, sums)
+    return dx, of_before, products.sum(0) if threads > 1 else products[0], of_behind
 
 
 def _panels(matrix: Tensor) -> Tensor:
-    """(rows, columns) as (columns / 16, rows, 16)."""
-    return matrix.reshape(len(matrix), -1, PANEL).transpose(0, 1).contiguous()
+    """(rows, columns) as (columns / 16, rows, 16); torch copies in such an order several times slower."""
+    rows, columns = matrix.shape
+    panels = matrix.new_empty(columns // PANEL, rows, PANEL)
+    run(_fill_panels, (matrix, panels), (rows, columns, *matrix.stride()), 1)
+    return panels
 
 
 def _threads(pixels: int, weight: Tensor) -> int:
     return torch.get_num_threads() if pixels * weight.numel() >= PARALLEL_FROM else 1
+
+
+@compiled
+def _fill_panels(call):  # type: ignore[no-untyped-def]
+    matrix, panels = numbers(call, 0), numbers(call, 1)
+    rows, columns, down, right = number(call, 0), number(call, 1), number(call, 2), number(call, 3)
+    to = index(0)
+    for start in range(0, columns, PANEL):
+        for row in range(rows):
+            from_ = index(row * down + start * right)
+            if right == 1:
+                store(load(matrix, from_), panels, to)
+                store(load(matrix, from_ + index(WIDTH)), panels, to + index(WIDTH))
+            else:
+                for column in range(PANEL):
+                    panels[to + index(column)] = matrix[from_ + index(column * right)]
+            to += ROW
 
 
 @compiled
@@ -167,7 +188,7 @@ def _normalise(x, start, pixels, channels, scale, offset, panels):  # type: igno
     for p in range(pixels):
         to = index(p) * ROW
         for c in range(0, channels, WIDTH):
-            value = load(x, o) * load(scale, index(c)) + load(offset, index(c))
+            value = multiply_add(load(x, o), load(scale, index(c)), load(offset, index(c)))
             store(cut(value, value), panels, to + index(c % PANEL))
             o += index(WIDTH)
             if c % PANEL == WIDTH:
@@ -184,8 +205,9 @@ def _spread(x, gradient, start, pixels, channels, saved, line, panels):  # type:
         for c in range(0, channels, WIDTH):
             i, value = index(c), load(x, o)
             factor = load(scale, i)
-            g = cut(value * factor + load(offset, i), load(gradient, o))
-            store(factor * g + (value * load(slope, i) + load(height, i)), panels, to + index(c % PANEL))
+            g = cut(multiply_add(value, factor, load(offset, i)), load(gradient, o))
+            of_all = multiply_add(value, load(slope, i), load(height, i))
+            store(multiply_add(factor, g, of_all), panels, to + index(c % PANEL))
             o += index(WIDTH)
             if c % PANEL == WIDTH:
                 to += index(pixels) * ROW
@@ -195,7 +217,8 @@ def _spread(x, gradient, start, pixels, channels, saved, line, panels):  # type:
 def _multiply(maps, pixels, depth, weights, y, start, width):  # type: ignore[no-untyped-def]
     """Panels of (pixels, depth) times panels of (depth, width): (pixels, width), from y's number `start` on."""
     # A tile at the end takes the last pixel several times over.
-    last, skip = pixels - 1, index(pixels - 1) * ROW
+    last = pixels - 1
+    skip = index(last) * ROW  # from the end of a pixel's numbers in a panel to their begin in the next
     for n in range(0, width, PANEL):
         for p in range(0, pixels, 6):
             rows = _six(p, last, index(0), ROW)
@@ -240,7 +263,7 @@ def _sum(x, start, pixels, channels, shift, shares, thread):  # type: ignore[no-
         for _ in range(pixels):
             difference = load(x, o) - middle
             totals = totals + difference
-            squares = difference * difference + squares
+            squares = multiply_add(difference, difference, squares)
             o += step
         _flush(totals, squares, sums, shares, 2 * thread * channels + c, channels)
 
@@ -255,9 +278,9 @@ def _sum_gradient(x, gradient, start, pixels, channels, mean, scale, offset, sha
         middle, factor, height = load(mean, index(c)), load(scale, index(c)), load(offset, index(c))
         for _ in range(pixels):
             value = load(x, o)
-            g = cut(value * factor + height, load(gradient, o))
+            g = cut(multiply_add(value, factor, height), load(gradient, o))
             totals = totals + g
-            products = g * (value - middle) + products
+            products = multiply_add(g, value - middle, products)
             o += step
         _flush(totals, products, sums, shares, 2 * thread * channels + c, channels)
 
@@ -310,8 +333,7 @@ def _tile(_typing, a, rows, step, skip, b, start, outer, inner, y, places, add):
                 for base, row in zip(bases, sums, strict=True):
                     factor = _splat(builder, builder.load(builder.gep(base, [o])), vector)
                     for total, numbers_of in zip(row, columns, strict=True):
-                        product = builder.fmul(factor, numbers_of, flags=("contract",))
-                        builder.store(builder.fadd(product, builder.load(total), flags=("contract",)), total)
+                        builder.store(add_product(builder, factor, numbers_of, builder.load(total)), total)
                 builder.store(builder.add(o, step_), place)
                 builder.store(builder.add(q, q.type(PANEL)), column)
             builder.store(builder.add(builder.load(place), skip_), place)

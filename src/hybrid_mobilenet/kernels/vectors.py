@@ -11,10 +11,11 @@ import operator
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic, models, overload, register_model
 
-numba_types: Any = types  # these have no types
+codegen: Any = cgutils  # these have no types
+numba_types: Any = types
 written: Any = intrinsic
 model: Any = models
 registered: Any = register_model
@@ -80,8 +81,7 @@ def _operator(instruction: str) -> Any:
     @written
     def operation(_typing, a, b):  # type: ignore[no-untyped-def]
         def write(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
-            # "contract": a product and a sum may become one fused multiply-add, which rounds once.
-            return getattr(builder, instruction)(*values, flags=("contract",))
+            return getattr(builder, instruction)(*values)
 
         return a(a, b), write
 
@@ -89,6 +89,29 @@ def _operator(instruction: str) -> Any:
 
 
 _add, _subtract, _multiply = _operator("fadd"), _operator("fsub"), _operator("fmul")
+
+
+@written
+def multiply_add(_typing, a, b, c):  # type: ignore[no-untyped-def]
+    """A * b + c, rounded once where the processor can.
+
+    A product and a sum that the compiler may fuse if it likes are fused in one copy of a function and not in another:
+    the same kernel, compiled anew or taken from the cache, then gave other bits.
+    """
+
+    def write(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        return add_product(builder, *values)
+
+    return a(a, b, c), write
+
+
+def add_product(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """The instruction that `multiply_add` is, for functions that write instructions."""
+    bits = 32 if isinstance(a.type.element, ir.FloatType) else 64
+    kind = ir.FunctionType(a.type, [a.type] * 3)
+    return builder.call(
+        codegen.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{WIDTH}f{bits}"), [a, b, c]
+    )
 
 
 @written
