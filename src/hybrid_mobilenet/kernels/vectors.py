@@ -93,7 +93,7 @@ _add, _subtract, _multiply = _operator("fadd"), _operator("fsub"), _operator("fm
 
 @written
 def multiply_add(_typing, a, b, c):  # type: ignore[no-untyped-def]
-    """A * b + c, rounded once where the processor can.
+    """The product of two vectors and a third one added, rounded once where the processor can.
 
     A product and a sum that the compiler may fuse if it likes are fused in one copy of a function and not in another:
     the same kernel, compiled anew or taken from the cache, then gave other bits.
