@@ -40,7 +40,7 @@ def test_training_is_timed(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "get_args", lambda _: ("fp32",))  # CPUs have no other
     rows = gpu.time_training(CPU, (4,), rounds=1).rows
     assert [row["network"] for row in rows] == ["MobileNet d1 a1", "MP3 d2 a0.5", "FMP d2 a0.25"]
-    assert all(row["fp32, images/s"] > 0 for row in rows)
+    assert all(row["fp32, images/s"] > 0 and row["fp32, graph, images/s"] > 0 for row in rows)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import nn
 
 from hybrid_mobilenet.kernels import batch_norm, cpu, depthwise, threads
 from hybrid_mobilenet.pooling import random_sequence
@@ -59,11 +60,11 @@ def test_threads_share_batch_normalisation() -> None:
     torch.manual_seed(0)
     x = torch.randn(50, 24, 9, 9, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
     assert x.numel() >= batch_norm.PARALLEL_FROM
-    gradient, weight, bias = torch.randn_like(x), torch.rand(24).double(), torch.rand(24).double()
+    gradient = torch.randn_like(x)
     results = []
     for count in (1, 3):
         torch.set_num_threads(count)
-        running = torch.zeros(24).double(), torch.ones(24).double()
-        y, saved = batch_norm.forward(x, batch_norm.Norm(weight, bias, *running, 0.1, 1e-3), True)
-        results.append((*running, y, saved, *batch_norm.backward(gradient, x, saved, True)))
+        norm = nn.BatchNorm2d(24).double()
+        y, saved = batch_norm.forward(x, norm, True)
+        results.append((norm.running_mean, norm.running_var, y, saved, *batch_norm.backward(gradient, x, saved, True)))
     torch.testing.assert_close(*results)

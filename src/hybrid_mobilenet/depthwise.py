@@ -1,13 +1,16 @@
-"""Depthwise 3x3 convolution with a depth multiplier: torch's function, several times faster where a CPU trains."""
+"""Depthwise 3x3 convolution with a depth multiplier: torch's function, several times faster in training."""
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from .kernels import has_triton
 
 #: Channels that the CPU kernel takes at a time.
 CHANNELS = 8
@@ -28,7 +31,7 @@ def depthwise_convolution(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     Returns:
         (N, C * multiplier, ceil(H / stride), ceil(W / stride)).
     """
-    if _is_training_on_cpu(x, weight):
+    if _is_training_on_cpu(x, weight) or _is_training_on_cuda(x, weight):
         x = x.contiguous(memory_format=torch.channels_last)
         return cast(Tensor, _DepthwiseConvolution.apply(x, weight, stride))  # type: ignore[no-untyped-call]
     multiplier = len(weight) // x.shape[1]
@@ -48,22 +51,42 @@ def _is_training_on_cpu(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+def _is_training_on_cuda(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.is_cuda
+        and weight.is_cuda
+        and x.is_floating_point()
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and has_triton()
+    )
+
+
+def _kernel(device: torch.device) -> ModuleType:
+    """Imported where it is needed: numba and triton take long to load."""
+    if device.type == "cuda":
+        from .kernels import cuda_depthwise
+
+        return cuda_depthwise
+    from .kernels import depthwise
+
+    return depthwise
+
+
 class _DepthwiseConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        from .kernels import depthwise as kernel  # numba takes long to load
-
-        by_place = weight.view(len(weight), -1).t().contiguous()
+        by_place = weight.view(len(weight), -1).t()
+        if x.device.type == "cpu":
+            by_place = by_place.contiguous()
         ctx.save_for_backward(x, by_place)
         ctx.stride = stride
-        return kernel.forward(x, by_place, stride)
+        return cast(Tensor, _kernel(x.device).forward(x, by_place, stride))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        from .kernels import depthwise as kernel
-
         x, by_place = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        of_maps, of_weights = kernel.backward(gradient, x, by_place, ctx.stride, ctx.needs_input_grad[0])
+        of_maps, of_weights = _kernel(x.device).backward(gradient, x, by_place, ctx.stride, ctx.needs_input_grad[0])
         return of_maps, of_weights.t().reshape(-1, 1, 3, 3), None

@@ -17,7 +17,7 @@ import torch
 
 from .grid import Run
 from .progress import RunState
-from .reproduce import Place, Report, carry_out
+from .reproduce import KeptData, Place, Report, carry_out
 from .train import Interrupted
 
 
@@ -27,41 +27,48 @@ def run_here(runs: Sequence[Run], place: Place, report: Report) -> None:
     Raises:
         Interrupted: after Ctrl-C or SIGTERM during training, with the state saved.
     """
+    kept = KeptData()
     for run in runs:
-        carry_out(run, place, report)
+        carry_out(run, place, report, kept)
 
 
 def run_in_processes(runs: Sequence[Run], place: Place, jobs: int, report: Report) -> None:
-    """Carry out runs in up to `jobs` processes at once, each with its share of torch's threads.
+    """Carry out runs in `jobs` processes at once, each with its share of torch's threads.
 
-    A process that is killed costs its own run, which is reported as failed and goes on when asked for again.
+    A process that is killed costs its own run, which is reported as failed and goes on when asked for again; another
+    takes its place.
 
     Raises:
         Interrupted: after Ctrl-C, with the state of all runs saved.
     """
-    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in whatever state they are
-    threads = max(1, torch.get_num_threads() // jobs)
     waiting = deque(runs)
     working: dict[Connection, tuple[Run, BaseProcess]] = {}
+    threads = max(1, torch.get_num_threads() // jobs)
     try:
-        while waiting or working:
-            while waiting and len(working) < jobs:
-                run = waiting.popleft()
-                reader, writer = context.Pipe(duplex=False)
-                started: BaseProcess = context.Process(target=_work, args=(run, place, threads, writer), name=run.name)
-                with _without_ctrl_c():
-                    started.start()
-                writer.close()  # so that the reader notices when the process ends
-                working[reader] = run, started
+        for _ in range(min(jobs, len(runs))):
+            _give(waiting.popleft(), *_start(place, threads), working)
+        while working:
             for ready in wait(list(working)):
                 assert isinstance(ready, Connection)
+                run, process = working[ready]
                 try:
-                    report(ready.recv())
+                    state = ready.recv()
                 except EOFError:
-                    ended, process = working.pop(ready)
+                    del working[ready]
                     process.join()
                     if process.exitcode:
-                        report(RunState(ended.name, "failed", message=_ended(process.exitcode)))
+                        report(RunState(run.name, "failed", message=_ended(process.exitcode)))
+                    if waiting:
+                        _give(waiting.popleft(), *_start(place, threads), working)
+                    continue
+                if state is not None:
+                    report(state)
+                elif waiting:
+                    _give(waiting.popleft(), ready, process, working)
+                else:
+                    del working[ready]
+                    ready.close()
+                    process.join()
     except KeyboardInterrupt:
         for _, process in working.values():
             process.terminate()
@@ -70,16 +77,38 @@ def run_in_processes(runs: Sequence[Run], place: Place, jobs: int, report: Repor
         raise Interrupted from None
 
 
-def _work(run: Run, place: Place, threads: int, writer: Connection) -> None:
+def _start(place: Place, threads: int) -> tuple[Connection, BaseProcess]:
+    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in whatever state they are
+    ours, its = context.Pipe()
+    process: BaseProcess = context.Process(target=_work, args=(place, threads, its))
+    with _without_ctrl_c():
+        process.start()
+    its.close()  # so that this process notices when the other ends
+    return ours, process
+
+
+def _give(
+    run: Run, connection: Connection, process: BaseProcess, working: dict[Connection, tuple[Run, BaseProcess]]
+) -> None:
+    process.name = run.name
+    working[connection] = run, process
+    with suppress(BrokenPipeError):  # it has just been killed: see wait
+        connection.send(run)
+
+
+def _work(place: Place, threads: int, connection: Connection) -> None:
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+    kept = KeptData()
 
-    def report(state: RunState) -> None:
+    def report(state: RunState | None) -> None:
         with suppress(BrokenPipeError):  # the sweep is gone: see _stop_with_parent
-            writer.send(state)
+            connection.send(state)
 
-    with suppress(Interrupted):
-        carry_out(run, place, report)
+    with suppress(Interrupted, EOFError):  # the sweep is interrupted, or has no more runs
+        while True:
+            carry_out(connection.recv(), place, report, kept)
+            report(None)
 
 
 @contextmanager

@@ -46,7 +46,7 @@ CONFIG_TYPES: dict[str, tuple[type, ...]] = {
     "training": (dict,),
 }
 
-#: Maps of at most this many pixels go through a pointwise convolution as a plain matrix product.
+#: Maps of at most this many pixels, and all on a GPU, go through a pointwise convolution as a plain matrix product.
 MATRIX_PRODUCT_PIXELS = 4
 
 
@@ -99,7 +99,7 @@ class ConvolutionBlock(nn.Module):
     def _convolve(self, x: Tensor) -> Tensor:
         if self.conv.groups > 1:
             return depthwise_convolution(x, self.conv.weight, self.conv.stride[0])
-        if self.conv.kernel_size == (1, 1) and x.shape[2] * x.shape[3] <= MATRIX_PRODUCT_PIXELS:
+        if self.conv.kernel_size == (1, 1) and (x.is_cuda or x.shape[2] * x.shape[3] <= MATRIX_PRODUCT_PIXELS):
             return F.linear(x.permute(0, 2, 3, 1), self.conv.weight.flatten(1)).permute(0, 3, 1, 2)
         return cast(Tensor, self.conv(x))
 

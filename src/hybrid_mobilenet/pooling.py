@@ -19,8 +19,8 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from .architecture import PoolingSequence, fractional_size
-from .kernels import reference
+from .architecture import PoolingSequence, Size, fractional_size
+from .kernels import has_triton, reference
 
 #: u is a multiple of 1 / U_STEPS, so that the pseudorandom sequence is exact integer arithmetic in every precision.
 U_STEPS = 2**24
@@ -108,11 +108,9 @@ def _kernels(device: str) -> ModuleType:
         from .kernels import cpu
 
         return cpu
-    if device == "cuda":
-        try:
-            from .kernels import cuda
-        except ImportError:  # no triton: it comes with torch for CUDA on Linux only
-            return reference
+    if device == "cuda" and has_triton():
+        from .kernels import cuda
+
         return cuda
     return reference
 
@@ -263,13 +261,20 @@ class FractionalMaxPool2d(nn.Module):
         self.sequence: PoolingSequence = sequence
         self.overlapping = overlapping
         self.generator = generator
+        #: Regions that were drawn before, as `regions` gives them: forward takes these where they are given.
+        self.given: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         _check_input(x)
-        rows, columns = self._regions(x.shape[-2], self.ratio[0]), self._regions(x.shape[-1], self.ratio[1])
+        rows, columns = self.given or self.regions((x.shape[-2], x.shape[-1]))
         return fractional_max_pool2d(x, rows, columns, self.overlapping)
 
-    def _regions(self, n_in: int, ratio: float) -> Tensor:
+    def regions(self, size: Size) -> tuple[Tensor, Tensor]:
+        """The pooling sequences of rows and of columns for maps of this height and width: drawn, or those of eval()."""
+        rows, columns = (self._sequence(n_in, ratio) for n_in, ratio in zip(size, self.ratio, strict=True))
+        return rows, columns
+
+    def _sequence(self, n_in: int, ratio: float) -> Tensor:
         n_out = fractional_size(n_in, ratio)
         if self.training:
             return _draw(n_in, n_out, self.sequence, self.generator)

@@ -20,7 +20,7 @@ import torch
 
 from .grid import Run
 from .progress import RunState
-from .reproduce import Place, Report, carry_out
+from .reproduce import KeptData, Place, Report, carry_out
 from .sources import DATA_VARIABLE
 from .train import Interrupted
 
@@ -119,4 +119,4 @@ def _task(run: Run, place: Place, threads: int, told: Any) -> None:
     """What a worker of the cluster does."""
     torch.set_num_threads(threads)
     with suppress(Interrupted):
-        carry_out(run, place, told.put)
+        carry_out(run, place, told.put, KeptData())

@@ -30,14 +30,14 @@ from lightning_fabric import Fabric
 from . import __version__
 from .checkpoint import CHECKPOINT_FILE
 from .cost import network_mult_adds, network_parameters
-from .data import load_test
+from .data import ImageDataset, Splits
 from .evaluate import evaluate
-from .grid import DATA_SETS, Run
+from .grid import Run
 from .machine import processor
 from .model import HybridMobileNet
 from .progress import RunState
 from .records import Record, Score, is_recorded, read_record, record_path, write_record
-from .train import EVALUATION_FILE, METRICS_FILE, Setup, resume, train
+from .train import EVALUATION_FILE, METRICS_FILE, Monitor, Setup, read_data, resume, train
 
 #: Passes over random regions that are averaged, beside the one over fixed regions, where a network has such regions.
 PASSES = 12
@@ -57,7 +57,22 @@ class Place:
         return self.runs / f"{run.name}-{run.fingerprint[:8]}"
 
 
-def carry_out(run: Run, place: Place, report: Report) -> None:
+class KeptData:
+    """Reads the data of a run and keeps it for the next, since decoding it takes a GPU's time for a small network."""
+
+    def __init__(self) -> None:
+        self._data = ""
+        self._splits: Splits | None = None
+
+    def __call__(self, setup: Setup, monitor: Monitor) -> Splits:
+        """The data of a setup of the grid, which is decided by its name."""
+        if self._splits is None or setup.data != self._data:
+            self._splits = None  # not two at once in memory
+            self._data, self._splits = setup.data, read_data(setup, monitor)
+        return self._splits
+
+
+def carry_out(run: Run, place: Place, report: Report, read: KeptData) -> None:
     """Train a run, or go on with it, evaluate it and record it. What goes wrong with it is reported, not raised.
 
     Raises:
@@ -73,7 +88,7 @@ def carry_out(run: Run, place: Place, report: Report) -> None:
             if not is_recorded(place.results, run):
                 for left in place.results.glob(f".{run.name}.json.*.tmp"):  # by a kill while writing
                     left.unlink()
-                write_record(record_path(place.results, run), _record(run, place.folder(run), report))
+                write_record(record_path(place.results, run), _record(run, place.folder(run), report, read))
         scores = read_record(record_path(place.results, run)).test
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         is_named = isinstance(error, OSError) and error.filename
@@ -87,31 +102,31 @@ def carry_out(run: Run, place: Place, report: Report) -> None:
         report(RunState(run.name, "finished", 1.0, message=", ".join(accuracies)))
 
 
-def _record(run: Run, folder: Path, report: Report) -> Record:
+def _record(run: Run, folder: Path, report: Report, read: KeptData) -> Record:
     code, monitor = _code(), _Watcher(run, report)
+    setup = Setup(
+        run.data,
+        run.family,
+        run.alpha,
+        run.delta,
+        run.network.image_size,
+        run.network.in_channels,
+        validation=0.0,
+        seed=run.seed,
+        recipe=run.recipe,
+    )
     if (folder / CHECKPOINT_FILE).is_file():
-        resume(folder, monitor)
+        resume(folder, monitor, read)
     elif not (folder / EVALUATION_FILE).is_file():
         if folder.exists():  # killed before it saved anything
             shutil.rmtree(folder)
-        setup = Setup(
-            run.data,
-            run.family,
-            run.alpha,
-            run.delta,
-            run.network.image_size,
-            run.network.in_channels,
-            validation=0.0,
-            seed=run.seed,
-            recipe=run.recipe,
-        )
-        train(setup, folder, monitor)
+        train(setup, folder, monitor, read)
 
     model = HybridMobileNet.from_pretrained(folder)
     evaluations = [json.loads((folder / EVALUATION_FILE).read_bytes())]
     started = time.perf_counter()
     if model.fractional_max_pools():
-        evaluations.append(_averaged(model, run, report))
+        evaluations.append(_averaged(model, read(setup, monitor).test, run, report))
     epochs = tuple(json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines())
     trained = model.training_record
     return Record(
@@ -145,9 +160,7 @@ def _record(run: Run, folder: Path, report: Report) -> Record:
     )
 
 
-def _averaged(model: HybridMobileNet, run: Run, report: Report) -> dict[str, Any]:
-    data = DATA_SETS[run.data]
-    test = load_test(run.data, image_size=data.image_size, channels=data.channels)
+def _averaged(model: HybridMobileNet, test: ImageDataset, run: Run, report: Report) -> dict[str, Any]:
     done = 0
 
     def on_images(count: int) -> None:

@@ -9,12 +9,13 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -35,6 +36,7 @@ from .checkpoint import (
     restore,
     save_checkpoint,
 )
+from .cuda_graph import CapturedSteps
 from .data import ImageDataset, Splits, load, normalisation
 from .evaluate import Evaluation, evaluate
 from .files import write_atomically
@@ -142,7 +144,26 @@ def learning_rate(recipe: Recipe, done: float) -> float:
     return recipe.learning_rate * scale
 
 
-def train(setup: Setup, out: Path, monitor: Monitor) -> Evaluation:
+def read_data(setup: Setup, monitor: Monitor) -> Splits:
+    """The data of a setup.
+
+    Raises:
+        DataError: where it cannot be read.
+    """
+    return load(
+        setup.data,
+        image_size=setup.image_size,
+        channels=setup.channels,
+        validation=setup.validation,
+        seed=setup.seed,
+        progress=monitor.on_data,
+    )
+
+
+Read = Callable[[Setup, Monitor], Splits]
+
+
+def train(setup: Setup, out: Path, monitor: Monitor, read: Read = read_data) -> Evaluation:
     """Train a network and leave in `out` the model, metrics.jsonl and evaluation.json.
 
     Started by torchrun in several processes, they train one network, each with its share of every batch.
@@ -151,6 +172,7 @@ def train(setup: Setup, out: Path, monitor: Monitor) -> Evaluation:
         setup: what to train on what, and how.
         out: run folder; must be new or empty.
         monitor: told of progress.
+        read: gives the data, for whoever has read it before.
 
     Returns:
         The evaluation of the last epoch's weights on the test images.
@@ -162,14 +184,14 @@ def train(setup: Setup, out: Path, monitor: Monitor) -> Evaluation:
         OtherProcessFailed, ProcessLost: where one of several processes cannot go on.
     """
     with joined() as processes:
-        splits = processes.together(lambda: _prepare(setup, out, monitor, processes))
+        splits = processes.together(lambda: _prepare(setup, out, monitor, processes, read))
         torch.manual_seed(setup.seed)
         run = _Run(setup, splits, out, monitor, processes, Progress())
         run.save()
         return run.finish()
 
 
-def _prepare(setup: Setup, out: Path, monitor: Monitor, processes: Processes) -> Splits:
+def _prepare(setup: Setup, out: Path, monitor: Monitor, processes: Processes, read: Read) -> Splits:
     """Check all that can be checked before the first step, read the data and make the folder."""
     if processes.first and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(
@@ -180,7 +202,7 @@ def _prepare(setup: Setup, out: Path, monitor: Monitor, processes: Processes) ->
     resolve(setup.family, setup.alpha, setup.delta, 2, setup.channels, setup.image_size)
     if setup.recipe.precision == "bf16" and not torch.accelerator.is_available():
         raise ValueError("precision is 'bf16', which is for GPUs, but there is none here: train with --precision fp32")
-    splits = _load(setup, monitor)
+    splits = read(setup, monitor)
     _batch_size(setup.recipe, len(splits.train), processes)
     try:
         if processes.first:
@@ -192,7 +214,7 @@ def _prepare(setup: Setup, out: Path, monitor: Monitor, processes: Processes) ->
     return splits
 
 
-def resume(out: Path, monitor: Monitor) -> Evaluation:
+def resume(out: Path, monitor: Monitor, read: Read = read_data) -> Evaluation:
     """Go on with a run that was stopped; on a CPU with as many threads it ends with the same weights, byte for byte.
 
     Several processes have to be as many as before, and to see the same folder.
@@ -203,13 +225,15 @@ def resume(out: Path, monitor: Monitor) -> Evaluation:
         ValueError, OSError, Interrupted, OtherProcessFailed, ProcessLost: as `train`.
     """
     with joined() as processes:
-        setup, splits, progress, tensors = processes.together(lambda: _read_run(out, monitor, processes))
+        setup, splits, progress, tensors = processes.together(lambda: _read_run(out, monitor, processes, read))
         run = _Run(setup, splits, out, monitor, processes, progress)
         processes.together(lambda: restore(tensors, run.model, run.optimizer, run.regions, processes.rank))
         return run.finish()
 
 
-def _read_run(out: Path, monitor: Monitor, processes: Processes) -> tuple[Setup, Splits, Progress, dict[str, Tensor]]:
+def _read_run(
+    out: Path, monitor: Monitor, processes: Processes, read: Read
+) -> tuple[Setup, Splits, Progress, dict[str, Tensor]]:
     """What `resume` goes on with."""
     if (out / EVALUATION_FILE).exists() and not (out / CHECKPOINT_FILE).exists():
         raise CheckpointError(
@@ -234,21 +258,10 @@ def _read_run(out: Path, monitor: Monitor, processes: Processes) -> tuple[Setup,
     if processes.first:
         for left in out.glob(".*.tmp"):  # by a kill while saving
             left.unlink()
-    splits = _load(setup, monitor)
+    splits = read(setup, monitor)
     if splits.train.fingerprint != fingerprint:
         raise CheckpointError(f"the data {setup.data!r} has changed since the run in {out} began: start a new run")
     return setup, splits, progress, tensors
-
-
-def _load(setup: Setup, monitor: Monitor) -> Splits:
-    return load(
-        setup.data,
-        image_size=setup.image_size,
-        channels=setup.channels,
-        validation=setup.validation,
-        seed=setup.seed,
-        progress=monitor.on_data,
-    )
 
 
 class _Run:
@@ -277,6 +290,7 @@ class _Run:
         self.regions = _separate_randomness(self.model, setup.seed, processes)
         self.optimizer = adam(self.model, recipe)
         self.module, self.fabric_optimizer = self.fabric.setup(self.model, self.optimizer)
+        self.captured: CapturedSteps | None = None
         self.clock = self.saved = time.perf_counter()
 
     def finish(self) -> Evaluation:
@@ -302,42 +316,41 @@ class _Run:
                 pool.eval()
         order = torch.Generator().manual_seed(self.setup.seed * 1_000_003 + progress.epoch)
         shuffled = torch.randperm(len(images), generator=order).to(images.labels.device)
-        batches = [self.processes.part(batch) for batch in torch.split(shuffled, self.batch_size)[: self.steps]]
+        batches = shuffled[: self.steps * self.batch_size].view(self.steps, self.batch_size)
+        before, total = progress.epoch * self.steps, recipe.epochs * self.steps
+        rates = [learning_rate(recipe, (before + step) / total) for step in range(self.steps)]
         loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=self.fabric.device)
         correct = torch.tensor(progress.correct, device=self.fabric.device)
 
-        for fetched in _fetched(images, batches[progress.step :], pinned=self.fabric.device.type == "cuda"):
-            done = (progress.epoch * self.steps + progress.step) / (recipe.epochs * self.steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, done)
-            batch, labels = self.fabric.to_device(fetched)
+        steps_of = self.captured_steps if self.is_captured else self.steps_one_by_one
+        for take in steps_of(batches[progress.step :], rates[progress.step :]):
             started = time.perf_counter()
-            loss, hits = train_step(self.fabric, self.module, self.fabric_optimizer, batch, labels)
-            loss, hits = self.processes.share(self.model, loss, hits)
+            loss, hits = take()
             loss_sum += loss
             correct += hits
             progress.step += 1
             progress.images += self.batch_size
             look = progress.step % LOOK_EVERY == 0 or progress.step == self.steps
             if look:  # waits for the device, so that the seconds are those of all steps since the last look
-                self.check_finite(loss)
+                self.check_finite([loss])
             progress.step_seconds += time.perf_counter() - started
             if look:
                 self.monitor.on_step(loss.item(), progress.step)
             due = After.SAVE if time.perf_counter() - self.saved > SAVE_EVERY else After.STEP
             after = self.processes.highest(After.STOP if stop.is_set() else due)
             if after > After.STEP:
-                self.check_finite(loss)
+                self.check_finite(self.model.state_dict().values())
                 progress.loss_sum, progress.correct = loss_sum.item(), int(correct.item())
                 self.save()
             if after == After.STOP:
                 raise Interrupted
 
+        self.check_finite(self.model.state_dict().values())
         epoch_record: dict[str, Any] = {
             "epoch": progress.epoch + 1,
             "loss": loss_sum.item() / self.steps,
             "accuracy": correct.item() / progress.images,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": rates[-1],
             "images_per_second": progress.images / progress.step_seconds,
             "seconds": self.elapsed(),  # all but the evaluation: data, steps and saving
             "step_seconds": progress.step_seconds,
@@ -348,6 +361,35 @@ class _Run:
         epoch_record["evaluation_seconds"] = time.perf_counter() - self.clock
         self.clock = time.perf_counter()
         return epoch_record
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether steps are CUDA graphs: of one process, whose images are on its GPU."""
+        return self.processes.size == 1 and self.train_images.labels.is_cuda
+
+    def captured_steps(self, batches: Tensor, rates: list[float]) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
+        """For each batch what trains on it, as a CUDA graph."""
+        if self.captured is None:
+            step = partial(train_step, self.fabric, self.module, self.fabric_optimizer)
+            self.captured = CapturedSteps(
+                self.model, self.optimizer, step, self.train_images, self.steps, self.batch_size
+            )
+        self.captured.schedule(batches, rates)
+        yield from repeat(self.captured.take, len(batches))
+
+    def steps_one_by_one(self, batches: Tensor, rates: list[float]) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
+        """For each batch what trains on it, with the other processes."""
+        parts = [self.processes.part(batch) for batch in batches]
+        fetched = _fetched(self.train_images, parts, pinned=self.fabric.device.type == "cuda")
+        for rate, each in zip(rates, fetched, strict=True):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            yield partial(self.step, *self.fabric.to_device(each))
+
+    def step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One step, of all processes."""
+        loss, hits = train_step(self.fabric, self.module, self.fabric_optimizer, images, labels)
+        return self.processes.share(self.model, loss, hits)
 
     def elapsed(self) -> float:
         """Seconds of this epoch so far, over all its parts where it was interrupted."""
@@ -365,9 +407,8 @@ class _Run:
         self.processes.by_first(lambda: save_checkpoint(self.out, *state))
         self.saved = time.perf_counter()
 
-    def check_finite(self, loss: Tensor) -> None:
-        """Stop where the run has diverged: neither such a loss nor the weights behind it may reach a checkpoint."""
-        tensors = (loss, *self.model.state_dict().values())
+    def check_finite(self, tensors: Iterable[Tensor]) -> None:
+        """Stop where the run has diverged: such weights may not reach a checkpoint."""
         if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():  # the device is waited for once
             raise TrainingDiverged(
                 f"training diverged in epoch {self.progress.epoch + 1}, before step {self.progress.step}: a loss or a "
@@ -430,6 +471,8 @@ def engine(precision: Precision, processes: Processes) -> Fabric:
     """The engine, on the GPU where there is one."""
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # only the command line prints
     kind: Literal["32-true", "bf16-mixed"] = "bf16-mixed" if precision == "bf16" else "32-true"
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # TF32, in which torch computes convolutions anyway
     if processes.size == 1:
         return Fabric(accelerator="auto", devices=1, precision=kind)
     fabric = Fabric(

@@ -56,7 +56,7 @@ class Norm(NamedTuple):
         return cls(layer.weight, layer.bias, layer.running_mean, layer.running_var, layer.momentum, layer.eps)
 
 
-def forward(x: Tensor, norm: Norm, relu: bool) -> tuple[Tensor, Tensor]:
+def forward(x: Tensor, norm: nn.BatchNorm2d, relu: bool) -> tuple[Tensor, Tensor]:
     """Normalise by the batch's statistics, and move the running ones towards them.
 
     Args:
@@ -67,7 +67,7 @@ def forward(x: Tensor, norm: Norm, relu: bool) -> tuple[Tensor, Tensor]:
     Returns:
         The result, and what `backward` needs: (4, C), each channel's mean, 1 / standard deviation, scale and offset.
     """
-    return normalise(x, sum_maps(x, _threads(x)), norm, relu)
+    return normalise(x, sum_maps(x, _threads(x)), Norm.of(norm), relu)
 
 
 def backward(gradient: Tensor, x: Tensor, saved: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
