@@ -39,10 +39,9 @@ def backward(
         device=gradient.device,
         memory_format=torch.channels_last,
     )
-    row_of, column_of = (
-        torch.searchsorted(sequence, torch.arange(size, device=gradient.device), right=True) - 1
-        for sequence, size in ((rows, height), (columns, width))
-    )
+    row_of, column_of = rows.new_empty(height), columns.new_empty(width)
+    block = triton.next_power_of_2(max(len(rows), len(columns)))
+    _invert[(2,)](rows, columns, row_of, column_of, len(rows) - 1, len(columns) - 1, BLOCK=block)
     tensors = (gradient, winners, spread, rows, columns, row_of, column_of)
     _launch(_backward, spread.numel(), tensors, spread, gradient, overlapping)
     return spread
@@ -53,6 +52,25 @@ def _launch(kernel: Any, total: int, tensors: tuple[Tensor, ...], x: Tensor, y: 
         grid = (triton.cdiv(total, BLOCK),)
         wide = tl.float64 if x.dtype == torch.float64 else tl.float32  # half precisions are compared exactly in float32
         kernel[grid](*tensors, total, *x.shape[1:], *y.shape[2:], OVERLAPPING=overlapping, WIDE=wide, BLOCK=BLOCK)
+
+
+@triton.jit
+def _invert(rows, columns, row_of, column_of, out_height, out_width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The region of each pixel of an axis: the first program for rows, the second for columns."""
+    if tl.program_id(0) == 0:
+        _number(rows, row_of, out_height, BLOCK)
+    else:
+        _number(columns, column_of, out_width, BLOCK)
+
+
+@triton.jit
+def _number(sequence, region_of, regions, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    region = tl.arange(0, BLOCK)
+    live = region < regions
+    first = tl.load(sequence + region, mask=live, other=0)
+    behind = tl.load(sequence + region + 1, mask=live, other=0)
+    tl.store(region_of + first, region.to(tl.int64), mask=live)
+    tl.store(region_of + behind - 1, region.to(tl.int64), mask=live)
 
 
 @triton.jit
