@@ -25,7 +25,7 @@ import torch
 from rich.console import Console
 
 from hybrid_mobilenet.architecture import resolve
-from hybrid_mobilenet.cuda_graph import WARM_UP, CapturedSteps
+from hybrid_mobilenet.cuda_graph import STEPS_BEFORE, CapturedSteps
 from hybrid_mobilenet.data import load
 from hybrid_mobilenet.files import write_atomically
 from hybrid_mobilenet.kernels import reference
@@ -170,21 +170,13 @@ def training_step(
     step = partial(train_step, fabric, module, fabric_optimizer)
     batches = torch.randint(len(digits), (EPOCH, batch)).to(device)
     if not captured:
-        images, labels = digits.batch(batches[0]), digits.labels[batches[0]]
+        images, labels = digits.labelled(batches[0])
         return lambda: step(images, labels)
-    steps = CapturedSteps(model, optimizer, step, digits, EPOCH, batch)
-    taken = 0
-
-    def take() -> None:
-        nonlocal taken
-        if taken % EPOCH == 0:
-            steps.schedule(batches, [PAPER.learning_rate] * EPOCH)
-        taken += 1
+    steps = CapturedSteps(model, optimizer, digits.labelled, step, EPOCH, batch)
+    steps.schedule(batches, [PAPER.learning_rate] * EPOCH)
+    for _ in range(STEPS_BEFORE + 1):
         steps.take()
-
-    for _ in range(WARM_UP + 1):
-        take()
-    return take
+    return steps.take
 
 
 def time_training(device: torch.device, batches: tuple[int, ...], rounds: int) -> Section:

@@ -31,7 +31,7 @@ from hybrid_mobilenet import batch_norm, cli, depthwise, files, pointwise
 from hybrid_mobilenet import train as training
 from hybrid_mobilenet.architecture import FAMILIES, Family, resolve
 from hybrid_mobilenet.checkpoint import CHECKPOINT_FILE, CheckpointError, read_checkpoint
-from hybrid_mobilenet.cuda_graph import WARM_UP, CapturedSteps
+from hybrid_mobilenet.cuda_graph import STEPS_BEFORE, CapturedSteps
 from hybrid_mobilenet.data import load
 from hybrid_mobilenet.model import HybridMobileNet
 from hybrid_mobilenet.processes import Processes
@@ -279,7 +279,7 @@ def test_a_gpu_is_not_waited_for_within_an_epoch(
     monkeypatch.setattr(training._Run, "check_finite", free_look)
     train(replace(SMALL, recipe=replace(RECIPE, precision=precision)), tmp_path / "run", Quiet())
     assert HybridMobileNet.from_pretrained(tmp_path / "run").training_record["device"] == "cuda:0"
-    assert replayed == 3 * STEPS - WARM_UP - 1
+    assert replayed == 3 * STEPS - STEPS_BEFORE - 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)

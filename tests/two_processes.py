@@ -19,6 +19,7 @@ import torch
 
 from hybrid_mobilenet import HybridMobileNet
 from hybrid_mobilenet import train as training
+from hybrid_mobilenet.architecture import Size
 from hybrid_mobilenet.checkpoint import read_checkpoint
 from hybrid_mobilenet.data import ImageDataset, load
 from hybrid_mobilenet.evaluate import evaluate
@@ -42,16 +43,16 @@ class Watch:
         self.models: list[HybridMobileNet] = []
         self.regions: list[torch.Tensor] = []
         self.batches: list[torch.Tensor] = []
-        build, draw, fetch = training._build, FractionalMaxPool2d._regions, ImageDataset.batch
+        build, draw, fetch = training._build, FractionalMaxPool2d.regions, ImageDataset.batch
 
         def building(*arguments: Any) -> HybridMobileNet:
             self.models.append(build(*arguments))
             return self.models[-1]
 
-        def drawing(pool: FractionalMaxPool2d, n_in: int, ratio: float) -> torch.Tensor:
-            regions = draw(pool, n_in, ratio)
+        def drawing(pool: FractionalMaxPool2d, size: Size) -> tuple[torch.Tensor, torch.Tensor]:
+            regions = draw(pool, size)
             if pool.training:
-                self.regions.append(regions)
+                self.regions.extend(regions)
             return regions
 
         def fetching(dataset: ImageDataset, indices: torch.Tensor) -> torch.Tensor:
@@ -60,7 +61,7 @@ class Watch:
             return fetch(dataset, indices)
 
         patch.setattr(training, "_build", building)
-        patch.setattr(FractionalMaxPool2d, "_regions", drawing)
+        patch.setattr(FractionalMaxPool2d, "regions", drawing)
         patch.setattr(ImageDataset, "batch", fetching)
 
     def weights(self) -> str:

@@ -12,24 +12,23 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .data import ImageDataset
 from .model import HybridMobileNet
 
 #: Steps before the graph is captured, launched one kernel at a time: in them kernels are compiled and chosen.
-WARM_UP = 3
+STEPS_BEFORE = 3
 
 
 class CapturedSteps:
-    """The training steps of a model on images that lie on its device.
+    """The training steps of a model whose images lie on its device.
 
     On a CPU the same steps are taken one operation at a time.
 
     Args:
-        model: on its device; its fractional max pooling reads its regions from a table meanwhile.
+        model: on its device; in a step its fractional max pooling reads its regions from a table.
         optimizer: of its parameters; its learning rate becomes a tensor on the device.
-        step: takes a training step, (images, labels) to (loss, hits), without waiting for the device.
-        dataset: on the device; see `ImageDataset.to`.
-        steps: of an epoch.
+        fetch: gives images and labels by their numbers, int64 (batch_size,).
+        step: takes a training step, (images, labels) to (loss, hits). Neither may wait for the device.
+        steps: of an epoch, at most so many are scheduled.
         batch_size: images of a step.
     """
 
@@ -37,16 +36,16 @@ class CapturedSteps:
         self,
         model: HybridMobileNet,
         optimizer: torch.optim.Optimizer,
+        fetch: Callable[[Tensor], tuple[Tensor, Tensor]],
         step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-        dataset: ImageDataset,
         steps: int,
         batch_size: int,
     ) -> None:
-        self._step, self._dataset, self._pools = step, dataset, model.fractional_max_pools()
-        device = dataset.labels.device
+        self._fetch, self._step, self._pools = fetch, step, model.fractional_max_pools()
+        self._device = device = model.mean.device
         pooled = [layer for layer in model.network.layers if layer.kind == "fractional_max_pool"]
-        self._sizes = [(layer.in_size, layer.out_size) for layer in pooled]
-        lengths = [side + 1 for _, out_size in self._sizes for side in out_size]
+        self._sizes = [layer.in_size for layer in pooled]
+        lengths = [side + 1 for layer in pooled for side in layer.out_size]
         self._line = torch.zeros(1, dtype=torch.int64, device=device)
         self._numbers = torch.zeros(steps, batch_size, dtype=torch.int64, device=device)
         self._regions = torch.zeros(steps, sum(lengths), dtype=torch.int64, device=device)
@@ -65,6 +64,8 @@ class CapturedSteps:
     def schedule(self, batches: Tensor, rates: Sequence[float]) -> None:
         """Say what the next steps are to be, and draw their regions: of each pool rows, then columns, step by step.
 
+        Behind the last step of a whole epoch the first one follows again.
+
         Args:
             batches: int64 (steps, batch_size), numbers of the images of each step.
             rates: the learning rate of each step.
@@ -74,17 +75,16 @@ class CapturedSteps:
         self._numbers[:count].copy_(batches)
         self._rates[:count].copy_(torch.tensor(rates))
         if self._pools:
-            drawn = [self._draw() for _ in range(count)]
-            self._regions[:count].copy_(torch.stack(drawn))
+            self._regions[:count].copy_(torch.stack([self._draw() for _ in range(count)]))
 
     def take(self) -> tuple[Tensor, Tensor]:
         """Take the next step; returns its loss and hits, on the device, which the step after it overwrites."""
         self._taken += 1
-        if self._line.device.type == "cpu":
+        if self._device.type == "cpu":
             self._result = self._by_line()
         elif self._graph is not None:
             self._graph.replay()
-        elif self._taken <= WARM_UP:
+        elif self._taken <= STEPS_BEFORE:
             # On another stream, as PyTorch asks for: what autograd first does on a stream must not be captured.
             aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             aside.wait_stream(torch.cuda.current_stream())
@@ -100,11 +100,7 @@ class CapturedSteps:
 
     def _draw(self) -> Tensor:
         return torch.cat(
-            [
-                regions
-                for pool, (in_size, _) in zip(self._pools, self._sizes, strict=True)
-                for regions in pool.regions(in_size)
-            ]
+            [regions for pool, size in zip(self._pools, self._sizes, strict=True) for regions in pool.regions(size)]
         )
 
     def _by_line(self) -> tuple[Tensor, Tensor]:
@@ -112,11 +108,11 @@ class CapturedSteps:
         numbers = self._numbers.index_select(0, self._line)[0]
         self._rate.copy_(self._rates.index_select(0, self._line)[0])
         self._drawn.copy_(self._regions.index_select(0, self._line))
-        self._line += 1
+        self._line.add_(1).remainder_(len(self._rates))
         for pool, regions in zip(self._pools, self._of_pool, strict=True):
             pool.given = regions
         try:
-            return self._step(self._dataset.batch(numbers), self._dataset.labels.index_select(0, numbers))
+            return self._step(*self._fetch(numbers))
         finally:
             for pool in self._pools:
                 pool.given = None

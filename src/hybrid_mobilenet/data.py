@@ -77,6 +77,10 @@ class ImageDataset:
             raise failures[0]
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
+    def labelled(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The images with these numbers, and their labels, int64 (b,)."""
+        return self.batch(indices), self.labels.index_select(0, indices)
+
     def to(self, device: torch.device) -> ImageDataset:
         """The same images, fetched on a GPU without the host, if they are in memory and fit in half of its free memory.
 

@@ -9,22 +9,24 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.synchronize import Barrier
 from statistics import mean
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 
 from .architecture import Network
 from .checkpoint import CHECKPOINT_FILE, read_checkpoint
+from .cuda_graph import STEPS_BEFORE, CapturedSteps
 from .data import load_test
 from .evaluate import BATCH_SIZE, probabilities
 from .grid import DATA_SETS, Run
 from .model import HybridMobileNet
+from .processes import Processes
 from .recipe import Recipe
 from .reproduce import PASSES, Place
-from .train import EVALUATION_FILE, adam, train_step
+from .train import EVALUATION_FILE, adam, engine, train_step
 
 #: The first step compiles, the second still fills caches; then so many seconds are timed, but at least so many steps.
 WARM_UP, SECONDS, AT_LEAST = 2, 2.0, 3
@@ -103,8 +105,8 @@ def seconds_in_all(estimates: Sequence[Estimate], jobs: int) -> float:
 
 def measure(run: Run) -> Speed:
     """Train a few steps of a run's network and evaluate a batch, both on noise: what images show takes no time."""
-    fabric = Fabric(accelerator="auto", devices=1)
     recipe, network = run.recipe, run.network
+    fabric = engine(recipe.precision, Processes())
     model = HybridMobileNet(
         network,
         class_names=[str(label) for label in range(network.classes)],
@@ -113,7 +115,9 @@ def measure(run: Run) -> Speed:
         sequence=recipe.sequence,
         overlapping=recipe.overlapping,
     )
-    module, fabric_optimizer = fabric.setup(model, adam(model, recipe))
+    optimizer = adam(model, recipe)
+    module, fabric_optimizer = fabric.setup(model, optimizer)
+    train = partial(train_step, fabric, module, fabric_optimizer)
 
     def noise(count: int) -> torch.Tensor:
         images = torch.randint(256, (count, network.in_channels, *network.image_size), dtype=torch.uint8)
@@ -123,8 +127,16 @@ def measure(run: Run) -> Speed:
     batch = noise(min(recipe.batch_size, data.train_images))
     labels = fabric.to_device(torch.randint(network.classes, (len(batch),)))
 
+    take: Callable[[], tuple[torch.Tensor, torch.Tensor]] = partial(train, batch, labels)
+    if batch.is_cuda:  # as training takes them there
+        captured = CapturedSteps(model, optimizer, lambda _: (batch, labels), train, 1, len(batch))
+        captured.schedule(torch.zeros(1, len(batch), dtype=torch.int64), [recipe.learning_rate])
+        take = captured.take
+        for _ in range(STEPS_BEFORE + 1):
+            take()
+
     def step() -> None:
-        train_step(fabric, module, fabric_optimizer, batch, labels)[0].item()  # waits for the device
+        take()[0].item()  # waits for the device
 
     tested = noise(min(BATCH_SIZE, data.test_images))
 

@@ -332,6 +332,7 @@ class _Run:
             progress.images += self.batch_size
             look = progress.step % LOOK_EVERY == 0 or progress.step == self.steps
             if look:  # waits for the device, so that the seconds are those of all steps since the last look
+                _wait(self.fabric.device)
                 self.check_finite([loss])
             progress.step_seconds += time.perf_counter() - started
             if look:
@@ -371,9 +372,8 @@ class _Run:
         """For each batch what trains on it, as a CUDA graph."""
         if self.captured is None:
             step = partial(train_step, self.fabric, self.module, self.fabric_optimizer)
-            self.captured = CapturedSteps(
-                self.model, self.optimizer, step, self.train_images, self.steps, self.batch_size
-            )
+            fetch = self.train_images.labelled
+            self.captured = CapturedSteps(self.model, self.optimizer, fetch, step, self.steps, self.batch_size)
         self.captured.schedule(batches, rates)
         yield from repeat(self.captured.take, len(batches))
 
@@ -486,6 +486,14 @@ def engine(precision: Precision, processes: Processes) -> Fabric:
     return fabric
 
 
+def _wait(device: torch.device) -> None:
+    """Until a GPU has done all it was given, asleep: runs that share it need the cores that would be waiting."""
+    if device.type == "cuda":
+        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        done.record()
+        done.synchronize()
+
+
 def _separate_randomness(model: HybridMobileNet, seed: int, processes: Processes) -> torch.Generator | None:
     """Give several processes the same pooling regions, but dropout of their own; returns the regions' generator."""
     if processes.size == 1:
@@ -507,7 +515,7 @@ def _fetched(dataset: ImageDataset, batches: list[Tensor], *, pinned: bool) -> I
     """
 
     def fetch(indices: Tensor) -> tuple[Tensor, Tensor]:
-        images, labels = dataset.batch(indices), dataset.labels[indices]
+        images, labels = dataset.labelled(indices)
         return (
             (images.pin_memory(), labels.pin_memory()) if pinned and images.device.type == "cpu" else (images, labels)
         )
