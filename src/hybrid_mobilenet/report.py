@@ -124,7 +124,8 @@ def _answer(found: Sequence[Row], judge: Judge, judged: Sequence[Claim]) -> str:
     done = sum(judge.row(result_data(result), configuration(result)) is not None for result in RESULTS)
     of_claims = f"**Of the {len(judged)} claims of its sections III and IV, {counts['true']} hold in our runs"
     if counts["untested"]:
-        of_claims += f", {counts['false']} do not, and {counts['untested']} are untested.**"
+        are = "is" if counts["untested"] == 1 else "are"
+        of_claims += f", {counts['false']} do not, and {counts['untested']} {are} untested.**"
     else:
         of_claims += f" and {counts['false']} do not.**"
     return (
