@@ -63,7 +63,7 @@ def main() -> int:
         # Beyond the cache of any GPU, then as in training.
         *(time_kernel(device, images, rounds=30) for images in (4096, 64)),
         time_training(device, (64, 1024), rounds=10),
-        share((1, 2, 4, 8), 64, seconds=4),
+        share((1, 4, 8), 64, seconds=4),
     ]
     console = Console()
     console.width = max(console.width, 120)

@@ -385,6 +385,22 @@ def test_processes_give_the_same_records(place: Place, finished: tuple[Place, li
     assert multiprocessing.active_children() == []
 
 
+def test_a_process_takes_one_run_after_another_and_reads_the_data_once(place: Place) -> None:
+    states, processes, names = list[RunState](), set[int | None](), set[str]()
+
+    def look(state: RunState) -> None:
+        states.append(state)
+        processes.update(each.pid for each in multiprocessing.active_children())
+        names.update(each.name for each in multiprocessing.active_children())
+
+    runs = chosen("mobilenet", "mp3")
+    run_in_processes(runs, place, 1, look)
+    assert [state.name for state in states if state.state == "finished"] == [run.name for run in runs]
+    assert len(processes) == 1
+    assert names == {run.name for run in runs}
+    assert [state.name for state in states if "reading training images" in state.what] == [runs[0].name] * 6
+
+
 def test_a_killed_process_costs_its_run_alone(place: Place) -> None:
     states: list[RunState] = []
     runs = chosen("mobilenet", "fmp", epochs=3)
