@@ -25,7 +25,7 @@ import torch
 from rich.console import Console
 
 from hybrid_mobilenet.architecture import resolve
-from hybrid_mobilenet.cuda_graph import STEPS_BEFORE, CapturedSteps
+from hybrid_mobilenet.cuda_graph import CapturedSteps
 from hybrid_mobilenet.data import load
 from hybrid_mobilenet.files import write_atomically
 from hybrid_mobilenet.kernels import reference
@@ -174,8 +174,7 @@ def training_step(
         return lambda: step(images, labels)
     steps = CapturedSteps(model, optimizer, digits.labelled, step, EPOCH, batch)
     steps.schedule(batches, [PAPER.learning_rate] * EPOCH)
-    for _ in range(STEPS_BEFORE + 1):
-        steps.take()
+    steps.capture()
     return steps.take
 
 

@@ -77,6 +77,11 @@ class CapturedSteps:
         if self._pools:
             self._regions[:count].copy_(torch.stack([self._draw() for _ in range(count)]))
 
+    def capture(self) -> None:
+        """Take the steps that come before the graph, and the first one of it, if there is to be one."""
+        while self._device.type == "cuda" and self._graph is None:
+            self.take()
+
     def take(self) -> tuple[Tensor, Tensor]:
         """Take the next step; returns its loss and hits, on the device, which the step after it overwrites."""
         self._taken += 1

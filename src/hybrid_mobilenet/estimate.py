@@ -18,7 +18,7 @@ import torch
 
 from .architecture import Network
 from .checkpoint import CHECKPOINT_FILE, read_checkpoint
-from .cuda_graph import STEPS_BEFORE, CapturedSteps
+from .cuda_graph import CapturedSteps
 from .data import load_test
 from .evaluate import BATCH_SIZE, probabilities
 from .grid import DATA_SETS, Run
@@ -131,9 +131,8 @@ def measure(run: Run) -> Speed:
     if batch.is_cuda:  # as training takes them there
         captured = CapturedSteps(model, optimizer, lambda _: (batch, labels), train, 1, len(batch))
         captured.schedule(torch.zeros(1, len(batch), dtype=torch.int64), [recipe.learning_rate])
+        captured.capture()
         take = captured.take
-        for _ in range(STEPS_BEFORE + 1):
-            take()
 
     def step() -> None:
         take()[0].item()  # waits for the device

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .cuda_maps import triton_wide
+
 BLOCK = 512
 
 
@@ -50,8 +52,9 @@ def backward(
 def _launch(kernel: Any, total: int, tensors: tuple[Tensor, ...], x: Tensor, y: Tensor, overlapping: bool) -> None:
     if total:  # CUDA launches no empty grid
         grid = (triton.cdiv(total, BLOCK),)
-        wide = tl.float64 if x.dtype == torch.float64 else tl.float32  # half precisions are compared exactly in float32
-        kernel[grid](*tensors, total, *x.shape[1:], *y.shape[2:], OVERLAPPING=overlapping, WIDE=wide, BLOCK=BLOCK)
+        kernel[grid](
+            *tensors, total, *x.shape[1:], *y.shape[2:], OVERLAPPING=overlapping, WIDE=triton_wide(x), BLOCK=BLOCK
+        )
 
 
 @triton.jit

@@ -21,6 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from .cuda_maps import pixels_of, triton_wide, wide
+
 #: Pixels up to which a program sees all of them: a launch takes as long as reading these. Measured on an H200.
 ALL_AT_ONCE = 1024
 
@@ -48,17 +50,17 @@ def forward(x: Tensor, norm: nn.BatchNorm2d, relu: bool) -> tuple[Tensor, Tensor
     """
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty_like(x, memory_format=torch.channels_last)
-    saved = torch.empty((4, x.shape[1]), dtype=_wide(x), device=x.device)
+    saved = torch.empty((4, x.shape[1]), dtype=wide(x), device=x.device)
     layer = (norm.weight, norm.bias, norm.running_mean, norm.running_var, saved)
     settings = {"MOMENTUM": norm.momentum, "EPSILON": norm.eps}
-    if _pixels(x) <= ALL_AT_ONCE:
+    if pixels_of(x) <= ALL_AT_ONCE:
         _launch_at_once(_forward, (x, y, *layer), x, RELU=relu, **settings)
     else:
         shares, steps = _shares(x)
         partial = torch.empty((2, shares, x.shape[1]), dtype=saved.dtype, device=x.device)
         _launch(_sum, shares, (x, partial), x, STEPS=steps)
         constants = settings | {"LENGTH": steps * _tile(x)[0], "WIDE": _known(x)["WIDE"]}
-        _launch_over_shares(_merge, (partial, *layer, _pixels(x)), x, shares, **constants)
+        _launch_over_shares(_merge, (partial, *layer, pixels_of(x)), x, shares, **constants)
         _launch(_normalise, _tiles(x), (x, y, saved), x, RELU=relu)
     return y, saved
 
@@ -75,7 +77,7 @@ def backward(gradient: Tensor, x: Tensor, saved: Tensor, relu: bool) -> tuple[Te
     x = x.contiguous(memory_format=torch.channels_last)
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     dx, of_parameters = torch.empty_like(x, memory_format=torch.channels_last), torch.empty_like(saved[:2])
-    if _pixels(x) <= ALL_AT_ONCE:
+    if pixels_of(x) <= ALL_AT_ONCE:
         _launch_at_once(_backward, (gradient, x, saved, dx, of_parameters), x, RELU=relu)
     else:
         shares, steps = _shares(x)
@@ -86,15 +88,6 @@ def backward(gradient: Tensor, x: Tensor, saved: Tensor, relu: bool) -> tuple[Te
     return dx, of_parameters
 
 
-def _pixels(x: Tensor) -> int:
-    return len(x) * x.shape[2] * x.shape[3]
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    """In which precision is summed."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _tile(x: Tensor) -> tuple[int, int]:
     """Pixels and channels of a tile."""
     channels = min(triton.next_power_of_2(x.shape[1]), CHANNELS)
@@ -103,7 +96,7 @@ def _tile(x: Tensor) -> tuple[int, int]:
 
 def _tiles(x: Tensor) -> int:
     """Tiles, one behind the other, that hold all pixels of x."""
-    return int(triton.cdiv(_pixels(x), _tile(x)[0]))
+    return int(triton.cdiv(pixels_of(x), _tile(x)[0]))
 
 
 def _shares(x: Tensor) -> tuple[int, int]:
@@ -123,11 +116,11 @@ def _launch(kernel: Any, along: int, tensors: tuple[Tensor | None, ...], x: Tens
 def _launch_at_once(kernel: Any, tensors: tuple[Tensor | None, ...], x: Tensor, **constants: Any) -> None:
     """Run `kernel` on a few channels and all pixels per program."""
     channels = min(triton.next_power_of_2(x.shape[1]), FEW if x.shape[1] < ENOUGH else MORE)
-    pixels = min(triton.next_power_of_2(_pixels(x)), LONG_TILE // channels)
+    pixels = min(triton.next_power_of_2(pixels_of(x)), LONG_TILE // channels)
     warps = min(max(pixels * channels // 512, 4), 16)
     kernel[(triton.cdiv(x.shape[1], channels),)](
         *tensors, *_sizes(x), **_known(x), **constants,
-        STEPS=triton.cdiv(_pixels(x), pixels), PIXELS=pixels, CHANNELS=channels, num_warps=warps,
+        STEPS=triton.cdiv(pixels_of(x), pixels), PIXELS=pixels, CHANNELS=channels, num_warps=warps,
     )  # fmt: skip
 
 
@@ -143,11 +136,11 @@ def _launch_over_shares(
 
 def _sizes(x: Tensor) -> tuple[int, int]:
     """Pixels, and channels in units of ALIGNED: so the compiler knows that as many can be read at once."""
-    return _pixels(x), x.shape[1] // math.gcd(x.shape[1], 16)
+    return pixels_of(x), x.shape[1] // math.gcd(x.shape[1], 16)
 
 
 def _known(x: Tensor) -> dict[str, Any]:
-    return {"ALIGNED": math.gcd(x.shape[1], 16), "WIDE": tl.float64 if _wide(x) == torch.float64 else tl.float32}
+    return {"ALIGNED": math.gcd(x.shape[1], 16), "WIDE": triton_wide(x)}
 
 
 @triton.jit

@@ -20,6 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .cuda_maps import pixels_of, triton_wide, wide
+
 #: Numbers of a tile, and channels of it, at most: a thread has eight numbers, in bfloat16 as many as it reads at once.
 TILE, CHANNELS = 1024, 64
 
@@ -42,9 +44,9 @@ def forward(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     batch, _, height, width = x.shape
     shape = (batch, weight.shape[1], -(-height // stride), -(-width // stride))
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    tiles = triton.cdiv(_pixels(y), _tile(x)[0])
+    tiles = triton.cdiv(pixels_of(y), _tile(x)[0])
     programs = tiles * (weight.shape[1] // x.shape[1])
-    _launch(_forward, programs, (x, weight, y, *weight.stride()), _pixels(y), x, y, stride)
+    _launch(_forward, programs, (x, weight, y, *weight.stride()), pixels_of(y), x, y, stride)
     return y
 
 
@@ -66,32 +68,23 @@ def backward(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, of_maps: 
     dx = None
     if of_maps:
         dx = torch.empty_like(x)
-        tiles = triton.cdiv(_pixels(x), _tile(x)[0])
-        _launch(_of_maps, tiles, (gradient, weight, dx, *weight.stride()), _pixels(x), x, gradient, stride)
+        tiles = triton.cdiv(pixels_of(x), _tile(x)[0])
+        _launch(_of_maps, tiles, (gradient, weight, dx, *weight.stride()), pixels_of(x), x, gradient, stride)
     # Each program goes over some tiles, so that there are few shares to add up; a power of two, because every number is
     # compiled for itself.
     multiplier = weight.shape[1] // x.shape[1]
-    tiles = max(triton.cdiv(_pixels(gradient), _tile(x)[0]), 1)
+    tiles = max(triton.cdiv(pixels_of(gradient), _tile(x)[0]), 1)
     wanted = min(max(PROGRAMS // (multiplier * _blocks(x)), 1), SHARES)
     steps = triton.next_power_of_2(triton.cdiv(tiles, wanted))
     shares = triton.cdiv(tiles, steps)
-    sums = torch.empty((shares, weight.shape[1], 9), dtype=_wide(x), device=x.device)
+    sums = torch.empty((shares, weight.shape[1], 9), dtype=wide(x), device=x.device)
     if gradient.numel():
         programs = shares * multiplier
-        _launch(_of_weights, programs, (gradient, x, sums), _pixels(gradient), x, gradient, stride, STEPS=steps)
+        _launch(_of_weights, programs, (gradient, x, sums), pixels_of(gradient), x, gradient, stride, STEPS=steps)
     else:
         sums.zero_()
     total = sums.sum(0) if shares > 1 else sums[0]
     return dx, total.to(weight.dtype).t()
-
-
-def _pixels(maps: Tensor) -> int:
-    return len(maps) * maps.shape[2] * maps.shape[3]
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    """In which precision is summed."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _tile(x: Tensor) -> tuple[int, int]:
@@ -123,7 +116,7 @@ def _launch(
     kernel[(programs * _blocks(x),)](
         *arguments, pixels, channels // aligned, _blocks(x), *x.shape[2:], *y.shape[2:], **more,
         STRIDE=stride, MULTIPLIER=y.shape[1] // channels, ALIGNED=aligned,
-        WIDE=tl.float64 if _wide(x) == torch.float64 else tl.float32,
+        WIDE=triton_wide(x),
         PIXELS=_tile(x)[0], CHANNELS=_tile(x)[1],
     )  # fmt: skip
 
