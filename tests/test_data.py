@@ -289,6 +289,14 @@ def test_digits_pixels_are_scaled_to_255() -> None:
     assert ours == theirs
 
 
+def test_the_digits_are_scikit_learn_s_in_its_order() -> None:
+    # Which ones are held out depends on the order. Made by: np.savez_compressed(file, images=..., labels=...), as uint8
+    with np.load(Path(data.__file__).with_name("digits.npz")) as ours:
+        theirs = load_digits()
+        assert (ours["images"] == theirs.images).all()
+        assert (ours["labels"] == theirs.target).all()
+
+
 # Splits
 
 

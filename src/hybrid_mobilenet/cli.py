@@ -244,7 +244,7 @@ def train(
     or machines: torchrun --nproc-per-node gpu -m hybrid_mobilenet train DATA
 
     [bold]Examples[/]
-      [dim]the network that the paper recommends, on data that comes with scikit-learn:[/]
+      [dim]the network that the paper recommends, on data that comes with it:[/]
       hybrid-mobilenet train digits --epochs 20 --out runs/digits
       hybrid-mobilenet train photos/ --family mp3 --alpha 0.5 --image-size 64
       hybrid-mobilenet train --resume runs/digits
@@ -592,7 +592,7 @@ def export(
     """Export a model to files that other runtimes run: plain bytes in, probabilities out.
 
     Every file is run on real images before it is written, and must agree with
-    PyTorch: on the test images of --data, or else on scikit-learn's digits.
+    PyTorch: on the test images of --data, or else on the built-in digits.
     Normalisation and softmax are in the graph, class names in the metadata.
     Without --data, int8 is calibrated on what the model was trained on.
 

@@ -25,7 +25,7 @@ class DataSet:
     test_images: int
 
 
-#: The paper's two, and the digits that come with scikit-learn, on which the same grid takes minutes.
+#: The paper's two, and the digits that come with the package, on which the same grid takes minutes.
 DATA_SETS: dict[str, DataSet] = {
     "cifar10": DataSet(10, (32, 32), 3, 50_000, 10_000),
     "cifar100": DataSet(100, (32, 32), 3, 50_000, 10_000),

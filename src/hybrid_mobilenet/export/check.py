@@ -44,7 +44,7 @@ def float_parity(model: HybridMobileNet, exported: FileClassifier, images: Tenso
     Args:
         model: in eval() or not; its fixed regions are compared.
         exported: the export, in its runtime.
-        images: uint8 (n, C, H, W), real images; scikit-learn's handwritten digits, resized, if None.
+        images: uint8 (n, C, H, W), real images; the handwritten digits, resized, if None.
 
     Raises:
         ExportError: where a logit differs by more than `TOLERANCE`.

@@ -43,7 +43,7 @@ def export_executorch(
     Args:
         model: the model; its fractional max pooling is exported with the fixed regions of eval().
         path: the file.
-        images: uint8 (n, C, H, W), real images that both are run on; scikit-learn's digits if None.
+        images: uint8 (n, C, H, W), real images that both are run on; the handwritten digits if None.
         calibration: uint8 (n, C, H, W), training images that the ranges of the maps are taken from: the file is in int8
             where they are given.
 

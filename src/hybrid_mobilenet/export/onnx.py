@@ -34,7 +34,7 @@ def export_onnx(model: HybridMobileNet, path: Path, images: Tensor | None = None
     Args:
         model: the model; its fractional max pooling is exported with the fixed regions of eval().
         path: the file.
-        images: uint8 (n, C, H, W), real images that both are run on; scikit-learn's digits if None.
+        images: uint8 (n, C, H, W), real images that both are run on; the handwritten digits if None.
 
     Raises:
         ExportError: where the results differ; no file is written then.

@@ -24,7 +24,7 @@ def export_web(model: HybridMobileNet, folder: Path, images: Tensor | None = Non
     Args:
         model: the model; its fractional max pooling is exported with the fixed regions of eval().
         folder: the page's folder. An older page there is replaced.
-        images: uint8 (n, C, H, W), real images that both are run on; scikit-learn's digits if None.
+        images: uint8 (n, C, H, W), real images that both are run on; the handwritten digits if None.
 
     Raises:
         ExportError: where the results differ, Node.js is not installed, onnxruntime-web cannot be fetched, or the
