@@ -138,7 +138,7 @@ def test_another_number_of_processes_is_refused(folder: Path, tmp_path: Path) ->
 
 def test_torchrun_is_as_good_as_one_process(tmp_path: Path) -> None:
     options = ["--family", "mobilenet", "--alpha", "0.5", "--image-size", "16", "--in-channels", "1"]
-    options += ["--epochs", "6", "--batch-size", "32", "--validation", "0", "--json"]
+    options += ["--epochs", "4", "--batch-size", "64", "--validation", "0", "--json"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     results = []
     for name, launcher in (("one", []), ("two", torchrun)):

@@ -43,7 +43,7 @@ ENVIRONMENT = os.environ | {
 ONLY = ["data=digits", "alpha=0.25", "delta=2"]
 
 #: How often `test_kills_at_random_moments` kills a sweep.
-KILLS = int(os.environ.get("HYBRID_MOBILENET_KILLS", "4"))
+KILLS = int(os.environ.get("HYBRID_MOBILENET_KILLS", "3"))
 
 
 @pytest.fixture(autouse=True)
