@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from statistics import median
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from hybrid_mobilenet import FractionalMaxPool2d
 from hybrid_mobilenet.architecture import FMP_RATIO
+from hybrid_mobilenet.machine import keep_freed_memory
 from report import Cell, Figure, Section
 from timing import interleave, speed_up, timed
 
@@ -22,7 +22,7 @@ TIMES = {"ours": 10, "torch": 1, "clone": 40}
 
 
 def measure(rounds: int, advance: Callable[[], None]) -> Section:
-    """On one thread. Each side gets the memory format it is fastest in."""
+    """On one thread. Each side gets the memory format it is fastest in, and memory is kept as in training."""
     keep_freed_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -30,19 +30,6 @@ def measure(rounds: int, advance: Callable[[], None]) -> Section:
         f"Fractional max pooling, forward and backward, {BATCH} images, one thread",
         [_row(*shape, rounds, advance) for shape in SHAPES],
     )
-
-
-def keep_freed_memory() -> None:
-    """Let the process keep what it frees, as it does in training, where something newer lies behind it in memory.
-
-    Otherwise glibc gives the arrays of a layer that runs alone back to the system, and every pass gets new pages, a
-    fault each. All sides run under this.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt:  # glibc
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        mallopt(m_trim_threshold, 1 << 30)
-        mallopt(m_mmap_threshold, 1 << 30)
 
 
 def _row(

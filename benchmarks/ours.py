@@ -8,6 +8,7 @@ import torch
 from lightning_fabric import Fabric
 
 from hybrid_mobilenet.architecture import Network
+from hybrid_mobilenet.machine import keep_freed_memory
 from hybrid_mobilenet.model import HybridMobileNet
 from hybrid_mobilenet.train import train_step
 
@@ -17,6 +18,7 @@ VERSION = f"torch {torch.__version__}"
 def training_step(network: Network, batch: int, threads: int) -> Callable[[], object]:
     """A whole training step on one batch of uint8 images, which the model normalises."""
     torch.set_num_threads(threads)
+    keep_freed_memory()  # as `train` does
     torch.manual_seed(0)
     model = HybridMobileNet(network).train()
     fabric = Fabric(accelerator="cpu", devices=1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .data import ImageDataset
+from .machine import keep_freed_memory
 from .model import HybridMobileNet
 from .processes import Processes
 
@@ -122,6 +123,7 @@ def evaluate(
     Raises:
         ValueError: where the data set's classes or images are not the model's, or `passes` is out of range.
     """
+    keep_freed_memory()
     device = model.mean.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -40,6 +40,7 @@ from .cuda_graph import CapturedSteps
 from .data import ImageDataset, Splits, load, normalisation
 from .evaluate import Evaluation, evaluate
 from .files import write_atomically
+from .machine import keep_freed_memory
 from .model import HybridMobileNet
 from .plots import CURVES_FILE, draw_curves
 from .processes import Processes, joined
@@ -470,6 +471,7 @@ def _batch_size(recipe: Recipe, images: int, processes: Processes) -> int:
 def engine(precision: Precision, processes: Processes) -> Fabric:
     """The engine, on the GPU where there is one."""
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # only the command line prints
+    keep_freed_memory()
     kind: Literal["32-true", "bf16-mixed"] = "bf16-mixed" if precision == "bf16" else "32-true"
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")  # TF32, in which torch computes convolutions anyway

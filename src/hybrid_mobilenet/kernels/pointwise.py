@@ -45,6 +45,9 @@ BLOCK = 96
 #: Multiplications below which a second thread costs more than it saves.
 PARALLEL_FROM = 1 << 18
 
+#: Numbers of a matrix below which a second thread costs more than it saves.
+PARALLEL_PANELS_FROM = 1 << 15
+
 codegen: Any = cgutils  # these have no types
 numba_types: Any = types
 written: Any = intrinsic
@@ -108,7 +111,7 @@ def backward(
     threads = _threads(pixels, weight)
     of_behind, shares = torch.empty_like(behind[:2]), sum_gradient(gradient, convolved, behind, relu=True)
     sums = torch.zeros(threads, 2, channels, dtype=torch.float64)
-    products = weight.new_zeros((threads, *weight.shape))
+    products = weight.new_empty((threads, *weight.shape))
     tensors = (x, sums, gradient, before, dx, products, _panels(weight), convolved, shares, behind, of_behind)
     run(_backward, tensors, (pixels, channels, threads, len(weight), len(shares)), threads)
     of_before = spread_in_place(dx, x, before, sums)
@@ -119,7 +122,8 @@ def _panels(matrix: Tensor) -> Tensor:
     """(rows, columns) as (columns / 16, rows, 16); torch copies in such an order several times slower."""
     rows, columns = matrix.shape
     panels = matrix.new_empty(columns // PANEL, rows, PANEL)
-    run(_fill_panels, (matrix, panels), (rows, columns, *matrix.stride()), 1)
+    threads = torch.get_num_threads() if matrix.numel() >= PARALLEL_PANELS_FROM else 1
+    run(_fill_panels, (matrix, panels), (rows, columns, *matrix.stride()), threads)
     return panels
 
 
@@ -131,8 +135,9 @@ def _threads(pixels: int, weight: Tensor) -> int:
 def _fill_panels(call):  # type: ignore[no-untyped-def]
     matrix, panels = numbers(call, 0), numbers(call, 1)
     rows, columns, down, right = number(call, 0), number(call, 1), number(call, 2), number(call, 3)
-    to = index(0)
-    for start in range(0, columns, PANEL):
+    first, last = share(call, columns // PANEL)
+    to = index(first * rows) * ROW
+    for start in range(first * PANEL, last * PANEL, PANEL):
         for row in range(rows):
             from_ = index(row * down + start * right)
             if right == 1:
@@ -172,11 +177,14 @@ def _backward(call):  # type: ignore[no-untyped-def]
     mean, scale, offset = before[:channels], before[2 * channels : 3 * channels], before[3 * channels :]
     maps, gradients = np.empty(BLOCK * channels, x.dtype), np.empty(BLOCK * out_channels, x.dtype)
     first, last = share(call, total)
+    place = thread * channels * out_channels
+    if first == last:
+        products[place : place + channels * out_channels] = 0
     for start in range(first, last, BLOCK):
         pixels, o = min(BLOCK, last - start), start * channels
         _normalise(x, o, pixels, channels, scale, offset, maps)
         _spread(convolved, gradient, start * out_channels, pixels, out_channels, behind, line, gradients)
-        _add_outer_products(gradients, out_channels, maps, channels, pixels, products, thread * channels * out_channels)
+        _sum_outer_products(gradients, out_channels, maps, channels, pixels, products, place, start > first)
         _multiply(gradients, pixels, out_channels, panels, dx, o, channels)
         _sum_gradient(x, dx, o, pixels, channels, mean, scale, offset, sums, thread)
 
@@ -240,8 +248,11 @@ def _six(first, last, start, step):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _add_outer_products(gradients, out_channels, maps, channels, pixels, sums, start):  # type: ignore[no-untyped-def]
-    """Add products of gradients and maps, both panels, over the pixels: (out_channels, channels), from `start` on."""
+def _sum_outer_products(gradients, out_channels, maps, channels, pixels, sums, start, add):  # type: ignore[no-untyped-def]
+    """Products of gradients and maps, both panels, summed over the pixels: (out_channels, channels), from `start` on.
+
+    They are added to what is there, or take its place.
+    """
     step = index(channels)
     for c in range(0, channels, PANEL):
         for n in range(0, out_channels, 4):
@@ -249,7 +260,7 @@ def _add_outer_products(gradients, out_channels, maps, channels, pixels, sums, s
             rows = (row, row + ONE, row + index(2), row + index(3))
             o = index(start + n * channels + c)
             places = (o, o + step, o + index(2) * step, o + index(3) * step)
-            _tile(gradients, rows, ROW, index(0), maps, index(c * pixels), 1, pixels, sums, places, True)
+            _tile(gradients, rows, ROW, index(0), maps, index(c * pixels), 1, pixels, sums, places, add)
 
 
 @compiled
