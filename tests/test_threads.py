@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from hybrid_mobilenet.kernels import batch_norm, cpu, depthwise, threads
+from hybrid_mobilenet.kernels import batch_norm, cpu, depthwise, pointwise, threads
 from hybrid_mobilenet.pooling import random_sequence
 
 
@@ -67,4 +67,22 @@ def test_threads_share_batch_normalisation() -> None:
         norm = nn.BatchNorm2d(24).double()
         y, saved = batch_norm.forward(x, norm, True)
         results.append((norm.running_mean, norm.running_var, y, saved, *batch_norm.backward(gradient, x, saved, True)))
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("batch", [2, 5, 700])  # fewer pixels than threads, and blocks of them for each
+def test_threads_share_a_pointwise_convolution(batch: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(batch, 512, 1, 1, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(272, 512, dtype=torch.float64)
+    gradient = torch.randn(batch, 272, 1, 1, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    assert batch * weight.numel() >= pointwise.PARALLEL_FROM
+    assert weight.numel() >= pointwise.PARALLEL_PANELS_FROM
+    results = []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        before, behind = (batch_norm.Norm.of(nn.BatchNorm2d(channels).double()) for channels in (512, 272))
+        done = pointwise.forward(x, before, weight, behind)
+        results.append((*done, *pointwise.backward(gradient, x, weight, *done[1:])))
     torch.testing.assert_close(*results)
