@@ -114,11 +114,12 @@ def benchmark(
         }
         one_plain: dict[str, list[float]] = {source: [] for source in plain}
         for _ in range(rounds):
-            for source, classifier in classifiers.items():
+            for source, classifier in classifiers.items():  # apart from batches: the sooner, the more alike the machine
                 one[source].append(seconds_per_call(classifier, random_images(classifier, 1)))
-                many[source].append(seconds_per_call(classifier, random_images(classifier, BATCH)) / BATCH)
                 if source in plain:
                     one_plain[source].append(seconds_per_call(plain[source], random_images(classifier, 1)))
+            for source, classifier in classifiers.items():
+                many[source].append(seconds_per_call(classifier, random_images(classifier, BATCH)) / BATCH)
             done(1)
         for source, classifier in classifiers.items():
             measurements.append(

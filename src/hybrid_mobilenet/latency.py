@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from .runtimes import FileClassifier
 
-#: Seconds that a round of calls takes, at least; before the first, as many go by unmeasured.
+#: Seconds that a round of calls takes, at least. As many go by unmeasured before it: so long the threads of a runtime
+#: that was called before may wait for more, on the cores that this one needs.
 ROUND_SECONDS = 0.03
 ROUNDS = 20
 
@@ -40,9 +41,9 @@ def random_images(classifier: FileClassifier, count: int) -> NDArray[np.uint8]:
 def seconds_per_call(classifier: FileClassifier, images: NDArray[np.uint8]) -> float:
     """One round: calls for a while to warm up, then calls that are timed."""
     seconds = 0.0
-    for part in (0.3, 1.0):
+    for _ in range(2):
         calls, start = 0, time.perf_counter()
-        while (seconds := time.perf_counter() - start) < part * ROUND_SECONDS or calls == 0:
+        while (seconds := time.perf_counter() - start) < ROUND_SECONDS or calls == 0:
             classifier.run(images)
             calls += 1
     return seconds / calls

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import platform
 import sys
@@ -13,6 +14,12 @@ from pathlib import Path
 #: What glibc's mallopt calls the sizes from which memory is the system's again: of what lies free at the end of the
 #: heap, and of an array that is asked for.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+#: Bytes of heap that are to lie on huge pages: about what training on CIFAR-10 takes. What is not used is not there.
+HUGE_BYTES = 1 << 29
+
+#: Bytes of a huge page.
+HUGE_PAGE = 1 << 21
 
 
 def environment() -> dict[str, str | int | None]:
@@ -38,12 +45,27 @@ def processor() -> str:
 
 @cache
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, where the C library is glibc (Linux).
+    """Let this process keep the memory that it frees, on huge pages, where the C library is glibc (Linux).
 
     Every batch makes and frees the same maps. By its defaults glibc gives many of them back to the system, and every
     new one comes as pages of zeros, a fault each: up to a quarter of a training step on a CPU, half of an evaluation.
+    Maps are also larger than what a processor can find on pages of 4 kB without looking each up in memory.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    mallopt = getattr(library, "mallopt", None)
     # Older versions take 32 MB at most. A heap that never shrinks helps only arrays that lie on it.
-    if mallopt and (mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 1 << 25)):
+    if library and mallopt and (mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 1 << 25)):
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
+        _advise_huge_pages(library)
+
+
+def _advise_huge_pages(library: ctypes.CDLL) -> None:
+    """Ask for huge pages below what the heap has yet to hand out, where Linux gives them to those who ask."""
+    library.malloc.argtypes, library.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    library.free.argtypes = [ctypes.c_void_p]
+    library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    start = library.malloc(HUGE_BYTES)
+    if start:
+        first = -(-start // HUGE_PAGE) * HUGE_PAGE
+        library.madvise(first, start + HUGE_BYTES - first, mmap.MADV_HUGEPAGE)  # advice: a refusal harms nobody
+        library.free(start)

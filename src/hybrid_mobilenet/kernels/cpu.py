@@ -5,8 +5,9 @@ compiled from Python it costs more to enter than to run. A narrow region reads i
 branching; "greater than" never lets the second reading win. Winners are coded as in `reference`: backward then reads a
 byte per region instead of the whole input, which has left the cache by that time.
 
-The rest is memory traffic. Forward fetches ahead, since the hardware follows the jumps from row to row badly. Large
-results are stored past the cache: a store into it first reads the line that it is going to replace.
+The rest is memory traffic. Both passes fetch ahead what they read: the hardware follows the jumps from row to row
+badly, and stops at every page. Large results are stored past the cache: a store into it first reads the line that it is
+going to replace.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ LANES = (16, 8, 1)
 #: The same for what is stored past the cache: eight numbers are aligned where there are a multiple of eight.
 LANES_STREAMED = (8,)
 
-#: Bytes that forward fetches ahead: a few rows.
+#: Bytes that are fetched ahead: a few rows.
 AHEAD = 8192
 
 offset = np.uint64
@@ -184,6 +185,7 @@ def _spread_region(_typing, dx, rows, columns, g, winners, region, channels, str
 
     def write(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         for pixels, gradient, winner, store in _vectors(context, builder, signature.args, values):
+            _fetch(builder, gradient)
             number, won = builder.load(gradient, align=size), builder.load(winner, align=1)
             for code, place in chain(*pixels):
                 share = builder.select(builder.icmp_unsigned("==", won, code), number, number.type(None))
