@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from .runtimes import FileClassifier
 
-#: Seconds that a round of calls takes, at least. As many go by unmeasured before it: so long the threads of a runtime
-#: that was called before may wait for more, on the cores that this one needs.
+#: Seconds that a round of calls takes, at least. As many go by unmeasured before it: threads of a runtime that was
+#: called before may still wait for more, on the cores that this one needs.
 ROUND_SECONDS = 0.03
 ROUNDS = 20
 

@@ -27,6 +27,7 @@ aten = torch.ops.aten
 
 PRODUCTS = {aten.conv2d.default, aten.linear.default}
 ACTIVATIONS = {aten.relu.default, aten.relu6.default, aten.hardtanh.default}
+
 #: The most channels of a map for whose products float32 is faster, measured in XNNPACK (docs/LOG.md): depthwise
 #: convolutions, with nine multiplications for a number, and others.
 FEW_CHANNELS_DEPTHWISE, FEW_CHANNELS = 64, 16
