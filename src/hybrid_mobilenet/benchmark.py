@@ -190,9 +190,9 @@ def with_plain_pooling(file: Path) -> bytes | None:
     network = network_of({entry.key: entry.value for entry in model.metadata_props})
     nodes = list(model.graph.node)
     for layer in network.layers if network else ():
-        if layer.kind != "fractional_max_pool" or any(n.name == layer.name and n.op_type == "MaxPool" for n in nodes):
-            continue  # every region has 2x2 pixels: that is plain max pooling
         old = [node for node in nodes if node.name == layer.name or node.name.startswith(f"{layer.name}.")]
+        if layer.kind != "fractional_max_pool" or len(old) == 1:
+            continue  # where every region has 2x2 pixels, that is plain max pooling
         # Two pixels so far apart that no padding or stride is needed.
         apart = [n_in - n_out for n_in, n_out in zip(layer.in_size, layer.out_size, strict=True)]
         plain = onnx.helper.make_node(

@@ -18,7 +18,7 @@ from ..files import write_atomically
 from ..model import HybridMobileNet
 from ..runtimes import OnnxClassifier
 from .check import Parity, int8_parity
-from .deployed import Average, Deployed, Normalise, metadata
+from .deployed import Average, Deployed, GridMaxPool, Normalise, metadata
 from .onnx import Graph, onnx_model
 from .quantise import maxima
 
@@ -90,6 +90,21 @@ class Int8Graph(Graph):
                 return self.add("Gemm", "logits", [x, weight, bias], transB=1)
             case _:
                 return super().add_step(name, step, x)
+
+    def add_fractional_pooling(self, name: str, step: GridMaxPool, x: str) -> str:
+        """The maximum of each region's rows, then of its columns; `ReduceMax` is slow on integers."""
+        x = self.add("Transpose", f"{name}.nhwc", [x], perm=[0, 2, 3, 1])
+        x = self._maximum(f"{name}.rows", step.rows, step.window, x, axis=1)
+        x = self._maximum(f"{name}.columns", step.columns, step.window, x, axis=2)
+        return self.add("Transpose", name, [x], perm=[0, 3, 1, 2])
+
+    def _maximum(self, name: str, pixels: Tensor, window: int, x: str, axis: int) -> str:
+        """The maximum of each region's first, second, ... rows or columns; `pixels` as in `GridMaxPool`."""
+        parts = [
+            self.add("Gather", f"{name}{place}", [x, self.constant(f"{name}{place}.of", each.int().numpy())], axis=axis)
+            for place, each in enumerate(pixels.view(-1, window).unbind(1))
+        ]
+        return self.add("Max", name, parts)
 
     def _quantise(self, name: str, x: str, scale: float, zero: int) -> str:
         self.map_quantisation = [

@@ -34,12 +34,16 @@ from .batch_norm import (
     sum_maps,
 )
 from .threads import array, compiled, number, numbers, run, share, team
-from .vectors import WIDTH, add_product, cut, load, multiply_add, store, zeros
+from .vectors import HAS_AVX512, WIDTH, add_product, cut, load, multiply_add, store, zeros
 
 #: Channels, in and out, that the kernel takes at a time.
 PANEL = 2 * WIDTH
 
-#: Pixels that are in the cache at a time: a multiple of the 6 rows of a tile.
+#: Rows of a tile, where they are pixels and where they are weights: enough that no sum waits for the product before it,
+#: and no more than have their sums in registers. PANEL is a multiple of WEIGHT_ROWS.
+PIXEL_ROWS, WEIGHT_ROWS = (12, 16) if HAS_AVX512 else (6, 4)
+
+#: Pixels that are in the cache at a time: a multiple of PIXEL_ROWS.
 BLOCK = 96
 
 #: Multiplications below which a second thread costs more than it saves.
@@ -224,27 +228,12 @@ def _spread(x, gradient, start, pixels, channels, saved, line, panels):  # type:
 @compiled
 def _multiply(maps, pixels, depth, weights, y, start, width):  # type: ignore[no-untyped-def]
     """Panels of (pixels, depth) times panels of (depth, width): (pixels, width), from y's number `start` on."""
-    # A tile at the end takes the last pixel several times over.
-    last = pixels - 1
-    skip = index(last) * ROW  # from the end of a pixel's numbers in a panel to their begin in the next
+    skip = index(pixels - 1) * ROW  # from the end of a pixel's numbers in a panel to their begin in the next
     for n in range(0, width, PANEL):
-        for p in range(0, pixels, 6):
-            rows = _six(p, last, index(0), ROW)
-            places = _six(p, last, index(start + n), index(width))
-            _tile(maps, rows, ONE, skip, weights, index(n * depth), depth // PANEL, PANEL, y, places, False)
-
-
-@compiled
-def _six(first, last, start, step):  # type: ignore[no-untyped-def]
-    """Where the six rows from `first` on begin, none behind `last`."""
-    return (
-        start + step * index(first),
-        start + step * index(min(first + 1, last)),
-        start + step * index(min(first + 2, last)),
-        start + step * index(min(first + 3, last)),
-        start + step * index(min(first + 4, last)),
-        start + step * index(min(first + 5, last)),
-    )
+        column, down = index(n * depth), index(width)
+        for p in range(0, pixels, PIXEL_ROWS):
+            row, last, to = index(p) * ROW, pixels - 1 - p, index(start + p * width + n)
+            _pixel_tile(maps, row, ROW, last, ONE, skip, weights, column, depth // PANEL, PANEL, y, to, down, False)
 
 
 @compiled
@@ -253,14 +242,11 @@ def _sum_outer_products(gradients, out_channels, maps, channels, pixels, sums, s
 
     They are added to what is there, or take its place.
     """
-    step = index(channels)
     for c in range(0, channels, PANEL):
-        for n in range(0, out_channels, 4):
-            row = index((n - n % PANEL) * pixels + n % PANEL)
-            rows = (row, row + ONE, row + index(2), row + index(3))
-            o = index(start + n * channels + c)
-            places = (o, o + step, o + index(2) * step, o + index(3) * step)
-            _tile(gradients, rows, ROW, index(0), maps, index(c * pixels), 1, pixels, sums, places, add)
+        column, down = index(c * pixels), index(channels)
+        for n in range(0, out_channels, WEIGHT_ROWS):
+            row, to = index((n - n % PANEL) * pixels + n % PANEL), index(start + n * channels + c)
+            _weight_tile(gradients, row, ONE, WEIGHT_ROWS, ROW, index(0), maps, column, 1, pixels, sums, to, down, add)
 
 
 @compiled
@@ -306,58 +292,65 @@ def _flush(totals, products, sums, shares, start, channels):  # type: ignore[no-
         shares[start + channels + lane] += sums[WIDTH + lane]
 
 
-@written
-def _tile(_typing, a, rows, step, skip, b, start, outer, inner, y, places, add):  # type: ignore[no-untyped-def]
-    """Sums of products of `rows` of numbers and 16 columns, put into (or added to) y at `places`, 16 to a row.
+def _tile(rows: int) -> Any:
+    """A tile of so many rows."""
 
-    A row's numbers lie `step` apart, `inner` of them, and the next `inner` then begin `skip` further on; the columns
-    are a panel that begins at `start`.
-    """
+    @written
+    def tile(_typing, a, row, below, last, step, skip, b, column, outer, inner, y, to, down, add):  # type: ignore[no-untyped-def]
+        """Sums of products of rows of numbers and 16 columns, put into (or added to) y, 16 to a row.
 
-    def write(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        _, rows_, step_, skip_, _, start_, outer_, inner_, _, places_, add_ = values
-        numbers_, panel, result = (
-            context.make_array(signature.args[place])(context, builder, values[place]).data for place in (0, 4, 8)
-        )
-        vector = ir.VectorType(context.get_data_type(a.dtype), WIDTH)
-        size = a.dtype.bitwidth // 8
+        The first row begins at a's number `row`, the others `below` one another; those behind row `last` are that one
+        again. A row's numbers lie `step` apart, `inner` of them, and the next `inner` then begin `skip` further on. The
+        columns are a panel that begins at b's number `column`. The sums begin at y's number `to`, each row's `down`
+        behind those of the row before.
+        """
 
-        def address(base: Any, place: Any, half: int) -> Any:
-            place = builder.add(place, place.type(half * WIDTH))
-            return builder.bitcast(builder.gep(base, [place]), vector.as_pointer())
+        def write(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            _, row_, below_, last_, step_, skip_, _, column_, outer_, inner_, _, to_, down_, add_ = values
+            numbers_, panel, result = (
+                context.make_array(signature.args[place])(context, builder, values[place]).data for place in (0, 6, 10)
+            )
+            vector = ir.VectorType(context.get_data_type(a.dtype), PANEL)
+            size = a.dtype.bitwidth // 8
 
-        bases = [builder.gep(numbers_, [row]) for row in codegen.unpack_tuple(builder, rows_)]
-        targets = [
-            [address(result, place, half) for half in range(2)] for place in codegen.unpack_tuple(builder, places_)
-        ]
-        sums = [[codegen.alloca_once(builder, vector) for _ in range(2)] for _ in bases]
-        for row, row_targets in zip(sums, targets, strict=True):
-            for total, target in zip(row, row_targets, strict=True):
-                old = builder.load(target, align=size)
-                builder.store(builder.select(add_, old, vector(None)), total)
-        place = codegen.alloca_once_value(builder, step_.type(0))
-        column = codegen.alloca_once_value(builder, start_)
-        with codegen.for_range(builder, outer_):
-            with codegen.for_range(builder, inner_):
-                o, q = builder.load(place), builder.load(column)
-                columns = [builder.load(address(panel, q, half), align=size) for half in range(2)]
-                for base, row in zip(bases, sums, strict=True):
-                    factor = _splat(builder, builder.load(builder.gep(base, [o])), vector)
-                    for total, numbers_of in zip(row, columns, strict=True):
-                        builder.store(add_product(builder, factor, numbers_of, builder.load(total)), total)
-                builder.store(builder.add(o, step_), place)
-                builder.store(builder.add(q, q.type(PANEL)), column)
-            builder.store(builder.add(builder.load(place), skip_), place)
-        for row, row_targets in zip(sums, targets, strict=True):
-            for total, target in zip(row, row_targets, strict=True):
+            def address(base: Any, place: Any) -> Any:
+                return builder.bitcast(builder.gep(base, [place]), vector.as_pointer())
+
+            bases, targets, sums = [], [], []
+            for count in range(rows):
+                place = last_.type(count)
+                place = builder.select(builder.icmp_signed("<", last_, place), last_, place)
+                bases.append(builder.gep(numbers_, [builder.add(row_, builder.mul(place, below_))]))
+                targets.append(address(result, builder.add(to_, builder.mul(place, down_))))
+                old = builder.load(targets[-1], align=size)
+                sums.append(codegen.alloca_once(builder, vector))
+                builder.store(builder.select(add_, old, vector(None)), sums[-1])
+            offset = codegen.alloca_once_value(builder, step_.type(0))
+            columns = codegen.alloca_once_value(builder, column_)
+            with codegen.for_range(builder, outer_):
+                with codegen.for_range(builder, inner_):
+                    o, q = builder.load(offset), builder.load(columns)
+                    factors = builder.load(address(panel, q), align=size)
+                    for base, total in zip(bases, sums, strict=True):
+                        factor = _splat(builder, builder.load(builder.gep(base, [o])), vector)
+                        builder.store(add_product(builder, factor, factors, builder.load(total)), total)
+                    builder.store(builder.add(o, step_), offset)
+                    builder.store(builder.add(q, q.type(PANEL)), columns)
+                builder.store(builder.add(builder.load(offset), skip_), offset)
+            for total, target in zip(sums, targets, strict=True):
                 builder.store(builder.load(total), target, align=size)
-        return context.get_dummy_value()
+            return context.get_dummy_value()
 
-    return numba_types.void(a, rows, step, skip, b, start, outer, inner, y, places, add), write
+        return numba_types.void(a, row, below, last, step, skip, b, column, outer, inner, y, to, down, add), write
+
+    return tile
+
+
+_pixel_tile, _weight_tile = _tile(PIXEL_ROWS), _tile(WEIGHT_ROWS)
 
 
 def _splat(builder: Any, value: Any, vector: Any) -> Any:
     """A vector of one number."""
     integer = ir.IntType(32)
     first = builder.insert_element(vector(ir.Undefined), value, integer(0))
-    return builder.shuffle_vector(first, vector(ir.Undefined), ir.VectorType(integer, WIDTH)([0] * WIDTH))
+    return builder.shuffle_vector(first, vector(ir.Undefined), ir.VectorType(integer, vector.count)([0] * vector.count))

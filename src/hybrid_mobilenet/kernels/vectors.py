@@ -2,7 +2,8 @@
 
 numba turns a loop over channels into vector instructions by itself, but entering such a loop costs more than a few
 channels are worth. `load`, `store` and the operators +, - and * on vectors are single instructions, where the processor
-has them so wide. Eight float32 are one register of most processors; sixteen were no faster where they are one too.
+has them so wide. Eight float32 are one register of most processors. Where sixteen are one, twice as wide vectors gain
+little but in matrix products, which `pointwise` writes for itself.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import operator
 from typing import Any
 
 from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite.binding import get_host_cpu_features  # type: ignore[import-untyped]
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, overload, register_model
 
@@ -21,6 +23,9 @@ model: Any = models
 registered: Any = register_model
 
 WIDTH = 8
+
+#: Whether a vector register holds sixteen float32, and there are 32 of them.
+HAS_AVX512 = bool(get_host_cpu_features().get("avx512f"))
 
 
 class Vector(numba_types.Type):  # type: ignore[misc]
@@ -110,7 +115,7 @@ def add_product(builder: Any, a: Any, b: Any, c: Any) -> Any:
     bits = 32 if isinstance(a.type.element, ir.FloatType) else 64
     kind = ir.FunctionType(a.type, [a.type] * 3)
     return builder.call(
-        codegen.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{WIDTH}f{bits}"), [a, b, c]
+        codegen.get_or_insert_function(builder.module, kind, f"llvm.fmuladd.v{a.type.count}f{bits}"), [a, b, c]
     )
 
 
