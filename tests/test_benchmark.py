@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from hybrid_mobilenet import HybridMobileNet, cli, resolve
-from hybrid_mobilenet.benchmark import expand, with_plain_pooling
+from hybrid_mobilenet.benchmark import expand, share_saved, with_plain_pooling
 from hybrid_mobilenet.export.onnx import export_onnx, onnx_bytes
 from hybrid_mobilenet.runtimes import ExecuTorchClassifier, LiteRTClassifier, OnnxClassifier, open_file
 from scripts import script
@@ -101,6 +101,12 @@ def test_plain_pooling_in_place_of_fractional(tmp_path: Path, overlapping: bool)
     assert "Gather" not in kinds.values()
     images = np.zeros((2, 32, 32, 3), np.uint8)
     assert [part.shape for part in OnnxClassifier(content).run(images)] == [(2, 10)] * 2
+
+
+def test_a_share_is_taken_within_rounds() -> None:
+    """A machine that becomes twice as slow in the middle changes nothing."""
+    assert share_saved([1.0, 1.0, 2.0, 2.0, 2.0], [0.9, 0.9, 1.8, 1.8, 1.8]) == pytest.approx(0.1)
+    assert share_saved([1.0, 1.0, 1.0], [0.9, 0.9, 9.0]) == pytest.approx(0.1)
 
 
 def test_no_share_where_no_pooling_is_fractional(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Memory that is freed stays with the process, on huge pages."""
+"""What the machine is; memory that is freed stays with the process, on huge pages."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from hybrid_mobilenet import machine
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -26,6 +28,28 @@ for _ in range(10):
     given.append(getrusage(RUSAGE_SELF).ru_minflt)
 print(min(later - earlier for earlier, later in zip(given, given[1:])))
 """
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "instructions"),
+    [
+        ("processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu avx2 avx512f\n", "Some CPU", ["avx2", "avx512f"]),
+        ("processor\t: 0\nFeatures\t: fp asimd asimddp sve2\n", "", ["asimd", "asimddp"]),
+        ("processor\t: 0\n", "", None),
+    ],
+    ids=["x86", "ARM", "nothing told"],
+)
+def test_the_processor_as_linux_tells(
+    text: str, name: str, instructions: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    machine.CPUINFO.write_text(text, encoding="utf-8")
+    assert machine.vector_instructions() == instructions
+    assert machine.processor() == name or not name
+    machine.CPUINFO.unlink()
+    assert machine.vector_instructions() is None
+    assert machine.processor()
+    assert {"processor", "vector_instructions"} <= set(machine.environment())
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
