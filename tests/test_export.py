@@ -125,17 +125,17 @@ def test_the_graph_has_standard_operators_named_after_the_layers(fmp: HybridMobi
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
     nodes = {node.name: node.op_type for node in model.graph.node}
     assert set(nodes.values()) == {
-        "Transpose", "Cast", "Sub", "Concat", "Conv", "Relu", "Gather", "ReduceMax", "MaxPool", "Flatten", "Gemm",
-        "Softmax",
+        "Transpose", "Cast", "Sub", "Concat", "Conv", "Relu", "Gather", "Reshape", "ReduceMax", "MaxPool", "Flatten",
+        "Gemm", "Softmax",
     }  # fmt: skip
     layers = {layer.name: layer.kind for layer in fmp.network.layers}
     assert set(layers) - {"classifier"} <= set(nodes)  # whose output is the logits
     convolutions = [name for name, kind in layers.items() if kind in ("convolution", "depthwise", "pointwise")]
     assert {nodes[name] for name in convolutions} == {"Conv"}
     pools = [nodes[name] for name, kind in layers.items() if kind == "fractional_max_pool"]
-    assert pools == ["MaxPool"] * 7
-    # By rows and by columns; 4 -> 2 and 2 -> 1 are plain max pooling.
-    assert sum(kind == "Gather" for kind in nodes.values()) == 2 * 5
+    assert pools == ["Transpose"] + ["MaxPool"] * 6  # the first has 8 channels
+    gathers = [sum(nodes[node] == "Gather" for node in nodes if node.startswith(f"pool{n}.")) for n in range(1, 8)]
+    assert gathers == [2, 2, 2, 1, 1, 0, 0]  # 10 -> 6 and 6 -> 4 are small, 4 -> 2 and 2 -> 1 plain max pooling
 
 
 def test_any_batch_size_and_what_the_file_says(fmp: HybridMobileNet, tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ class Measurement:
         peak_bytes: resident memory that a process of its own needs at most for the runtime, the model and one image,
             besides Python and PyTorch.
         pooling_share: of the latency, what plain max pooling to the same sizes would save in place of fractional max
-            pooling; None where there is none, elsewhere than in ONNX Runtime, and on several threads, on which two
-            networks so alike disturb each other more than they differ.
+            pooling, the median of the rounds; None where there is none, elsewhere than in ONNX Runtime, and on several
+            threads, on which two networks so alike disturb each other more than they differ.
     """
 
     model: str
@@ -108,16 +108,16 @@ def benchmark(
         one: dict[str, list[float]] = {source: [] for source in sources}
         many: dict[str, list[float]] = {source: [] for source in sources}
         plain = {
-            source: OnnxClassifier(content, threads=count)
+            source: content
             for source, classifier in classifiers.items()
             if count == 1 and isinstance(classifier, OnnxClassifier) and (content := with_plain_pooling(Path(source)))
         }
-        one_plain: dict[str, list[float]] = {source: [] for source in plain}
+        shares: dict[str, list[float]] = {source: [] for source in plain}
         for _ in range(rounds):
             for source, classifier in classifiers.items():  # apart from batches: the sooner, the more alike the machine
                 one[source].append(seconds_per_call(classifier, random_images(classifier, 1)))
-                if source in plain:
-                    one_plain[source].append(seconds_per_call(plain[source], random_images(classifier, 1)))
+            for source, content in plain.items():
+                shares[source].append(share_saved(Path(source), content))
             for source, classifier in classifiers.items():
                 many[source].append(seconds_per_call(classifier, random_images(classifier, BATCH)) / BATCH)
             done(1)
@@ -131,7 +131,7 @@ def benchmark(
                     1 / spread(many[source]).median,
                     size(source),
                     peak_memory(source, count),
-                    share_saved(one[source], one_plain[source]) if source in plain else None,
+                    float(np.median(shares[source])) if source in plain else None,
                 )
             )
             done(1)
@@ -139,9 +139,16 @@ def benchmark(
     return measurements
 
 
-def share_saved(seconds: Sequence[float], without: Sequence[float]) -> float:
-    """The median over the rounds: the two sides of a round are so near in time that the machine is alike for both."""
-    return 1 - float(np.median(np.divide(without, seconds)))
+def share_saved(file: Path, other: bytes) -> float:
+    """The share of a file's time for one image, on one thread, that another network saves.
+
+    Both are loaded anew: where their memory happens to lie makes a point or two of difference for as long as they live.
+    """
+    seconds, others = (
+        seconds_per_call(classifier, random_images(classifier, 1))
+        for classifier in (OnnxClassifier(file, threads=1), OnnxClassifier(other, threads=1))
+    )
+    return 1 - others / seconds
 
 
 def size(source: str) -> int:

@@ -59,16 +59,18 @@ class GridMaxPool(nn.Module):
         rows: int64 (H_out * window,), the input row of each row of the grid.
         columns: the same for columns.
         window: rows and columns of a region.
+        width: columns of the maps.
+        channels: of the maps.
     """
 
     rows: Tensor
     columns: Tensor
 
-    def __init__(self, rows: Tensor, columns: Tensor, window: int) -> None:
+    def __init__(self, rows: Tensor, columns: Tensor, window: int, width: int, channels: int) -> None:
         super().__init__()
         self.register_buffer("rows", rows)
         self.register_buffer("columns", columns)
-        self.window = window
+        self.window, self.width, self.channels = window, width, channels
 
     def forward(self, x: Tensor) -> Tensor:
         # Over NHWC whole pixels are copied.
@@ -158,7 +160,7 @@ def fixed_pool(layer: Layer, overlapping: bool) -> nn.Module:
         return nn.MaxPool2d(2)
     window = 3 if overlapping else 2
     rows, columns = (_grid(n_in, n_out, window) for n_in, n_out in sizes)
-    return GridMaxPool(rows, columns, window)
+    return GridMaxPool(rows, columns, window, layer.in_size[1], layer.in_channels)
 
 
 def _grid(n_in: int, n_out: int, window: int) -> Tensor:

@@ -24,6 +24,12 @@ from .deployed import Average, Deployed, ExportError, GridMaxPool, Normalise, Re
 #: Old enough for any ONNX Runtime of the last years, new enough for quantisation per channel.
 OPSET, IR_VERSION = 17, 8
 
+#: Pixels that are gathered for fractional max pooling, up to which one node for all is the fastest.
+SMALL_GRID = 144
+
+#: Channels of a block in ONNX Runtime's own layout, at most.
+BLOCK = 16
+
 
 def export_onnx(model: HybridMobileNet, path: Path, images: Tensor | None = None) -> Parity:
     """Write a model as ONNX, after running it in ONNX Runtime.
@@ -142,20 +148,35 @@ class Graph:
         return self.add("Sub", f"{name}.centred", [x, mean])
 
     def add_fractional_pooling(self, name: str, step: GridMaxPool, x: str) -> str:
-        """The maximum of each region's rows, then of its columns, in as few nodes as that takes: they are short.
+        """The maximum of each region, in the form that is fastest for the size of the maps (docs/LOG.md).
 
-        Over NHWC whole rows and pixels are copied. The columns are pooled behind the change back to NCHW, which in ONNX
-        Runtime is one to its own blocked layout, the fastest for pooling.
+        Over NHWC whole rows and pixels are copied. Then pooling is fastest behind the change back to NCHW, which ONNX
+        Runtime makes one to its blocked layout, but where channels fill no block.
         """
-        window = step.window
-        rows = self.constant(f"{name}.rows.of", step.rows.int().view(-1, window).numpy())
-        columns = self.constant(f"{name}.columns.of", step.columns.int().numpy())
+        window, rows, columns = step.window, step.rows.int(), step.columns.int()
         x = self.add("Transpose", f"{name}.nhwc", [x], perm=[0, 2, 3, 1])
-        x = self.add("Gather", f"{name}.rows", [x, rows], axis=1)
-        x = self.add("ReduceMax", f"{name}.highest", [x], axes=[2], keepdims=0)
-        x = self.add("Gather", f"{name}.columns", [x, columns], axis=2)
+        if len(rows) * len(columns) <= SMALL_GRID:
+            pixels = self.constant(f"{name}.of", (rows[:, None] * step.width + columns).numpy())
+            flat = self.constant(f"{name}.shape", np.array([0, -1, step.channels]))
+            x = self.add("Reshape", f"{name}.flat", [x, flat])
+            x = self.add("Gather", f"{name}.grid", [x, pixels], axis=1)
+            kernel = [window, window]
+        else:
+            x = self.add_maximum(f"{name}.rows", rows.view(-1, window), x, axis=1)
+            if step.channels % BLOCK:
+                x = self.add_maximum(f"{name}.columns", columns.view(-1, window).t(), x, axis=2)
+                return self.add("Transpose", name, [x], perm=[0, 3, 1, 2])
+            of = self.constant(f"{name}.columns.of", columns.numpy())
+            x = self.add("Gather", f"{name}.columns", [x, of], axis=2)
+            kernel = [1, window]
         x = self.add("Transpose", f"{name}.nchw", [x], perm=[0, 3, 1, 2])
-        return self.add("MaxPool", name, [x], kernel_shape=[1, window], strides=[1, window])
+        return self.add("MaxPool", name, [x], kernel_shape=kernel, strides=kernel)
+
+    def add_maximum(self, name: str, pixels: Tensor, x: str, axis: int) -> str:
+        """The maximum over each region's rows, ``pixels`` (H_out, window), or columns, (window, W_out)."""
+        of = self.constant(f"{name}.of", pixels.contiguous().numpy())
+        x = self.add("Gather", f"{name}.all", [x, of], axis=axis)
+        return self.add("ReduceMax", name, [x], axes=[2], keepdims=0)
 
     def add_convolution(self, name: str, step: nn.Conv2d, x: str, weight: str) -> str:
         assert step.bias is not None
