@@ -108,16 +108,16 @@ def benchmark(
         one: dict[str, list[float]] = {source: [] for source in sources}
         many: dict[str, list[float]] = {source: [] for source in sources}
         plain = {
-            source: content
+            source: OnnxClassifier(content, threads=count)
             for source, classifier in classifiers.items()
             if count == 1 and isinstance(classifier, OnnxClassifier) and (content := with_plain_pooling(Path(source)))
         }
-        shares: dict[str, list[float]] = {source: [] for source in plain}
+        one_plain: dict[str, list[float]] = {source: [] for source in plain}
         for _ in range(rounds):
             for source, classifier in classifiers.items():  # apart from batches: the sooner, the more alike the machine
                 one[source].append(seconds_per_call(classifier, random_images(classifier, 1)))
-            for source, content in plain.items():
-                shares[source].append(share_saved(Path(source), content))
+                if source in plain:
+                    one_plain[source].append(seconds_per_call(plain[source], random_images(classifier, 1)))
             for source, classifier in classifiers.items():
                 many[source].append(seconds_per_call(classifier, random_images(classifier, BATCH)) / BATCH)
             done(1)
@@ -131,7 +131,7 @@ def benchmark(
                     1 / spread(many[source]).median,
                     size(source),
                     peak_memory(source, count),
-                    float(np.median(shares[source])) if source in plain else None,
+                    share_saved(one[source], one_plain[source]) if source in plain else None,
                 )
             )
             done(1)
@@ -139,16 +139,9 @@ def benchmark(
     return measurements
 
 
-def share_saved(file: Path, other: bytes) -> float:
-    """The share of a file's time for one image, on one thread, that another network saves.
-
-    Both are loaded anew: where their memory happens to lie makes a point or two of difference for as long as they live.
-    """
-    seconds, others = (
-        seconds_per_call(classifier, random_images(classifier, 1))
-        for classifier in (OnnxClassifier(file, threads=1), OnnxClassifier(other, threads=1))
-    )
-    return 1 - others / seconds
+def share_saved(seconds: Sequence[float], without: Sequence[float]) -> float:
+    """The median over the rounds: the two sides of a round are so near in time that the machine is alike for both."""
+    return 1 - float(np.median(np.divide(without, seconds)))
 
 
 def size(source: str) -> int:

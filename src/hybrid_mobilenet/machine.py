@@ -12,6 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+#: Where Linux describes the processors, and what decides most about speed as it names it: wide vectors and products of
+#: int8, of x86 and of ARM.
+CPUINFO = Path("/proc/cpuinfo")
+VECTOR_INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "asimd", "asimddp", "i8mm", "sve")
+
 #: What glibc's mallopt calls the sizes from which memory is the system's again: of what lies free at the end of the
 #: heap, and of an array that is asked for.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -21,13 +26,6 @@ HUGE_BYTES = 1 << 29
 
 #: Bytes of a huge page.
 HUGE_PAGE = 1 << 21
-
-
-#: What decides most about speed, as Linux names it: wide vectors and products of int8, of x86 and of ARM.
-VECTOR_INSTRUCTIONS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "asimd", "asimddp", "i8mm", "sve")
-
-#: Where Linux describes the processor.
-CPUINFO = Path("/proc/cpuinfo")
 
 
 def environment() -> dict[str, Any]:
@@ -44,19 +42,20 @@ def environment() -> dict[str, Any]:
 
 def processor() -> str:
     """The processor's name, as far as the system tells it."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
 def vector_instructions() -> list[str] | None:
     """Those of `VECTOR_INSTRUCTIONS` that the processor has; None where the system doesn't tell."""
-    flags = _cpuinfo("flags") or _cpuinfo("Features")
-    return [name for name in VECTOR_INSTRUCTIONS if name in flags.split()] if flags else None
+    told = _cpuinfo()
+    flags = (told.get("flags") or told.get("Features") or "").split()
+    return [name for name in VECTOR_INSTRUCTIONS if name in flags] if flags else None
 
 
-def _cpuinfo(key: str) -> str:
-    """What Linux says of the first processor; empty if nothing."""
-    lines = CPUINFO.read_text(encoding="utf-8").splitlines() if CPUINFO.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key), "")
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor; nothing elsewhere."""
+    first = CPUINFO.read_text(encoding="utf-8").strip().partition("\n\n")[0] if CPUINFO.exists() else ""
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
 
 
 @cache
