@@ -505,7 +505,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     assert [each.suffix for each in sorted(tmp_path.iterdir())] == [".tmp", ""]
 
 
-@pytest.mark.parametrize("failing", ["os.fsync", "pathlib.Path.replace", "tempfile.mkstemp"])
+@pytest.mark.parametrize("failing", ["os.fsync", "pathlib.Path.replace", "os.open"])
 def test_a_failed_write_leaves_the_old_file_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
@@ -564,7 +564,7 @@ def test_a_run_survives_a_failure_at_any_save(
 
 def test_what_a_kill_while_saving_left_is_no_state(finished: Path, tmp_path: Path) -> None:
     out = stopped(tmp_path / "run", STEPS + 1, kill, Killed)
-    (out / f".{CHECKPOINT_FILE}.abc.tmp").write_bytes(b"half a checkpoint")
+    (out / f".{CHECKPOINT_FILE}.abcdefgh.tmp").write_bytes(b"half a checkpoint")
     resume(out, Quiet())
     assert weights(out) == weights(finished)
     assert sorted(path.name for path in out.iterdir()) == FINISHED

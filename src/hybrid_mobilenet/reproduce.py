@@ -84,8 +84,6 @@ def carry_out(run: Run, place: Place, report: Report, read: KeptData) -> None:
                 report(RunState(run.name, "elsewhere", message=holder))
                 return
             if not is_recorded(place.results, run):
-                for left in place.results.glob(f".{run.name}.json.*.tmp"):  # by a kill while writing
-                    left.unlink()
                 write_record(record_path(place.results, run), _record(run, place.folder(run), report, read))
         scores = read_record(record_path(place.results, run)).test
     except (ValueError, OSError, torch.OutOfMemoryError) as error:

@@ -256,9 +256,6 @@ def _read_run(
             f"the run in {out} was started in {before} process{'es' * (before > 1)}, not {processes.size}, and another "
             f"number would change its outcome: go on with {command} train --resume {out}"
         )
-    if processes.first:
-        for left in out.glob(".*.tmp"):  # by a kill while saving
-            left.unlink()
     splits = read(setup, monitor)
     if splits.train.fingerprint != fingerprint:
         raise CheckpointError(f"the data {setup.data!r} has changed since the run in {out} began: start a new run")
