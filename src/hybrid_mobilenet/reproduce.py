@@ -42,6 +42,9 @@ from .train import EVALUATION_FILE, METRICS_FILE, Monitor, Setup, read_data, res
 #: Passes over random regions that are averaged, beside the one over fixed regions, where a network has such regions.
 PASSES = 12
 
+#: What is told of a run whose process was stopped by a signal, with its state saved.
+STOPPED = "its process was stopped by SIGTERM: run again to go on with it"
+
 Report = Callable[[RunState], None]
 
 

@@ -51,6 +51,8 @@ EVALUATION_FILE = "evaluation.json"
 
 #: Seconds between checkpoints within an epoch.
 SAVE_EVERY = 300.0
+#: Seconds within which one Ctrl-C may come twice: torchrun passes on what a terminal has sent to all processes.
+SAME_CTRL_C = 0.5
 #: Steps between looks at the loss: each look waits for the device.
 LOOK_EVERY = 20
 
@@ -293,7 +295,7 @@ class _Run:
 
     def finish(self) -> Evaluation:
         """Train the epochs that are left, then write the results."""
-        with _stop_signals() as stop:
+        with stop_signals() as stop:
             while self.progress.epoch < self.recipe.epochs:
                 epoch_record = self.train_one_epoch(stop)
                 history = [*self.progress.history, epoch_record]
@@ -530,17 +532,24 @@ def _fetched(dataset: ImageDataset, batches: list[Tensor], *, pinned: bool) -> I
 
 
 @contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C stops at once."""
-    stop = threading.Event()
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C stops at once.
+
+    A second SIGTERM changes nothing: who stops a sweep stops its processes, and each may be told by others too.
+    """
+    stop, first = threading.Event(), 0.0
     if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
         yield stop
         return
 
-    def request(_number: int, _frame: object) -> None:
-        if stop.is_set():
+    def request(number: int, _frame: object) -> None:
+        nonlocal first
+        now = time.monotonic()
+        if not stop.is_set():
+            stop.set()
+            first = now
+        elif number == signal.SIGINT and now - first > SAME_CTRL_C:
             raise KeyboardInterrupt
-        stop.set()
 
     before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
