@@ -32,7 +32,7 @@ from .checkpoint import CHECKPOINT_FILE
 from .cost import network_mult_adds, network_parameters
 from .data import ImageDataset, Splits
 from .evaluate import evaluate
-from .grid import Run
+from .grid import TRAINING, Run
 from .machine import processor
 from .model import HybridMobileNet
 from .progress import RunState
@@ -155,6 +155,7 @@ def _record(run: Run, folder: Path, report: Report, read: KeptData) -> Record:
             "system": platform.system(),
         },
         epochs=epochs,
+        training=TRAINING,
     )
 
 
