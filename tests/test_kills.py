@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -24,10 +22,9 @@ from hybrid_mobilenet.checkpoint import (
     restore,
     save_checkpoint,
 )
-from hybrid_mobilenet.files import write_atomically
 from hybrid_mobilenet.model import WEIGHTS_FILE
 from hybrid_mobilenet.recipe import PAPER
-from hybrid_mobilenet.train import METRICS_FILE, adam
+from hybrid_mobilenet.train import adam
 
 #: The command line, saving after every step in place of every five minutes.
 COMMAND_LINE = (
@@ -76,3 +73,37 @@ def test_a_process_killed_within_an_epoch_and_between_epochs(family: Family, tmp
     assert between.epoch == 2
     finish("--resume", str(killed))
     assert (killed / WEIGHTS_FILE).read_bytes() == (whole / WEIGHTS_FILE).read_bytes()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_restored_moments_have_the_layout_of_their_parameters(family: Family, tmp_path: Path) -> None:
+    """Fused kernels walk parameters and moments as flat memory: in another layout they would be permuted."""
+    torch.manual_seed(0)
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+        optimizer.zero_grad()
+        torch.autograd.backward(model(images).square().sum())
+        optimizer.step()
+
+    model = HybridMobileNet(resolve(family, 0.25, 2, 10, 3, 16), dropout=0.0)
+    optimizer = adam(model, PAPER)
+    step(model, optimizer)
+    save_checkpoint(tmp_path, {}, Progress(), model, optimizer, random_states())
+
+    restored = HybridMobileNet(resolve(family, 0.25, 2, 10, 3, 16), dropout=0.0)
+    restored_optimizer = adam(restored, PAPER)
+    restore(read_checkpoint(tmp_path)[2], restored, restored_optimizer)
+    for parameter, its in zip(restored.parameters(), model.parameters(), strict=True):
+        assert parameter.stride() == its.stride()
+        moments = restored_optimizer.state[parameter]
+        assert moments.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert moments[name].stride() == parameter.stride()
+            assert moments[name].equal(optimizer.state[its][name])
+
+    for each, its_optimizer in ((model, optimizer), (restored, restored_optimizer)):
+        torch.manual_seed(1)  # the same pooling regions
+        step(each, its_optimizer)
+    for parameter, its in zip(restored.parameters(), model.parameters(), strict=True):
+        assert parameter.equal(its)

@@ -148,8 +148,8 @@ def _restore_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimi
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        index, key = name.split(".")
-        state.setdefault(int(index), {})[key] = tensor
+        number, key = name.split(".")
+        state.setdefault(int(number), {})[key] = tensor
     _check_optimizer_state(state, parameters)
     for index, parameter in enumerate(parameters):
         for key, tensor in state.get(index, {}).items():

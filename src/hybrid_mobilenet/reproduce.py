@@ -200,6 +200,10 @@ class _Watcher:
         of = f"epoch {record['epoch']}/{self._run.recipe.epochs}"
         self._tell(f"{of} loss {record['loss']:.3f} accuracy {record['accuracy']:.2%}", is_news=True)
 
+    def on_note(self, note: str) -> None: ...
+
+    def on_warning(self, warning: str) -> None: ...
+
     def _tell(self, what: str, *, is_news: bool = False) -> None:
         done = (self._epoch + self._step / max(self._steps, 1)) / self._run.recipe.epochs
         self._report(RunState(self._run.name, "running", done, what, self._rate, is_news=is_news))

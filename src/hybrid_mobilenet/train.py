@@ -55,7 +55,7 @@ SAVE_EVERY = 300.0
 #: Steps between looks at the loss: each look waits for the device.
 LOOK_EVERY = 20
 #: An epoch may leave out this share of the images, other ones each time, where they do not fill a batch.
-LEFT_OUT = 0.01
+LEFT_OUT = 0.02
 
 
 class After(IntEnum):
@@ -105,6 +105,8 @@ class Monitor(Protocol):
     def on_start(self, epoch: int, epochs: int, step: int, steps: int, batch_size: int) -> None: ...
     def on_step(self, loss: float, step: int) -> None: ...
     def on_epoch(self, record: dict[str, Any]) -> None: ...
+    def on_note(self, note: str) -> None: ...
+    def on_warning(self, warning: str) -> None: ...
 
 
 def train_step(
@@ -298,6 +300,8 @@ class _Run:
 
     def finish(self) -> Evaluation:
         """Train the epochs that are left, then write the results."""
+        if note := _lengths(self.recipe, len(self.splits.train), self.steps, self.batch_size):
+            self.monitor.on_note(note)
         with _stop_signals() as stop:
             while self.progress.epoch < self.recipe.epochs:
                 epoch_record = self.train_one_epoch(stop)
@@ -441,6 +445,8 @@ class _Run:
         record = (json.dumps(evaluation.record(), indent=2) + "\n").encode()
         self.processes.by_first(lambda: write_atomically(self.out / EVALUATION_FILE, record))
         self.processes.by_first((self.out / CHECKPOINT_FILE).unlink)
+        if warning := _at_chance(self.progress.history[-1], self.splits, evaluation):
+            self.monitor.on_warning(warning)
         return evaluation
 
 
@@ -484,6 +490,37 @@ def _steps(recipe: Recipe, images: int, batch_size: int) -> int:
     if images - whole * batch_size > LEFT_OUT * images:
         whole += 1
     return max(whole, math.ceil(recipe.least_steps / recipe.epochs))
+
+
+def _lengths(recipe: Recipe, images: int, steps: int, batch_size: int) -> str:
+    """What was chosen for so few images, and why; nothing where the recipe says it all."""
+    chosen = []
+    if batch_size != recipe.batch_size:
+        chosen.append(f"batches of {batch_size} in place of {recipe.batch_size}, so that an epoch leaves out no image")
+    if steps * batch_size >= 2 * images:
+        chosen.append(
+            f"{steps} steps an epoch, which is {steps * batch_size / images:.0f} passes over them, for at least "
+            f"{recipe.least_steps:,} steps in all (with --epochs N every epoch is one pass)"
+        )
+    return f"{images} training images: {'; '.join(chosen)}" if chosen else ""
+
+
+def _at_chance(last_epoch: dict[str, Any], splits: Splits, test: Evaluation) -> str:
+    """A warning where a network that has learnt its training images only guesses on all others; else nothing."""
+    held_out, right = test.images, test.correct
+    if splits.validation is not None:
+        held_out += len(splits.validation)
+        right += round(last_epoch["validation_accuracy"] * len(splits.validation))
+    largest = max(map(sum, test.confusion)) / test.images
+    at_chance = right / held_out <= largest + math.sqrt(largest * (1 - largest) / held_out)
+    if not at_chance or last_epoch["accuracy"] < (1 + largest) / 2:
+        return ""
+    return (
+        f"the network is right on {last_epoch['accuracy']:.0%} of its training images, but on the {held_out} held-out "
+        f"ones on {right / held_out:.0%}, where always naming the commonest class gives {largest:.0%}: it cannot be "
+        "used. See whether the held-out images show the same things as the training images and are labelled as they "
+        "are, and add images"
+    )
 
 
 def _batches(images: int, steps: int, batch_size: int, generator: torch.Generator) -> Tensor:
