@@ -40,6 +40,8 @@ class Record:
         code: version of the package, and commit where it is a checkout.
         environment: machine, versions, device, threads.
         epochs: the lines of metrics.jsonl, one per epoch.
+        training: revision of the training code, 1 in records that do not say. From one to the next the same settings
+            and seed give other weights; `report.REVISIONS` has what changed.
     """
 
     data: str
@@ -59,6 +61,7 @@ class Record:
     code: dict[str, str | None]
     environment: dict[str, Any]
     epochs: tuple[dict[str, Any], ...]
+    training: int = 1
 
 
 def record_path(folder: Path, run: Run) -> Path:
