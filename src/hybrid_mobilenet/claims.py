@@ -504,8 +504,8 @@ def claims(judge: Judge) -> list[Claim]:
             "III.B, III.C",
             "Pooling is more accurate than strides at equal cost (unsaid, but what the tables are to show).",
             f"Each pooled network against the most accurate strided one that costs at most a third more, where one "
-            f"costs at least half as much. {on_average} (Choosing the most accurate by its result leans a little against "
-            "the claim.)",
+            f"costs at least half as much. {on_average} (To choose the most accurate by its result leans a little "
+            "against the claim.)",
             {data: _at_equal_cost(judge, data) for data in PAPER_DATA_SETS},
             of_kind=True,
             tests={data: _candidates(judge, data) for data in PAPER_DATA_SETS},
