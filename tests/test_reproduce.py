@@ -50,7 +50,7 @@ KILLS = int(os.environ.get("HYBRID_MOBILENET_KILLS", "3"))
 @pytest.fixture(autouse=True)
 def _large_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch of two steps, so that runs in this process take a second."""
-    recipes = {family: replace(recipe, batch_size=700) for family, recipe in PAPER_RECIPES.items()}
+    recipes = {family: replace(recipe, batch_size=719) for family, recipe in PAPER_RECIPES.items()}
     monkeypatch.setattr(recipe_module, "PAPER_RECIPES", recipes)
 
 
@@ -69,7 +69,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, list[RunS
     folder = tmp_path_factory.mktemp("sweep")
     place, states = Place(folder / "results", folder / "runs"), list[RunState]()
     with pytest.MonkeyPatch.context() as patch:
-        recipes = {family: replace(each, batch_size=700) for family, each in PAPER_RECIPES.items()}
+        recipes = {family: replace(each, batch_size=719) for family, each in PAPER_RECIPES.items()}
         patch.setattr(recipe_module, "PAPER_RECIPES", recipes)
         run_here(chosen("mobilenet", "fmp"), place, states.append)
     return place, states
