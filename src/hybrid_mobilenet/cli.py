@@ -274,9 +274,11 @@ def train(
         folder = out or Path("runs") / f"{Path(data).stem}-{family}-d{delta}-a{alpha:g}-s{seed}"
     from . import train as training
     from .checkpoint import CHECKPOINT_FILE
+    from .machine import keep_freed_memory
     from .processes import OtherProcessFailed, rank
     from .progress import RunProgress
 
+    keep_freed_memory()
     first = rank() == 0  # of several processes, one prints
     with RunProgress(shown=first and not as_json) as progress:
         if resume is not None:
@@ -374,12 +376,14 @@ def reproduce(
     chosen = select(only or [], seeds, epochs)
 
     from .engines import run_here, run_in_processes
+    from .machine import keep_freed_memory
     from .progress import RunProgress, SweepProgress, Work, duration
     from .ray_engine import run_on_ray
     from .records import is_recorded, record_path
     from .reproduce import Place
     from .train import Interrupted
 
+    keep_freed_memory()
     place = Place(results, runs)
     left = [run for run in chosen if not is_recorded(results, run)]
     if epochs is not None and (replaced := [run.name for run in left if record_path(results, run).exists()]):
@@ -492,11 +496,13 @@ def evaluate(
     from .data import load_test
     from .evaluate import evaluate as evaluate_model
     from .evaluate import tally
+    from .machine import keep_freed_memory
     from .plots import CONFUSION_FILE, draw_confusion
     from .progress import RunProgress
     from .runtimes import FileClassifier
     from .tables import class_table
 
+    keep_freed_memory()
     classifier = load_classifier(model, passes)
     size, channels = image_shape(classifier)
     picture = confusion or (Path(model) if Path(model).is_dir() else Path()) / CONFUSION_FILE
@@ -619,11 +625,13 @@ def export(
     from .export.deployed import ExportError
     from .export.export import export as export_target
     from .export.quantise import calibration_images
+    from .machine import keep_freed_memory
     from .model import HybridMobileNet
     from .progress import RunProgress
     from .runtimes import RuntimeFileError
     from .tables import export_table
 
+    keep_freed_memory()
     network = HybridMobileNet.from_pretrained(model)
     folder = out or (Path(model) if Path(model).is_dir() else Path()) / "export"
     source = data or (network.training_record.get("data") if CALIBRATED & set(targets) else None)

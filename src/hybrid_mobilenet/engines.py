@@ -16,6 +16,7 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from .grid import Run
+from .machine import keep_freed_memory
 from .progress import RunState
 from .reproduce import STOPPED, KeptData, Place, Report, carry_out
 from .train import Interrupted, stop_signals
@@ -105,6 +106,7 @@ def _give(
 def _work(place: Place, threads: int, connection: Connection) -> None:
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+    keep_freed_memory()
     kept = KeptData()
 
     def report(state: RunState | None) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from .grid import Run
+from .machine import keep_freed_memory
 from .progress import RunState
 from .reproduce import STOPPED, KeptData, Place, Report, carry_out
 from .sources import DATA_VARIABLE
@@ -117,6 +118,7 @@ def _check_room(nodes: Sequence[dict[str, Any]], cpus: float, gpus: float) -> No
 def _task(run: Run, place: Place, threads: int, told: Any) -> None:
     """What a worker of the cluster does."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     try:
         carry_out(run, place, told.put, KeptData())
     except Interrupted:  # by whoever stops the worker; the sweep itself does not listen any more

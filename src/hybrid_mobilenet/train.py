@@ -40,7 +40,6 @@ from .cuda_graph import CapturedSteps
 from .data import ImageDataset, Splits, load, normalisation
 from .evaluate import Evaluation, evaluate
 from .files import write_atomically
-from .machine import keep_freed_memory
 from .model import HybridMobileNet
 from .plots import CURVES_FILE, draw_curves
 from .precise_statistics import FINAL_IMAGES, VALIDATION_IMAGES, set_precise_statistics
@@ -176,6 +175,11 @@ def train(setup: Setup, out: Path, monitor: Monitor, read: Read = read_data) -> 
 
     Started by torchrun in several processes, they train one network, each with its share of every batch.
 
+    The process is left as it was, but for this: while it trains, Ctrl-C and SIGTERM stop the run and not the process,
+    where that is in the main thread; on a GPU the current device becomes the one trained on; on MPS the device's random
+    generator goes on from `setup.seed`; processes of torchrun stay connected. Training on a CPU is faster in a process
+    that keeps freed memory (`machine.keep_freed_memory`), as the command line's does.
+
     Args:
         setup: what to train on what, and how.
         out: run folder; must be new or empty.
@@ -191,7 +195,7 @@ def train(setup: Setup, out: Path, monitor: Monitor, read: Read = read_data) -> 
         Interrupted: after Ctrl-C or SIGTERM; `resume` goes on.
         OtherProcessFailed, ProcessLost: where one of several processes cannot go on.
     """
-    with joined() as processes:
+    with joined() as processes, training_settings():
         splits = processes.together(lambda: _prepare(setup, out, monitor, processes, read))
         torch.manual_seed(setup.seed)
         run = _Run(setup, splits, out, monitor, processes, Progress())
@@ -225,14 +229,14 @@ def _prepare(setup: Setup, out: Path, monitor: Monitor, processes: Processes, re
 def resume(out: Path, monitor: Monitor, read: Read = read_data) -> Evaluation:
     """Go on with a run that was stopped; on a CPU with as many threads it ends with the same weights, byte for byte.
 
-    Several processes have to be as many as before, and to see the same folder.
+    Several processes have to be as many as before, and to see the same folder. The process is left as by `train`.
 
     Raises:
         CheckpointError: where `out` holds no unfinished run, or one of another number of processes, or its data has
             changed.
         ValueError, OSError, Interrupted, OtherProcessFailed, ProcessLost: as `train`.
     """
-    with joined() as processes:
+    with joined() as processes, training_settings():
         setup, splits, progress, tensors = processes.together(lambda: _read_run(out, monitor, processes, read))
         run = _Run(setup, splits, out, monitor, processes, progress)
         processes.together(lambda: restore(tensors, run.model, run.optimizer, run.regions, processes.rank))
@@ -529,13 +533,27 @@ def _batches(images: int, steps: int, batch_size: int, generator: torch.Generato
     return shuffled[: steps * batch_size].view(steps, batch_size)
 
 
+@contextmanager
+def training_settings() -> Iterator[None]:
+    """What training sets for the whole process, behind it as it was: random states, precision of products, messages."""
+    messages = logging.getLogger("lightning_fabric")
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    level, precision = messages.level, torch.get_float32_matmul_precision()
+    with torch.random.fork_rng(devices=gpus):
+        messages.setLevel(logging.WARNING)  # only the command line prints
+        if gpus:
+            torch.set_float32_matmul_precision("high")  # TF32, in which torch computes convolutions anyway
+        try:
+            yield
+        finally:
+            messages.setLevel(level)
+            if gpus:
+                torch.set_float32_matmul_precision(precision)
+
+
 def engine(precision: Precision, processes: Processes) -> Fabric:
-    """The engine, on the GPU where there is one."""
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # only the command line prints
-    keep_freed_memory()
+    """The engine, on the GPU where there is one; to be used within `training_settings`."""
     kind: Literal["32-true", "bf16-mixed"] = "bf16-mixed" if precision == "bf16" else "32-true"
-    if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")  # TF32, in which torch computes convolutions anyway
     if processes.size == 1:
         return Fabric(accelerator="auto", devices=1, precision=kind)
     fabric = Fabric(
@@ -613,7 +631,9 @@ def stop_signals() -> Iterator[threading.Event]:
         elif number == signal.SIGINT and now - first > SAME_CTRL_C:
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A handler that is not Python's (None) could not be put back.
+    ours = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
+    before = {number: signal.signal(number, request) for number in ours}
     try:
         yield stop
     finally:

@@ -145,11 +145,17 @@ def folded(block: ConvolutionBlock) -> nn.Conv2d:
     # In double precision, so that folding costs less than the float32 arithmetic it replaces.
     scale = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
     convolution = nn.Conv2d(
-        old.in_channels, old.out_channels, old.kernel_size[0], old.stride[0], old.padding[0], groups=old.groups
+        old.in_channels,
+        old.out_channels,
+        old.kernel_size[0],
+        old.stride[0],
+        old.padding[0],
+        groups=old.groups,
+        device="meta",  # where no weights are drawn: the caller's random state stays as it is
     )
-    assert convolution.bias is not None
-    convolution.weight.data = (old.weight.detach().double() * scale.view(-1, 1, 1, 1)).float().cpu().contiguous()
-    convolution.bias.data = (norm.bias.detach().double() - norm.running_mean.double() * scale).float().cpu()
+    weight = (old.weight.detach().double() * scale.view(-1, 1, 1, 1)).float().cpu().contiguous()
+    convolution.weight = nn.Parameter(weight)
+    convolution.bias = nn.Parameter((norm.bias.detach().double() - norm.running_mean.double() * scale).float().cpu())
     return convolution
 
 
@@ -173,9 +179,9 @@ def _grid(n_in: int, n_out: int, window: int) -> Tensor:
 
 
 def _copy_of(linear: nn.Linear) -> nn.Linear:
-    copy = nn.Linear(linear.in_features, linear.out_features)
-    copy.weight.data = linear.weight.detach().cpu().clone()
-    copy.bias.data = linear.bias.detach().cpu().clone()
+    copy = nn.Linear(linear.in_features, linear.out_features, device="meta")
+    copy.weight = nn.Parameter(linear.weight.detach().cpu().clone())
+    copy.bias = nn.Parameter(linear.bias.detach().cpu().clone())
     return copy
 
 
