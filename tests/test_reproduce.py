@@ -214,6 +214,18 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(place: Place, monkeypatch
     assert len(read_records(place.results)) == 1
 
 
+def test_a_run_that_fails_for_a_bug_says_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reproduce, "train", lambda *_: int("one"))
+    states: list[RunState] = []
+    for debug in ("0", "1"):
+        monkeypatch.setenv("HYBRID_MOBILENET_DEBUG", debug)
+        run_here(chosen("mobilenet", epochs=1), place, states.append)
+    plain, shown = states
+    assert plain.message.startswith("invalid literal for int() with base 10: 'one' (no message of hybrid-mobilenet's")
+    assert shown.message.startswith("Traceback (most recent call last):\n")
+    assert shown.message.endswith(f"\n{plain.message}")
+
+
 def test_a_disk_error_names_its_file(place: Place) -> None:
     place.results.parent.mkdir(exist_ok=True)
     place.results.write_text("not a folder")

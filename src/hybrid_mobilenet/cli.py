@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from .architecture import FAMILIES, Activation, Family, PoolingSequence, Size, resolve
+from .errors import one_line, trace
 from .export import CALIBRATED, FILES
 from .recipe import CIFAR100_RECIPES, LEAST_STEPS, PAPER_RECIPES, Precision, Recipe, paper_recipe
 
@@ -34,7 +35,10 @@ INTERRUPTED = 130  # 128 + SIGINT, the shell's custom
 
 
 class Commands(TyperGroup):
-    """The commands, with every mistake of the user's reported as one line on stderr, never as a traceback."""
+    """The commands, with every mistake of the user's reported as one line on stderr.
+
+    There is a traceback only where HYBRID_MOBILENET_DEBUG=1 asks for it.
+    """
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # typer.Context is typer's public name
         try:
@@ -44,11 +48,9 @@ class Commands(TyperGroup):
             raise  # typer leaves quietly: `cost | head` is no mistake
         except KeyboardInterrupt as interrupt:
             fail(str(interrupt) or "interrupted", INTERRUPTED)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            fail(f"{error.filename}: {reason}" if error.filename else reason)
-        except ValueError as error:
-            fail(str(error))
+        except (OSError, ValueError) as error:
+            print(trace(error), end="", file=sys.stderr)
+            fail(one_line(error))
         return result
 
 
@@ -303,7 +305,7 @@ def train(
             if not (folder / CHECKPOINT_FILE).is_file():
                 raise
             reason = f"{error.strerror or error}; put that right, then: hybrid-mobilenet train --resume {folder}"
-            raise OSError(error.errno, reason, error.filename) from None
+            raise OSError(error.errno, reason, error.filename) from error
     if not first:
         return
     result = {"run": str(folder), "accuracy": evaluation.accuracy, "images": evaluation.images}

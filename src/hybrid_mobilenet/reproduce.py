@@ -31,6 +31,7 @@ from . import __version__
 from .checkpoint import CHECKPOINT_FILE
 from .cost import network_mult_adds, network_parameters
 from .data import ImageDataset, Splits
+from .errors import one_line, trace
 from .evaluate import evaluate
 from .grid import TRAINING, Run
 from .machine import processor
@@ -90,9 +91,7 @@ def carry_out(run: Run, place: Place, report: Report, read: KeptData) -> None:
                 write_record(record_path(place.results, run), _record(run, place.folder(run), report, read))
         scores = read_record(record_path(place.results, run)).test
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        is_named = isinstance(error, OSError) and error.filename
-        reason = f"{error.filename}: {error.strerror}" if is_named else str(error)  # type: ignore[union-attr]
-        report(RunState(run.name, "failed", message=" ".join(reason.split())))
+        report(RunState(run.name, "failed", message=trace(error) + one_line(error)))
     else:
         accuracies = (
             f"{score.accuracy:.2%}" + (f" (mean of {passes} passes)" if passes > 1 else "")
