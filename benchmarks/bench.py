@@ -53,7 +53,9 @@ def main() -> int:
             sections.append(fractional_max_pool.measure(fmp_rounds, advance))
         if "train" in options.only:
             advance = advance_over("Training", train_rounds * len(training.COMPARISONS))
-            sections += training.measure(train_rounds, steps, keras_python, versions, advance)
+            sections += training.measure(
+                train_rounds, steps, keras_python, versions, advance, compiling=not options.quick
+            )
         if "epoch" in options.only:
             advance_over("An epoch of CIFAR-10", None)
             try:
@@ -82,7 +84,9 @@ def main() -> int:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few rounds: whether it works, not how fast it is")
+    parser.add_argument(
+        "--quick", action="store_true", help="few rounds, without torch.compile: whether it works, not how fast"
+    )
     parser.add_argument(
         "--only", type=parts, metavar="PART,...", help=f"of {', '.join(PARTS)} (--quick: without epoch)"
     )

@@ -32,15 +32,15 @@ def data(network: Network, batch: int) -> tuple[Tensor, Tensor]:
 
 def step(
     model: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
-) -> Callable[[], float]:
+) -> Callable[[], Tensor]:
     """The step as a function, which returns the loss."""
 
-    def take() -> float:
+    def take() -> Tensor:
         optimizer.zero_grad()
         loss = F.cross_entropy(model(images), labels)
         torch.autograd.backward(loss)
         optimizer.step()
-        return float(loss)
+        return loss.detach()
 
     return take
 

@@ -119,11 +119,12 @@ def speed(record: Mapping[str, Any]) -> str:
     channels = _listed([row["map"].partition(" ")[0] for row in pooling])
     first = _range(pooling, "times, first pass", ".0f")
     machine = ", ".join([environment["processor"], *(environment["vector_instructions"] or [])])
+    day, cores = environment["date"][:10], environment["processors"]
     text = (
-        f"All take their framework's own fractional max pooling. The second thread makes a step {scaling} times as fast. "
-        f"The pooling layer alone, forward and backward on one thread, is {faster} times as fast as torch's ({channels} "
-        f"channels), and {first} times at its first pass behind torch's, in a cold cache. All figures are medians of one "
-        f"`make bench` ({environment['date'][:10]}) on {environment['processors']} cores: {machine}. "
+        "All take their framework's own fractional max pooling. The second thread makes a step "
+        f"{scaling} times as fast. The pooling layer alone, forward and backward on one thread, is {faster} times as "
+        f"fast as torch's ({channels} channels), and {first} times at its first pass behind torch's, in a cold cache. "
+        f"All figures are medians of one `make bench` ({day}) on {cores} cores: {machine}. "
         "[results/bench.json](results/bench.json) has them with their environment."
     )
     return "\n".join(

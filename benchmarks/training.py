@@ -57,7 +57,13 @@ class Result:
 
 
 def measure(
-    rounds: int, steps: int, keras_python: str | None, versions: set[str], advance: Callable[[], None]
+    rounds: int,
+    steps: int,
+    keras_python: str | None,
+    versions: set[str],
+    advance: Callable[[], None],
+    *,
+    compiling: bool = True,
 ) -> list[Section]:
     """Whole steps: forward, loss, backward, Adam.
 
@@ -67,11 +73,19 @@ def measure(
         keras_python: an interpreter that has TensorFlow; Keras is left out if None.
         versions: filled with the sides' versions.
         advance: told after every round.
+        compiling: whether torch.compile takes part, which takes minutes.
+
+    Raises:
+        WorkerError: where a side ends early that is not torch.compile's.
     """
-    results = {
-        comparison: _measure(comparison, rounds, steps, keras_python, versions, advance) for comparison in COMPARISONS
-    }
-    return sections(results)
+    sides = dict.fromkeys(("ours", "plain_pytorch", EAGER, *LIMITS.values()), sys.executable)
+    if compiling:
+        sides[COMPILED] = sys.executable
+    if keras_python:
+        sides["keras_networks"] = keras_python
+    return sections(
+        {comparison: _measure(comparison, sides, rounds, steps, versions, advance) for comparison in COMPARISONS}
+    )
 
 
 def sections(results: dict[Comparison, Result]) -> list[Section]:
@@ -129,15 +143,12 @@ def _share_inside(layer: Layer) -> float:
 
 def _measure(
     comparison: Comparison,
+    sides: dict[str, str],  # with their interpreters
     rounds: int,
     steps: int,
-    keras_python: str | None,
     versions: set[str],
     advance: Callable[[], None],
 ) -> Result:
-    sides = dict.fromkeys(("ours", "plain_pytorch", EAGER, COMPILED, *LIMITS.values()), sys.executable)
-    if keras_python:
-        sides["keras_networks"] = keras_python
     arguments = (comparison.family, comparison.alpha, comparison.delta, BATCH)
     result = Result()
 
