@@ -39,7 +39,7 @@ def main() -> int:
     if "train" in options.only and keras_python is None:
         console.print('Keras is left out: no TensorFlow here. To add it: pip install "tensorflow-cpu>=2.21"')
 
-    fmp_rounds, train_rounds, steps = (5, 2, 1) if options.quick else (40, 9, 3)
+    fmp_rounds, train_rounds, steps = (5, 2, 1) if options.quick else (40, 9, 2)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     sections: list[Section] = []
     with Progress(*columns, console=console, transient=True) as progress:

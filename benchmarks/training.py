@@ -120,7 +120,7 @@ def sections(results: dict[Comparison, Result]) -> list[Section]:
 
 
 def least_mult_adds(network: Network) -> float:
-    """Mult-Adds of a training step that no step can do without, for one image.
+    """Mult-Adds that no training step can do without, for one image, where convolutions are computed directly.
 
     Forward, and backward to the weights and to the maps, each as many as the network has, but the gradient of the
     images is not needed, nor are products with padding.
