@@ -833,3 +833,20 @@ def test_a_step_updates_every_parameter_once() -> None:
     gradient = (logits.softmax(1) - nn.functional.one_hot(labels, 2)) / 4
     torch.testing.assert_close(linear.weight.detach(), before["weight"] - 0.5 * gradient.t() @ images)
     torch.testing.assert_close(linear.bias.detach(), before["bias"] - 0.5 * gradient.sum(0))
+
+
+# Seeds
+
+
+def test_large_seeds_are_seeds(tmp_path: Path) -> None:
+    for seed in (20241124123456, 2**64 - 1):
+        train(replace(SMALL, seed=seed, recipe=replace(RECIPE, epochs=1)), tmp_path / str(seed), Quiet())
+
+
+def test_seeds_that_are_in_use_stay_what_they_are() -> None:
+    assert training._seed(7, 3) == 7 * 1_000_003 + 3
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_out_of_range(tmp_path: Path, seed: int) -> None:
+    refuses(ValueError, lambda: train(replace(SMALL, seed=seed), tmp_path / "run", Quiet()), f"seed is {seed}", "2**64")

@@ -52,6 +52,8 @@ EVALUATION_FILE = "evaluation.json"
 
 #: Seconds between checkpoints within an epoch.
 SAVE_EVERY = 300.0
+#: A seed is below this: torch's generators take 64 bits.
+SEEDS = 1 << 64
 #: Steps between looks at the loss: each look waits for the device.
 LOOK_EVERY = 20
 #: An epoch may leave out this share of the images, other ones each time, where they do not fill a batch.
@@ -204,6 +206,8 @@ def _prepare(setup: Setup, out: Path, monitor: Monitor, processes: Processes, re
             f"out is {str(out)!r}, which exists already: choose another folder with --out, go on with an unfinished "
             "run with --resume, or delete it"
         )
+    if not 0 <= setup.seed < SEEDS:
+        raise ValueError(f"seed is {setup.seed}, but must be 0 or more and below 2**64: try 0")
     # Whatever is wrong with the network is told before the data is read.
     resolve(setup.family, setup.alpha, setup.delta, 2, setup.channels, setup.image_size)
     if setup.recipe.precision == "bf16" and not torch.accelerator.is_available():
@@ -296,6 +300,7 @@ class _Run:
         self.optimizer = adam(self.model, recipe)
         self.module, self.fabric_optimizer = self.fabric.setup(self.model, self.optimizer)
         self.captured: CapturedSteps | None = None
+        self.unread: list[tuple[Tensor, Tensor]] = []
         self.clock = self.saved = time.perf_counter()
 
     def finish(self) -> Evaluation:
@@ -321,25 +326,23 @@ class _Run:
         if progress.epoch >= recipe.epochs - recipe.fixed_epochs:
             for pool in self.model.fractional_max_pools():
                 pool.eval()
-        order = torch.Generator().manual_seed(self.setup.seed * 1_000_003 + progress.epoch)
+        order = torch.Generator().manual_seed(_seed(self.setup.seed, progress.epoch))
         batches = _batches(len(images), self.steps, self.batch_size, order).to(images.labels.device)
         before, total = progress.epoch * self.steps, recipe.epochs * self.steps
         rates = [learning_rate(recipe, (before + step) / total) for step in range(self.steps)]
-        loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=self.fabric.device)
-        correct = torch.tensor(progress.correct, device=self.fabric.device)
 
         steps_of = self.captured_steps if self.is_captured else self.steps_one_by_one
         for take in steps_of(batches[progress.step :], rates[progress.step :]):
             started = time.perf_counter()
             loss, hits = take()
-            loss_sum += loss
-            correct += hits
+            self.unread.append((loss.clone(), hits.clone()))  # a captured step overwrites them
             progress.step += 1
             progress.images += self.batch_size
             look = progress.step % LOOK_EVERY == 0 or progress.step == self.steps
             if look:  # waits for the device, so that the seconds are those of all steps since the last look
                 _wait(self.fabric.device)
                 self.check_finite([loss])
+                self.read_losses()
             progress.step_seconds += time.perf_counter() - started
             if look:
                 self.monitor.on_step(loss.item(), progress.step)
@@ -347,7 +350,7 @@ class _Run:
             after = self.processes.highest(After.STOP if stop.is_set() else due)
             if after > After.STEP:
                 self.check_finite(self.model.state_dict().values())
-                progress.loss_sum, progress.correct = loss_sum.item(), int(correct.item())
+                self.read_losses()
                 self.save()
             if after == After.STOP:
                 raise Interrupted
@@ -355,8 +358,8 @@ class _Run:
         self.check_finite(self.model.state_dict().values())
         epoch_record: dict[str, Any] = {
             "epoch": progress.epoch + 1,
-            "loss": loss_sum.item() / self.steps,
-            "accuracy": correct.item() / progress.images,
+            "loss": progress.loss_sum / self.steps,
+            "accuracy": progress.correct / progress.images,
             "learning_rate": rates[-1],
             "images_per_second": progress.images / progress.step_seconds,
             "seconds": self.elapsed(),  # all but the evaluation: data, steps and saving
@@ -397,6 +400,16 @@ class _Run:
         """One step, of all processes."""
         loss, hits = train_step(self.fabric, self.module, self.fabric_optimizer, images, labels)
         return self.processes.share(self.model, loss, hits)
+
+    def read_losses(self) -> None:
+        """Add up the losses and hits of the steps since they were last read: on the host, where there is float64."""
+        if not self.unread:
+            return
+        losses, hits = (torch.stack(each).tolist() for each in zip(*self.unread, strict=True))
+        for loss in losses:  # one by one, so that the sum does not depend on when it was read
+            self.progress.loss_sum += loss
+        self.progress.correct += sum(hits)
+        self.unread.clear()
 
     def set_precise_statistics(self, images: int) -> None:
         """Give the model the statistics of its present weights over so many training images."""
@@ -565,8 +578,13 @@ def _separate_randomness(model: HybridMobileNet, seed: int, processes: Processes
     regions = torch.Generator().manual_seed(seed)
     for pool in model.fractional_max_pools():
         pool.generator = regions
-    torch.manual_seed(seed * 1_000_003 + processes.rank)
+    torch.manual_seed(_seed(seed, processes.rank))
     return regions
+
+
+def _seed(seed: int, part: int) -> int:
+    """A seed of its own for an epoch or a process, within what torch takes."""
+    return (seed * 1_000_003 + part) % SEEDS
 
 
 def _fetched(dataset: ImageDataset, batches: list[Tensor], *, pinned: bool) -> Iterator[tuple[Tensor, Tensor]]:
