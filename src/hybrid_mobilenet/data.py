@@ -190,9 +190,10 @@ def _content(item: Item) -> int:
         raw = raw.tobytes()
     try:
         content = raw if isinstance(raw, bytes) else raw.read_bytes()
-    except OSError:  # decoding it will say why
-        content = name.encode()
-    return int.from_bytes(hashlib.sha256(content).digest()[:8])
+    except OSError:
+        content = b""
+    # Files that are empty or cannot be read are no duplicates of each other: decoding them will say what is wrong.
+    return int.from_bytes(hashlib.sha256(content or name.encode()).digest()[:8])
 
 
 @dataclass(frozen=True)
