@@ -290,9 +290,7 @@ def test_several_targets_and_files_that_predict(trained_fmp: HybridMobileNet, tm
         for index, share in enumerate(shares.tolist()):
             assert record["probabilities"][str(index)] == pytest.approx(share, abs=1e-5)
     counts = [
-        json.loads(invoke("evaluate", model, "digits", "--json", "--confusion", tmp_path / "confusion.png").stdout)[
-            "correct"
-        ]
+        json.loads(invoke("evaluate", model, "digits", "--json", "--out", tmp_path / "confusion.png").stdout)["correct"]
         for model in (folder, tmp_path / names[0])
     ]
     assert abs(counts[0] - counts[1]) <= 1

@@ -483,9 +483,9 @@ def evaluate(
 ) -> None:
     """Evaluate a model: accuracy, every class, and the confusion matrix as a picture.
 
-    DATA is evaluated whole, or its test images if it has a folder or split of them.
-    Only of data that the model was trained on without such, it is the images that
-    the run held out: none that it has seen. Classes may lack images.
+    DATA is evaluated whole, or the test split of data that comes with one. Of
+    data without one that the model was trained on, only the images are taken that
+    the run held out and never saw. Classes may lack images.
 
     With --passes N the class probabilities are the mean over N passes, each with
     fresh random pooling regions, as Graham proposed; one pass uses fixed regions.
@@ -509,7 +509,12 @@ def evaluate(
     picture = out or (Path(model) / CONFUSION_FILE if Path(model).is_dir() else None)
     with RunProgress(shown=not as_json) as progress:
         evaluated = load_to_evaluate(
-            data, Remembered.of(model), image_size=size, channels=channels, progress=progress.on_data
+            data,
+            Remembered.of(model),
+            classifier.class_names,
+            image_size=size,
+            channels=channels,
+            progress=progress.on_data,
         )
         test = evaluated.images
         done = progress.counter("evaluating", len(test))
@@ -676,7 +681,9 @@ def export(
             size, channels = network.network.image_size, network.network.in_channels
             if data is not None:
                 run = Remembered.of(model)
-                evaluated = load_to_evaluate(data, run, image_size=size, channels=channels, progress=progress.on_data)
+                evaluated = load_to_evaluate(
+                    data, run, network.class_names, image_size=size, channels=channels, progress=progress.on_data
+                )
                 test = evaluated.images
             if CALIBRATED & set(targets):
                 splits = load(source, image_size=size, channels=channels, progress=progress.on_data)

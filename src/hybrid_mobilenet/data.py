@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .architecture import Size
 from .images import DataError, Item, checked_shape, decode, listed
-from .sources import Source, open_source
+from .sources import KNOWN, Source, open_source
 
 #: Decoded pixels of all images that are loaded together, in bytes, up to which they are kept in memory.
 MEMORY_BOUND = 1 << 30
@@ -341,6 +341,7 @@ class Evaluated:
 def load_to_evaluate(
     source: str,
     run: Remembered | None,
+    class_names: tuple[str, ...],
     *,
     image_size: int | Size = 32,
     channels: int = 3,
@@ -348,25 +349,29 @@ def load_to_evaluate(
 ) -> Evaluated:
     """The images of a source that a trained model is evaluated on: its test split, or all of it where it has none.
 
-    Only where it is what the model was trained on are they the images that the run held out: those that it remembers,
-    whatever was added, removed, renamed or moved since. It is, if half of the run's images are in it, or half of its
-    images are the run's.
+    The test split of the digits is the one that `load` holds out. Of any other source without one that the model was
+    trained on, the images are those that the run held out, by what it remembers, whatever was added, removed, renamed
+    or moved since. It was trained on it, if half of the run's images are in it, or half of its images are the run's.
 
     Args:
         source: as for `load`; classes may lack images, and there may be one class only.
         run: what the model's run remembers, where it is known.
+        class_names: the model's.
         image_size: as for `load`.
         channels: as for `load`.
         progress: as for `load`.
 
     Raises:
-        DataError, ValueError, OSError: as `load`.
+        DataError, ValueError, OSError: as `load`; also where the source has images of a class that the model lacks.
     """
     size = checked_shape(image_size, channels)
     _, train, test = open_source(source, to_evaluate=True)
     part = test or train
     images = ImageDataset(part, torch.arange(len(part.labels)), size, channels)
     which: Literal["held out", "test split", "all"] = "test split" if test else "all"
+    numbered(images, class_names)
+    if test is None and source in KNOWN:
+        which, images = "test split", _with_test(source, images, progress)[1]
     of = len(images)
     used, left_out = None, 0
     if run is not None:
@@ -382,6 +387,25 @@ def load_to_evaluate(
         used = int(is_used.sum())
     _read({"test": images}, MEMORY_BOUND, progress)
     return Evaluated(images, which, of, used, left_out)
+
+
+def numbered(dataset: ImageDataset, class_names: tuple[str, ...]) -> Tensor:
+    """A model's number of each class of a data set, matched by name, int64; -1 where it has no images and is unknown.
+
+    Raises:
+        DataError: where images are of a class that the model lacks, or there are none.
+    """
+    if not len(dataset):
+        raise DataError("the data has no images: evaluate on some")
+    number = {name: index for index, name in enumerate(class_names)}
+    with_images = {dataset.class_names[label] for label in torch.unique(dataset.labels).tolist()}
+    if unknown := [name for name in dataset.class_names if name in with_images and name not in number]:
+        raise DataError(
+            f"the data has images of {listed([repr(name) for name in unknown])}, but the model knows "
+            f"{len(class_names)} classes ({listed(class_names)}): name classes as the model does, or leave those "
+            "images out"
+        )
+    return torch.tensor([number.get(name, -1) for name in dataset.class_names])
 
 
 def normalisation(dataset: ImageDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -426,7 +450,11 @@ def _open(
 
     if test is not None:
         return name, whole(train), whole(test), True
-    return name, *_split(whole(train), TEST_FRACTION, f"test {TEST_SEED}", f"{source}: its test split", progress), False
+    return name, *_with_test(source, whole(train), progress), False
+
+
+def _with_test(source: str, images: ImageDataset, progress: Progress | None) -> tuple[ImageDataset, ImageDataset]:
+    return _split(images, TEST_FRACTION, f"test {TEST_SEED}", f"{source}: its test split", progress)
 
 
 def _split(

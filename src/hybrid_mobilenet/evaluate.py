@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .data import ImageDataset
-from .images import listed
+from .data import ImageDataset, numbered
 from .machine import keep_freed_memory
 from .model import HybridMobileNet
 from .processes import Processes
@@ -170,7 +169,7 @@ def tally(
     Raises:
         ValueError: where images are of a class of another name, which it tells, or there are none.
     """
-    label_of = _matched(dataset, class_names)
+    label_of = numbered(dataset, class_names)
     none = torch.empty(0, dtype=torch.int64)
     expected, predicted, log_likelihood = [none], [none], 0.0
     everything = torch.arange(len(dataset), device=dataset.labels.device)
@@ -190,20 +189,6 @@ def tally(
     return Evaluation(class_names, rows, -log_likelihood / len(dataset), passes)
 
 
-def _matched(dataset: ImageDataset, class_names: tuple[str, ...]) -> Tensor:
-    """The number in `class_names` of each class of a data set, int64; -1 where it has no images and is unknown."""
-    if not len(dataset):
-        raise ValueError("the data has no images: evaluate on some")
-    number = {name: index for index, name in enumerate(class_names)}
-    with_images = {dataset.class_names[label] for label in torch.unique(dataset.labels).tolist()}
-    if unknown := [name for name in dataset.class_names if name in with_images and name not in number]:
-        raise ValueError(
-            f"the data has images of {listed([repr(name) for name in unknown])}, but the model knows "
-            f"{_shortened(class_names)}: name classes as the model does, or leave those images out"
-        )
-    return torch.tensor([number.get(name, -1) for name in dataset.class_names])
-
-
 @contextmanager
 def in_eval(model: HybridMobileNet) -> Iterator[None]:
     """The model in eval(), and its modules back in their modes behind it."""
@@ -214,8 +199,3 @@ def in_eval(model: HybridMobileNet) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def _shortened(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:5])
-    return f"{len(names)} ({shown}{', ...' if len(names) > 5 else ''})"
