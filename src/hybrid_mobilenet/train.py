@@ -248,7 +248,6 @@ def _read_run(
     record, progress, tensors = read_checkpoint(out)
     try:
         fingerprint = record.pop("data_fingerprint")
-        split_fingerprint = record.pop("split_fingerprint", None)  # older runs lack it
         before = record.pop("processes", 1)
         setup = Setup.from_record(record)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -266,8 +265,7 @@ def _read_run(
         for left in out.glob(".*.tmp"):  # by a kill while saving
             left.unlink()
     splits = read(setup, monitor)
-    split = splits.remembered(monitor.on_data).fingerprint
-    if splits.train.fingerprint != fingerprint or split_fingerprint not in (None, split):
+    if splits.train.fingerprint != fingerprint:
         raise CheckpointError(f"the data {setup.data!r} has changed since the run in {out} began: start a new run")
     return setup, splits, progress, tensors
 
@@ -288,11 +286,7 @@ class _Run:
         self.processes, self.progress = processes, progress
         self.recipe = recipe = setup.recipe
         self.remembered = splits.remembered(monitor.on_data)
-        self.record = asdict(setup) | {
-            "data_fingerprint": splits.train.fingerprint,
-            "split_fingerprint": self.remembered.fingerprint,
-            "processes": processes.size,
-        }
+        self.record = asdict(setup) | {"data_fingerprint": splits.train.fingerprint, "processes": processes.size}
         processes.require_same("settings, data or checkpoint", json.dumps([self.record, asdict(progress)]))
         self.batch_size = _batch_size(recipe, len(splits.train), processes)
         self.steps = _steps(recipe, len(splits.train), self.batch_size)
