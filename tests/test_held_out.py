@@ -164,15 +164,12 @@ def test_the_folder_trained_on_gives_the_images_held_out(run: Run, seen: Seen) -
 @pytest.mark.parametrize("name", ["000.png", "0000.png", "zzz.png"])
 @pytest.mark.parametrize("animal", COUNTS)
 def test_a_picture_more(run: Run, copied: Path, seen: Seen, animal: str, name: str) -> None:
-    if (copied / animal / name).exists():  # then one less
-        (copied / animal / name).unlink()
-        assert not evaluated(run.out, copied)["notes"]
-    else:
-        picture(copied / animal / name, 999)
-        (note,) = evaluated(run.out, copied)["notes"]
-        assert note.startswith("1 more images have come since")
+    picture(copied / animal / name, 999)  # the first takes another's place
+    record = evaluated(run.out, copied)
     assert not seen.tested & run.trained
     assert seen.tested == run.held_out & contents(copied)
+    (note,) = record["notes"]
+    assert note.startswith("1 more images have come since")
 
 
 def test_a_picture_more_in_a_process_of_its_own(run: Run, copied: Path) -> None:
@@ -194,14 +191,16 @@ def test_moved_and_renamed(run: Run, copied: Path, tmp_path: Path, seen: Seen) -
     for animal in COUNTS:
         for index, file in enumerate(sorted((moved / animal).iterdir())):
             file.rename(file.with_name(f"{index * 7 % 31:02} renamed.png"))
-    assert evaluated(run.out, moved)["tested"] == "held out"
+    record = evaluated(run.out, moved)
     assert seen.tested == run.held_out
+    assert record["tested"] == "held out"
 
 
 def test_a_folder_four_times_as_large_is_still_the_one_trained_on(run: Run, copied: Path, seen: Seen) -> None:
     folder_of(copied / "bee", {"new": 200}, seed=5000)
-    assert evaluated(run.out, copied)["of"] == 267
+    record = evaluated(run.out, copied)
     assert seen.tested == run.held_out
+    assert record["of"] == 267
 
 
 def test_duplicates_are_trained_on_or_tested(run: Run, copied: Path, tmp_path: Path, seen: Seen) -> None:
@@ -253,9 +252,9 @@ def test_split_json_is_what_sha256sum_says(run: Run) -> None:
 def test_another_folder_is_tested_whole(run: Run, tmp_path: Path, seen: Seen) -> None:
     other = folder_of(tmp_path / "other", {"bee": 10, "cat": 10, "dog": 10}, seed=7000)
     record = evaluated(run.out, other)
+    assert seen.tested == contents(other)
     about = {"tested": "all", "of": 30, "images": 30, "used_in_training": 0, "notes": []}
     assert {key: record[key] for key in about} == about
-    assert seen.tested == contents(other)
     assert f"tested: all 30 images of {other}\n" in invoke("evaluate", run.out, other)
 
 
@@ -264,10 +263,13 @@ def test_a_folder_with_its_own_test_images(tmp_path: Path, seen: Seen) -> None:
     test = folder_of(tmp_path / "d" / "test", {"bee": 8, "cat": 8, "dog": 8}, seed=7000)
     out = tmp_path / "model"
     invoke("train", tmp_path / "d", *NETWORK, "--out", out)
-    assert (evaluated(out, tmp_path / "d")["tested"], len(seen.tested)) == ("test split", 24)
-    assert f"tested: all 24 images of the test split of {tmp_path / 'd'}\n" in invoke("evaluate", out, tmp_path / "d")
-    assert evaluated(out, test)["tested"] == "all"
+    record = evaluated(out, tmp_path / "d")
     assert seen.tested == contents(test)
+    assert record["tested"] == "test split"
+    assert f"tested: all 24 images of the test split of {tmp_path / 'd'}\n" in invoke("evaluate", out, tmp_path / "d")
+    record = evaluated(out, test)
+    assert seen.tested == contents(test)
+    assert record["tested"] == "all"
     record = evaluated(out, tmp_path / "d" / "train")  # as asked for, but not in silence
     assert (record["images"], record["used_in_training"]) == (67, 67)
     assert record["notes"] == ["the model has seen 67 of these images in training"]
@@ -342,6 +344,7 @@ def test_an_exported_file(run: Run, tmp_path: Path) -> None:
     shell("export", out, "--to", "onnx", cwd=work)
     file = out / "export" / "model.onnx"
     record = json.loads(shell("evaluate", file, run.photos, "--json", cwd=work))
+    assert (work / "confusion.png").read_bytes() == b"of another program"
     assert (record["tested"], record["images"], record["picture"]) == ("held out", len(run.held_out), None)
     shell("evaluate", file, run.photos, "--out", "there.png", cwd=work)
     assert (work / "confusion.png").read_bytes() == b"of another program"
