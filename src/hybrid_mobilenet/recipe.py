@@ -61,7 +61,7 @@ PAPER = Recipe()
 
 #: What `train` takes at least, unless told a number of epochs. Ours: docs/LOG.md has what others give, on validation
 #: images, for 5 to 500 images per class.
-LEAST_STEPS = 2000
+LEAST_STEPS = 4000
 
 #: What each family is trained with unless told otherwise, and what its rows of the paper's tables are reproduced with.
 #: Random regions take longer to learn from; on fixed ones at the end, one pass is nearly as good as the mean of many.
