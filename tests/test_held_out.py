@@ -169,7 +169,7 @@ def test_a_picture_more(run: Run, copied: Path, seen: Seen, animal: str, name: s
     assert not seen.tested & run.trained
     assert seen.tested == run.held_out & contents(copied)
     (note,) = record["notes"]
-    assert note.startswith("1 more images have come since")
+    assert note.startswith("left out, since they came after training: 1 of the images;")
 
 
 def test_a_picture_more_in_a_process_of_its_own(run: Run, copied: Path) -> None:
