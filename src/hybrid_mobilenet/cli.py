@@ -559,8 +559,8 @@ def evaluation_notes(evaluated: Evaluated, result: Evaluation) -> list[str]:
         notes.append(f"the model has seen {evaluated.used_in_training:,} of these images in training")
     if evaluated.left_out:
         notes.append(
-            f"left out, since they came after training: {evaluated.left_out:,} of the images; to test on them, put them "
-            "into a folder of their own"
+            f"left out, since they came after training: {evaluated.left_out:,} of the images; to test on them, put "
+            "them into a folder of their own"
         )
     empty = set(evaluated.images.class_names) - set(result.class_names)  # with images they would be an error
     if absent := [*result.absent, *sorted(empty)]:
