@@ -140,7 +140,7 @@ def test_what_is_not_given_comes_from_the_family_s_recipe(tmp_path: Path, monkey
         for index, (family, recipe) in enumerate(PAPER_RECIPES.items())
     }
     monkeypatch.setattr(recipe_module, "PAPER_RECIPES", recipes)
-    monkeypatch.setattr(recipe_module, "LEAST_STEPS", 3)
+    monkeypatch.setattr(cli, "LEAST_STEPS", 3)
     for family in ("mp3", "fmp"):
         network = ["--family", family, "--alpha", "0.25", "--delta", "1", "--image-size", "8", "--in-channels", "1"]
         out = tmp_path / family
