@@ -153,7 +153,9 @@ def relabelled(dataset: ImageDataset) -> ImageDataset:
 def test_a_network_that_only_guesses_is_not_passed_over(tmp_path: Path) -> None:
     splits = load("digits", image_size=8, channels=1, validation=0.1)
     assert splits.validation is not None
-    wrong = Splits(splits.train, relabelled(splits.validation), relabelled(splits.test), splits.name)
+    wrong = Splits(
+        splits.train, relabelled(splits.validation), relabelled(splits.test), splits.name, splits.has_own_test
+    )
 
     def read(_setup: Setup, _monitor: Monitor) -> Splits:
         return wrong

@@ -50,7 +50,7 @@ SMALL = Setup("digits", "fmp", 0.25, 1, (8, 8), 1, recipe=RECIPE)
 OPTIONS = ["--family", "fmp", "--alpha", "0.25", "--delta", "1", "--image-size", "8", "--in-channels", "1"]
 OPTIONS += ["--epochs", "3", "--learning-rate", "0.001", "--fixed-epochs", "0"]
 STEPS = 5
-FINISHED = ["config.json", "curves.png", "evaluation.json", "metrics.jsonl", "model.safetensors"]
+FINISHED = ["config.json", "curves.png", "evaluation.json", "metrics.jsonl", "model.safetensors", "split.json"]
 
 
 class Quiet:
@@ -811,8 +811,8 @@ def test_data_that_changed(tmp_path: Path) -> None:
         before_step(patch, lambda taken, _model, _optimizer: kill() if taken == 1 else None)
         with pytest.raises(Killed):
             train(setup, tmp_path / "run", Quiet())
-    for image in (data / "class 0").iterdir():
-        Image.new("RGB", (8, 8), (0, 0, 99)).save(image)
+    for index, image in enumerate((data / "class 0").iterdir()):
+        Image.new("RGB", (8, 8), (0, index, 99)).save(image)
     refuses(CheckpointError, lambda: resume(tmp_path / "run", Quiet()), "has changed", "start a new run")
     shutil.rmtree(data)
     refuses(ValueError, lambda: resume(tmp_path / "run", Quiet()), str(data))

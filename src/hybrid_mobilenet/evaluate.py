@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .data import ImageDataset
+from .data import ImageDataset, numbered
 from .machine import keep_freed_memory
 from .model import HybridMobileNet
 from .processes import Processes
@@ -43,16 +43,27 @@ class Evaluation:
         """Fraction of all images whose most probable class is their own."""
         return self.correct / self.images
 
-    def per_class(self) -> dict[str, dict[str, float]]:
-        """Precision, recall, F1 and number of images of each class."""
-        report = {}
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """The classes without images."""
+        return tuple(name for name, row in zip(self.class_names, self.confusion, strict=True) if not any(row))
+
+    def per_class(self) -> dict[str, dict[str, float | None]]:
+        """Precision, recall, F1 and number of images of each class; None for what the images cannot tell.
+
+        That is all three of a class without images, and precision and F1 where no image is of another class, so that
+        none could be mistaken for it.
+        """
+        has_others = len(self.class_names) - len(self.absent) > 1
+        report: dict[str, dict[str, float | None]] = {}
         for index, name in enumerate(self.class_names):
             hits, of_class = self.confusion[index][index], sum(self.confusion[index])
             taken = sum(row[index] for row in self.confusion)
+            is_told = of_class > 0 and has_others
             report[name] = {
-                "precision": hits / taken if taken else 0.0,
-                "recall": hits / of_class if of_class else 0.0,
-                "f1": 2 * hits / (taken + of_class) if taken + of_class else 0.0,
+                "precision": (hits / taken if taken else 0.0) if is_told else None,
+                "recall": hits / of_class if of_class else None,
+                "f1": 2 * hits / (taken + of_class) if is_told else None,
                 "images": of_class,
             }
         return report
@@ -114,14 +125,15 @@ def evaluate(
 
     Args:
         model: the model, on any device.
-        dataset: its images and labels.
+        dataset: its images and labels; see `tally` for its classes.
         passes: see `probabilities`.
         seed: of the random regions; the default generators are left as they were.
         on_images: called with the number of images done, for progress.
         processes: those that share the work: each takes other batches, and all return the result over all images.
 
     Raises:
-        ValueError: where the data set's classes or images are not the model's, or `passes` or `seed` is out of range.
+        ValueError: where images are of no class of the model's, or not of its shape, or `passes` or `seed` is out of
+            range.
     """
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed is {seed}, but must be 0 or more and below 2**64: try 0")
@@ -152,25 +164,21 @@ def tally(
     Args:
         class_names: in the order of the probabilities.
         classify: from images, uint8 (N, C, H, W), to probabilities, (N, classes).
-        dataset: its images and labels.
+        dataset: its images and labels. Its classes are matched by name, may lack some and stand in another order.
         passes: that `classify` averages, for the record.
         on_images: called with the number of images done, for progress.
         processes: as for `evaluate`.
 
     Raises:
-        ValueError: where the data set's classes are others.
+        ValueError: where images are of a class of another name, which it tells, or there are none.
     """
-    if tuple(dataset.class_names) != class_names:
-        raise ValueError(
-            f"the data has classes {_shortened(dataset.class_names)}, but the model knows "
-            f"{_shortened(class_names)}: evaluate on data with the model's own classes"
-        )
+    label_of = numbered(dataset, class_names)
     none = torch.empty(0, dtype=torch.int64)
     expected, predicted, log_likelihood = [none], [none], 0.0
     everything = torch.arange(len(dataset), device=dataset.labels.device)
     for indices in torch.split(everything, BATCH_SIZE)[processes.rank :: processes.size]:
         p = classify(dataset.batch(indices))
-        expected.append(dataset.labels[indices].cpu())
+        expected.append(label_of[dataset.labels[indices].cpu()])
         predicted.append(p.argmax(1))
         log_likelihood += p.gather(1, expected[-1][:, None]).clamp_min(1e-12).log().sum().item()
         if on_images:
@@ -194,8 +202,3 @@ def in_eval(model: HybridMobileNet) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def _shortened(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:5])
-    return f"{len(names)} ({shown}{', ...' if len(names) > 5 else ''})"

@@ -37,7 +37,7 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .cuda_graph import CapturedSteps
-from .data import ImageDataset, Splits, load, normalisation
+from .data import SPLIT_FILE, ImageDataset, Splits, load, normalisation
 from .evaluate import Evaluation, evaluate
 from .files import write_atomically
 from .machine import keep_freed_memory
@@ -172,7 +172,7 @@ Read = Callable[[Setup, Monitor], Splits]
 
 
 def train(setup: Setup, out: Path, monitor: Monitor, read: Read = read_data) -> Evaluation:
-    """Train a network and leave in `out` the model, metrics.jsonl and evaluation.json.
+    """Train a network and leave in `out` the model, metrics.jsonl, evaluation.json and split.json.
 
     Started by torchrun in several processes, they train one network, each with its share of every batch.
 
@@ -289,6 +289,7 @@ class _Run:
         self.setup, self.splits, self.out, self.monitor = setup, splits, out, monitor
         self.processes, self.progress = processes, progress
         self.recipe = recipe = setup.recipe
+        self.remembered = splits.remembered(monitor.on_data)
         self.record = asdict(setup) | {"data_fingerprint": splits.train.fingerprint, "processes": processes.size}
         processes.require_same("settings, data or checkpoint", json.dumps([self.record, asdict(progress)]))
         self.batch_size = _batch_size(recipe, len(splits.train), processes)
@@ -452,6 +453,7 @@ class _Run:
             "images": len(self.splits.train),
             "last_epoch": self.progress.history[-1],
         }
+        self.processes.by_first(lambda: write_atomically(self.out / SPLIT_FILE, self.remembered.encoded()))
         self.processes.by_first(lambda: self.model.save_pretrained(self.out))
         self.processes.by_first(lambda: draw_curves(self.progress.history, self.out / CURVES_FILE))
         evaluation = evaluate(self.model, self.splits.test, seed=self.setup.seed, processes=self.processes)
