@@ -91,7 +91,7 @@ def main() -> None:
         images, validation = drawn(everything, per_class, draw)
         recipe = paper_recipe(options.family, options.data).with_epochs(options.epochs)
         recipe = replace(recipe, batch_size=batch_size, least_steps=steps)
-        splits = Splits(images, None, validation, options.data)
+        splits = Splits(images, None, validation, options.data, True)
 
         def read(_setup: Setup, _monitor: Monitor, splits: Splits = splits) -> Splits:
             return splits

@@ -140,7 +140,7 @@ def test_what_is_not_given_comes_from_the_family_s_recipe(tmp_path: Path, monkey
         for index, (family, recipe) in enumerate(PAPER_RECIPES.items())
     }
     monkeypatch.setattr(recipe_module, "PAPER_RECIPES", recipes)
-    monkeypatch.setattr(recipe_module, "LEAST_STEPS", 3)
+    monkeypatch.setattr(cli, "LEAST_STEPS", 3)
     for family in ("mp3", "fmp"):
         network = ["--family", family, "--alpha", "0.25", "--delta", "1", "--image-size", "8", "--in-channels", "1"]
         out = tmp_path / family
@@ -207,7 +207,8 @@ def test_evaluate(model: Path) -> None:
     assert [line.split()[0] for line in lines[2:12]] == list("0123456789")
     accuracy = json.loads((model / "evaluation.json").read_text())["accuracy"]
     assert lines[12].startswith(f"{accuracy:.2%} of 359 test images right, 1 pass, cross-entropy ")
-    assert " ".join(lines[13:]).replace("  ", " ").startswith("confusion matrix in")
+    assert lines[13] == "tested: all 359 images of the test split of digits"
+    assert " ".join(lines[14:]).replace("  ", " ").startswith("confusion matrix in")
     with Image.open(model / "confusion.png") as picture:
         picture.load()
         assert picture.format == "PNG"
@@ -216,10 +217,12 @@ def test_evaluate(model: Path) -> None:
 
 def test_evaluate_json_agrees_with_the_run(model: Path, tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
-    result = invoke("evaluate", model, "digits", "--json", "--confusion", picture)
+    result = invoke("evaluate", model, "digits", "--json", "--out", picture)
     assert (result.exit_code, result.stderr) == (0, "")
     record = json.loads(result.stdout)
     assert (record.pop("model"), record.pop("data"), record.pop("picture")) == (str(model), "digits", str(picture))
+    assert (record.pop("tested"), record.pop("of"), record.pop("used_in_training")) == ("test split", 359, 0)
+    assert record.pop("notes") == []
     expected = json.loads((model / "evaluation.json").read_text())
     assert record.pop("loss") == pytest.approx(expected.pop("loss"), abs=1e-5)  # another runtime's rounding
     assert record == expected
@@ -240,7 +243,7 @@ def test_evaluate_with_passes(model: Path) -> None:
 
 
 def test_a_picture_that_cannot_be_written_costs_the_picture_alone(model: Path, tmp_path: Path) -> None:
-    result = invoke("evaluate", model, "digits", "--json", "--confusion", tmp_path / "missing" / "picture.png")
+    result = invoke("evaluate", model, "digits", "--json", "--out", tmp_path / "missing" / "picture.png")
     assert result.exit_code == 2
     assert result.stderr == f"error: {tmp_path / 'missing' / 'picture.png'}: No such file or directory\n"
     assert json.loads(result.stdout)["images"] == 359
@@ -251,7 +254,7 @@ def test_evaluate_on_other_classes(model: Path, tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         for index in range(5):
             Image.new("L", (8, 8), 50 * index).save(tmp_path / name / f"{index}.png")
-    fails(invoke("evaluate", model, tmp_path), "the data has classes 2 (cat, dog)", "the model's own classes")
+    fails(invoke("evaluate", model, tmp_path), "images of 'cat', 'dog', but the model knows 10 classes", "leave")
 
 
 # Predict

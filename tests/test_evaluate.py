@@ -67,9 +67,15 @@ def test_a_class_without_images_or_predictions() -> None:
     assert result.accuracy == 0.5
     assert result.per_class() == {
         "a": {"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "images": 3},
-        "b": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "images": 0},
+        "b": {"precision": None, "recall": None, "f1": None, "images": 0},
         "c": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "images": 1},
     }
+    assert result.absent == ("b",)
+
+
+def test_one_class_has_a_recall_alone() -> None:
+    result = Evaluation(("a", "b"), ((3, 1), (0, 0)), 0.5, 1)
+    assert result.per_class()["a"] == {"precision": None, "recall": 0.75, "f1": None, "images": 4}
 
 
 def test_one_pass_is_the_softmax_of_fixed_regions(digits: ImageDataset) -> None:
@@ -134,7 +140,9 @@ def test_passes_that_make_no_sense(digits: ImageDataset, family: Family, passes:
 
 
 def test_other_classes(digits: ImageDataset) -> None:
-    with pytest.raises(ValueError, match=r"10 \(0, 1, 2, 3, 4, \.\.\.\), but the model knows 3 \(0, 1, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"of '3', '4', '5', '6' and 3 more, but the model knows 3 classes \(0, 1, 2\)"
+    ):
         evaluate(network(digits, classes=3), digits)
 
 

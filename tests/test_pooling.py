@@ -662,7 +662,12 @@ def test_wrong_dtype_is_refused(dtype: torch.dtype) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("axis", ["rows", "columns"])
-def test_wrong_sequence_is_refused(sequence: list[int], axis: str) -> None:
+@pytest.mark.parametrize("kernels", ["cpu", "every other device's"])
+def test_wrong_sequence_is_refused(
+    sequence: list[int], axis: str, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernels != "cpu":
+        monkeypatch.setattr(pooling, "_kernels", lambda _device: reference)
     x, right, wrong = torch.rand(1, 1, 5, 5), torch.tensor([0, 2, 4, 5]), torch.tensor(sequence, dtype=torch.int64)
     rows, columns = (wrong, right) if axis == "rows" else (right, wrong)
     with pytest.raises(
@@ -686,3 +691,47 @@ def test_docstring_example_is_true() -> None:
     failed, attempted = doctest.testmod(pooling)
     assert failed == 0
     assert attempted > 0
+
+
+# --- torch.func -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overlapping", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_torch_func_gives_what_a_loop_gives(training: bool, overlapping: bool) -> None:
+    pool = FractionalMaxPool2d(1.44, overlapping=overlapping).train(training)
+
+    def loss(sample: Tensor) -> Tensor:
+        result: Tensor = pool(sample[None]).square().sum()
+        return result
+
+    def by_autograd(sample: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        leaf = sample.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(leaf), leaf)
+        return gradient
+
+    samples = torch.rand(4, 3, 9, 9, generator=seeded())
+    expected = torch.stack([by_autograd(sample) for sample in samples])
+    torch.manual_seed(0)
+    assert torch.equal(torch.func.grad(loss)(samples[0]), expected[0])
+    torch.manual_seed(0)
+    assert torch.equal(torch.func.vmap(torch.func.grad(loss), randomness="same")(samples), expected)
+    torch.manual_seed(0)
+    pooled_once = torch.func.vmap(lambda sample: pool(sample[None])[0], randomness="same")(samples)
+    torch.manual_seed(0)
+    assert torch.equal(pooled_once, pool(samples))
+    torch.manual_seed(0)
+    jacobian = torch.func.jacrev(pool)(samples[:1, :1, :4, :4])
+    torch.manual_seed(0)
+    row_by_row = torch.autograd.functional.jacobian(pool, samples[:1, :1, :4, :4])  # type: ignore[no-untyped-call]
+    assert torch.equal(jacobian, row_by_row)
+
+
+def test_torch_vmap_draws_regions_for_each_where_asked_to() -> None:
+    pool = FractionalMaxPool2d(1.44)
+    same = torch.rand(1, 1, 1, 30, 30, generator=seeded()).expand(8, 1, 1, 30, 30)
+    results = torch.func.vmap(pool, randomness="different")(same)
+    assert len({tuple(result.flatten().tolist()) for result in results}) > 1
+    with pytest.raises(RuntimeError, match="random"):
+        torch.func.vmap(pool)(same)

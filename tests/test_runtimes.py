@@ -327,7 +327,7 @@ def test_export_predict_evaluate_and_benchmark(model: HybridMobileNet, file: Pat
     (prediction,) = printed("predict", exported, tmp_path / "image.png", "--top", "10")
     for index, share in enumerate(expected.tolist()):
         assert prediction["probabilities"][str(index)] == pytest.approx(share, abs=1e-5)
-    evaluation = printed("evaluate", exported, "digits", "--confusion", tmp_path / "confusion.png")
+    evaluation = printed("evaluate", exported, "digits", "--out", tmp_path / "confusion.png")
     assert evaluation["accuracy"] == record["accuracy"]
 
     rows = printed("benchmark", folder, "--rounds", "1", "--threads", "1", "--threads", "2", "--out", tmp_path)

@@ -50,7 +50,7 @@ SMALL = Setup("digits", "fmp", 0.25, 1, (8, 8), 1, recipe=RECIPE)
 OPTIONS = ["--family", "fmp", "--alpha", "0.25", "--delta", "1", "--image-size", "8", "--in-channels", "1"]
 OPTIONS += ["--epochs", "3", "--learning-rate", "0.001", "--fixed-epochs", "0"]
 STEPS = 5
-FINISHED = ["config.json", "curves.png", "evaluation.json", "metrics.jsonl", "model.safetensors"]
+FINISHED = ["config.json", "curves.png", "evaluation.json", "metrics.jsonl", "model.safetensors", "split.json"]
 
 
 class Quiet:
@@ -825,8 +825,8 @@ def test_data_that_changed(tmp_path: Path) -> None:
         before_step(patch, lambda taken, _model, _optimizer: kill() if taken == 1 else None)
         with pytest.raises(Killed):
             train(setup, tmp_path / "run", Quiet())
-    for image in (data / "class 0").iterdir():
-        Image.new("RGB", (8, 8), (0, 0, 99)).save(image)
+    for index, image in enumerate((data / "class 0").iterdir()):
+        Image.new("RGB", (8, 8), (0, index, 99)).save(image)
     refuses(CheckpointError, lambda: resume(tmp_path / "run", Quiet()), "has changed", "start a new run")
     shutil.rmtree(data)
     refuses(ValueError, lambda: resume(tmp_path / "run", Quiet()), str(data))
@@ -847,3 +847,20 @@ def test_a_step_updates_every_parameter_once() -> None:
     gradient = (logits.softmax(1) - nn.functional.one_hot(labels, 2)) / 4
     torch.testing.assert_close(linear.weight.detach(), before["weight"] - 0.5 * gradient.t() @ images)
     torch.testing.assert_close(linear.bias.detach(), before["bias"] - 0.5 * gradient.sum(0))
+
+
+# Seeds
+
+
+def test_large_seeds_are_seeds(tmp_path: Path) -> None:
+    for seed in (20241124123456, 2**64 - 1):
+        train(replace(SMALL, seed=seed, recipe=replace(RECIPE, epochs=1)), tmp_path / str(seed), Quiet())
+
+
+def test_seeds_that_are_in_use_stay_what_they_are() -> None:
+    assert training._seed(7, 3) == 7 * 1_000_003 + 3
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_out_of_range(tmp_path: Path, seed: int) -> None:
+    refuses(ValueError, lambda: train(replace(SMALL, seed=seed), tmp_path / "run", Quiet()), f"seed is {seed}", "2**64")

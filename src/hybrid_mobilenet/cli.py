@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from .data import Evaluated
+    from .evaluate import Evaluation
     from .grid import Run
     from .progress import RunState
 
@@ -242,7 +244,8 @@ def train(
 
     DATA that is a folder holds one subfolder of images per class, or such folders
     named train and test; without a test folder, a fifth of the images is held out.
-    The state is saved after every epoch, every 5 minutes and at Ctrl-C. Several GPUs
+    Without --epochs it takes at least 4,000 steps: of few images, several passes to
+    an epoch. The state is saved after every epoch, every 5 minutes and at Ctrl-C. Several GPUs
     or machines: torchrun --nproc-per-node gpu -m hybrid_mobilenet train DATA
 
     [bold]Examples[/]
@@ -475,16 +478,21 @@ def report(
 @app.command()
 def evaluate(
     model: ModelOrFileArgument,
-    data: Annotated[str, typer.Argument(help="As for train; its test images are used.")],
+    data: Annotated[str, typer.Argument(help="As for train.")],
     *,
     passes: PassesOption = 1,
     seed: Annotated[int, typer.Option(help="Of the random regions of several passes.")] = 0,
-    confusion: Annotated[
-        Path | None, typer.Option(help="Picture of the confusion matrix.", show_default="MODEL/confusion.png")
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Picture of the confusion matrix.", show_default="confusion.png in a run folder; else none"),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a model on the test images: accuracy, every class, and the confusion matrix as a picture.
+    """Evaluate a model: accuracy, every class, and the confusion matrix as a picture.
+
+    DATA is evaluated whole, or the test split of data that comes with one. Of
+    data without one that the model was trained on, only the images are taken that
+    the run held out and never saw. Classes may lack images.
 
     With --passes N the class probabilities are the mean over N passes, each with
     fresh random pooling regions, as Graham proposed; one pass uses fixed regions.
@@ -495,7 +503,7 @@ def evaluate(
       hybrid-mobilenet evaluate runs/digits/export/model.int8.onnx digits
     """
     from .classify import image_shape, load_classifier
-    from .data import load_test
+    from .data import Remembered, load_to_evaluate
     from .evaluate import evaluate as evaluate_model
     from .evaluate import tally
     from .machine import keep_freed_memory
@@ -507,27 +515,66 @@ def evaluate(
     keep_freed_memory()
     classifier = load_classifier(model, passes)
     size, channels = image_shape(classifier)
-    picture = confusion or (Path(model) if Path(model).is_dir() else Path()) / CONFUSION_FILE
+    picture = out or (Path(model) / CONFUSION_FILE if Path(model).is_dir() else None)
     with RunProgress(shown=not as_json) as progress:
-        test = load_test(data, image_size=size, channels=channels, progress=progress.on_data)
+        evaluated = load_to_evaluate(
+            data,
+            Remembered.of(model),
+            classifier.class_names,
+            image_size=size,
+            channels=channels,
+            progress=progress.on_data,
+        )
+        test = evaluated.images
         done = progress.counter("evaluating", len(test))
         if isinstance(classifier, FileClassifier):
             result = tally(classifier.class_names, classifier.probabilities, test, on_images=done)
         else:
             result = evaluate_model(classifier, test, passes, seed, done)
+    notes = evaluation_notes(evaluated, result)
     if as_json:
-        print_json({"model": model, "data": data, **result.record(), "picture": str(picture)})
+        about = {"tested": evaluated.which, "of": evaluated.of, "used_in_training": evaluated.used_in_training}
+        where = {"picture": str(picture) if picture else None}
+        print_json({"model": model, "data": data, **about, **result.record(), "notes": notes, **where})
     else:
-        console().print(
+        count = f"all {evaluated.of:,}" if len(test) == evaluated.of else f"{len(test):,} of {evaluated.of:,}"
+        of_split = "the test split of " if evaluated.which == "test split" else ""
+        held_out = ", held out when the model was trained on it" if evaluated.which == "held out" else ""
+        printer = console()
+        printer.print(
             class_table(result.per_class()),
             f"[bold]{result.accuracy:.2%}[/] of {result.images:,} test images right, "
             f"{passes} pass{'es with random regions' if passes > 1 else ''}, cross-entropy {result.loss:.4f}",
-            f"confusion matrix in {picture}",
             sep="\n",
         )
-    # Last, so that a folder that cannot be written costs the picture alone.
-    title = f"{data}\n{result.accuracy:.2%} of {result.images:,} images right"
-    draw_confusion(result.confusion, result.class_names, title, picture)
+        lines = [f"tested: {count} images of {of_split}{data}{held_out}", *(f"note: {note}" for note in notes)]
+        printer.print(*lines, *([f"confusion matrix in {picture}"] if picture else []), sep="\n", markup=False)
+    if picture:  # last, so that a folder that cannot be written costs the picture alone
+        title = f"{data}\n{result.accuracy:.2%} of {result.images:,} images right"
+        draw_confusion(result.confusion, result.class_names, title, picture)
+
+
+def evaluation_notes(evaluated: Evaluated, result: Evaluation) -> list[str]:
+    """What to know about an evaluation besides its figures."""
+    from .images import listed
+
+    notes = []
+    if evaluated.used_in_training is None:
+        notes.append(
+            "no split.json of its run is there, so that it is not known which images the model was trained on: some of "
+            "these may be among them"
+        )
+    elif evaluated.used_in_training:
+        notes.append(f"the model has seen {evaluated.used_in_training:,} of these images in training")
+    if evaluated.left_out:
+        notes.append(
+            f"left out, since they came after training: {evaluated.left_out:,} of the images; to test on them, put "
+            "them into a folder of their own"
+        )
+    empty = set(evaluated.images.class_names) - set(result.class_names)  # with images they would be an error
+    if absent := [*result.absent, *sorted(empty)]:
+        notes.append(f"no images of {listed(absent)}")
+    return notes
 
 
 @app.command()
@@ -622,7 +669,7 @@ def export(
 
     from dataclasses import asdict
 
-    from .data import load
+    from .data import Remembered, load, load_to_evaluate
     from .evaluate import evaluate as evaluate_model
     from .export.deployed import ExportError
     from .export.export import export as export_target
@@ -643,10 +690,17 @@ def export(
         calibration = test = accuracy = None
         if source is not None:
             size, channels = network.network.image_size, network.network.in_channels
-            splits = load(source, image_size=size, channels=channels, progress=progress.on_data)
+            if data is not None:
+                run = Remembered.of(model)
+                evaluated = load_to_evaluate(
+                    data, run, network.class_names, image_size=size, channels=channels, progress=progress.on_data
+                )
+                test = evaluated.images
             if CALIBRATED & set(targets):
+                splits = load(source, image_size=size, channels=channels, progress=progress.on_data)
                 calibration = calibration_images(splits.train)
-            test = splits.test if data is not None else None
+                if data is not None and evaluated.which == "all":  # not those that it is calibrated on
+                    test = splits.test
         if test is not None:
             done = progress.counter("PyTorch", len(test))
             accuracy = evaluate_model(network, test, on_images=done).accuracy

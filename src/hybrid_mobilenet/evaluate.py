@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .data import ImageDataset
+from .data import ImageDataset, numbered
 from .model import HybridMobileNet
 from .processes import Processes
 
@@ -42,16 +42,27 @@ class Evaluation:
         """Fraction of all images whose most probable class is their own."""
         return self.correct / self.images
 
-    def per_class(self) -> dict[str, dict[str, float]]:
-        """Precision, recall, F1 and number of images of each class."""
-        report = {}
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """The classes without images."""
+        return tuple(name for name, row in zip(self.class_names, self.confusion, strict=True) if not any(row))
+
+    def per_class(self) -> dict[str, dict[str, float | None]]:
+        """Precision, recall, F1 and number of images of each class; None for what the images cannot tell.
+
+        That is all three of a class without images, and precision and F1 where no image is of another class, so that
+        none could be mistaken for it.
+        """
+        has_others = len(self.class_names) - len(self.absent) > 1
+        report: dict[str, dict[str, float | None]] = {}
         for index, name in enumerate(self.class_names):
             hits, of_class = self.confusion[index][index], sum(self.confusion[index])
             taken = sum(row[index] for row in self.confusion)
+            is_told = of_class > 0 and has_others
             report[name] = {
-                "precision": hits / taken if taken else 0.0,
-                "recall": hits / of_class if of_class else 0.0,
-                "f1": 2 * hits / (taken + of_class) if taken + of_class else 0.0,
+                "precision": (hits / taken if taken else 0.0) if is_told else None,
+                "recall": hits / of_class if of_class else None,
+                "f1": 2 * hits / (taken + of_class) if is_told else None,
                 "images": of_class,
             }
         return report
@@ -80,7 +91,7 @@ def probabilities(model: HybridMobileNet, images: Tensor, passes: int = 1) -> Te
             random regions (Graham 2014, section 4), drawn from torch's default generator.
 
     Returns:
-        (N, classes), rows summing to 1.
+        (N, classes), on the CPU, rows summing to 1.
 
     Raises:
         ValueError: where `passes` is below 1, or above 1 for a network without fractional max pooling.
@@ -95,8 +106,8 @@ def probabilities(model: HybridMobileNet, images: Tensor, passes: int = 1) -> Te
         if passes > 1:
             for pool in pools:
                 pool.train()
-        # The sum of equal passes is exact in float64, so that averaging cannot blur a tie.
-        total = sum(model(images).double().softmax(1) for _ in range(passes))
+        # The sum of equal passes is exact in float64, so that averaging cannot blur a tie; not every device has it.
+        total = sum(model(images).cpu().double().softmax(1) for _ in range(passes))
     assert isinstance(total, Tensor)
     return (total / passes).float()
 
@@ -111,20 +122,23 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a model on every image of a data set.
 
-    On a CPU that is twice as fast in a process that keeps freed memory (`machine.keep_freed_memory`), as the command
+    On a CPU that is faster in a process that keeps freed memory (`machine.keep_freed_memory`), as the command
     line's does.
 
     Args:
         model: the model, on any device.
-        dataset: its images and labels.
+        dataset: its images and labels; see `tally` for its classes.
         passes: see `probabilities`.
         seed: of the random regions; the default generators are left as they were.
         on_images: called with the number of images done, for progress.
         processes: those that share the work: each takes other batches, and all return the result over all images.
 
     Raises:
-        ValueError: where the data set's classes or images are not the model's, or `passes` is out of range.
+        ValueError: where images are of no class of the model's, or not of its shape, or `passes` or `seed` is out of
+            range.
     """
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed is {seed}, but must be 0 or more and below 2**64: try 0")
     device = model.mean.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds every GPU there is
@@ -133,7 +147,7 @@ def evaluate(
                 torch.cuda.manual_seed(seed)
         return tally(
             model.class_names,
-            lambda images: probabilities(model, images.to(device), passes).cpu(),
+            lambda images: probabilities(model, images.to(device), passes),
             dataset,
             passes,
             on_images,
@@ -154,25 +168,21 @@ def tally(
     Args:
         class_names: in the order of the probabilities.
         classify: from images, uint8 (N, C, H, W), to probabilities, (N, classes).
-        dataset: its images and labels.
+        dataset: its images and labels. Its classes are matched by name, may lack some and stand in another order.
         passes: that `classify` averages, for the record.
         on_images: called with the number of images done, for progress.
         processes: as for `evaluate`.
 
     Raises:
-        ValueError: where the data set's classes are others.
+        ValueError: where images are of a class of another name, which it tells, or there are none.
     """
-    if tuple(dataset.class_names) != class_names:
-        raise ValueError(
-            f"the data has classes {_shortened(dataset.class_names)}, but the model knows "
-            f"{_shortened(class_names)}: evaluate on data with the model's own classes"
-        )
+    label_of = numbered(dataset, class_names)
     none = torch.empty(0, dtype=torch.int64)
     expected, predicted, log_likelihood = [none], [none], 0.0
     everything = torch.arange(len(dataset), device=dataset.labels.device)
     for indices in torch.split(everything, BATCH_SIZE)[processes.rank :: processes.size]:
         p = classify(dataset.batch(indices))
-        expected.append(dataset.labels[indices].cpu())
+        expected.append(label_of[dataset.labels[indices].cpu()])
         predicted.append(p.argmax(1))
         log_likelihood += p.gather(1, expected[-1][:, None]).clamp_min(1e-12).log().sum().item()
         if on_images:
@@ -196,8 +206,3 @@ def in_eval(model: HybridMobileNet) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def _shortened(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:5])
-    return f"{len(names)} ({shown}{', ...' if len(names) > 5 else ''})"

@@ -11,6 +11,7 @@ channel, still random in eval().
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from functools import cache
 from itertools import accumulate
 from types import ModuleType
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from .architecture import PoolingSequence, Size, fractional_size
 from .kernels import has_triton, reference
+from .kernels.reference import check_sequence
 
 #: u is a multiple of 1 / U_STEPS, so that the pseudorandom sequence is exact integer arithmetic in every precision.
 U_STEPS = 2**24
@@ -42,7 +44,7 @@ def random_sequence(n_in: int, n_out: int, generator: torch.Generator | None = N
     """
     _check_sizes(n_in, n_out)
     order = torch.randperm(n_out, generator=generator, device=generator.device if generator else None)
-    if order.is_cpu and not torch.compiler.is_compiling():
+    if order.is_cpu and not torch.compiler.is_compiling() and not _are_transformed():
         # Plain integers: each of torch's operations takes longer than all of these, and torch.tensor twice as long.
         values = [0, *accumulate(1 + (place < n_in - n_out) for place in order.tolist())]
         return torch.frombuffer(array("q", values), dtype=torch.int64)
@@ -87,6 +89,11 @@ def _fixed(n_in: int, n_out: int) -> Tensor:
     """The pseudorandom sequence of u = 1/2, from plain integers: torch.export takes it for a constant."""
     ceiling = [-(-n_in * (2 * i + 1) // (2 * n_out)) for i in range(n_out + 1)]
     return torch.tensor([value - ceiling[0] for value in ceiling])
+
+
+def _are_transformed() -> bool:
+    """Whether torch.func transforms what is computed here: values may then stand for many, and have no memory."""
+    return bool(torch._C._are_functorch_transforms_active())
 
 
 def _is_ratio(value: object) -> bool:
@@ -157,6 +164,39 @@ def _gradient(ctx: Any, gradient: Tensor, _of_winners: Tensor | None) -> tuple[T
 _pool.register_autograd(_gradient, setup_context=_keep)
 
 
+def _for_all(
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    operator: Callable[..., Any],
+    maps: tuple[Tensor, ...],
+    sequences: tuple[Tensor, ...],
+    rest: tuple[Any, ...],
+) -> tuple[Tensor, ...]:
+    """An operator over a dimension that torch.vmap adds to some of its tensors; it is the first of every result.
+
+    With the same regions for all it becomes a part of the batch; with regions of their own they go one by one.
+    """
+
+    def results(*inputs: Tensor) -> tuple[Tensor, ...]:
+        done = operator(*inputs, *rest)
+        return done if isinstance(done, tuple) else (done,)
+
+    maps = tuple(
+        (each.expand(info.batch_size, *each.shape) if at is None else each.movedim(at, 0))
+        for each, at in zip(maps, in_dims, strict=False)
+    )
+    dims = in_dims[len(maps) :]
+    if dims[0] is None and dims[1] is None:
+        done = results(*(each.flatten(0, 1) for each in maps), *sequences)
+        return tuple(each.view(info.batch_size, -1, *each.shape[1:]) for each in done)
+    sequences = tuple(
+        (each.expand(info.batch_size, -1) if at is None else each.movedim(at, 0))
+        for each, at in zip(sequences, dims, strict=False)
+    )
+    each_done = [results(*inputs) for inputs in zip(*maps, *sequences, strict=True)]
+    return tuple(torch.stack(each) for each in zip(*each_done, strict=True))
+
+
 class _EagerPool(torch.autograd.Function):
     """The operator without its dispatch, which takes as long as the pooling of a small batch."""
 
@@ -172,6 +212,49 @@ class _EagerPool(torch.autograd.Function):
             return _gradient(ctx, gradient, None)
         arguments = (gradient, *ctx.saved_tensors, ctx.overlapping, *ctx.size)
         return _kernels(gradient.device.type).backward(*arguments), None, None, None
+
+
+class _TransformedPool(torch.autograd.Function):
+    """The operator for torch.func, whose transforms ask for this form; it takes longer."""
+
+    @staticmethod
+    def forward(*inputs):  # type: ignore[no-untyped-def]
+        return _kernels(inputs[0].device.type).forward(*inputs)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        ctx.mark_non_differentiable(output[1])
+        _keep(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx, gradient, _of_winners):  # type: ignore[no-untyped-def]
+        arguments = (gradient, *ctx.saved_tensors, ctx.overlapping, *ctx.size)
+        return _TransformedGradient.apply(*arguments), None, None, None  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
+        return _for_all(info, in_dims, _TransformedPool.apply, inputs[:1], inputs[1:3], inputs[3:]), (0, 0)
+
+
+class _TransformedGradient(torch.autograd.Function):
+    """The operator's gradient for torch.func."""
+
+    @staticmethod
+    def forward(*inputs):  # type: ignore[no-untyped-def]
+        return _kernels(inputs[0].device.type).backward(*inputs)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        pass
+
+    @staticmethod
+    def backward(_ctx, _gradient):  # type: ignore[no-untyped-def]
+        raise NotImplementedError("fractional max pooling has no second derivative: its first is constant by pieces")
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
+        (result,) = _for_all(info, in_dims, _TransformedGradient.apply, inputs[:2], inputs[2:4], inputs[4:])
+        return result, 0
 
 
 def fractional_max_pool2d(x: Tensor, rows: Tensor, columns: Tensor, overlapping: bool = False) -> Tensor:
@@ -193,11 +276,22 @@ def fractional_max_pool2d(x: Tensor, rows: Tensor, columns: Tensor, overlapping:
         ValueError: where `x` is not a floating-point tensor of four dimensions, or a sequence does not fit its axis.
     """
     _check_input(x)
+    for name, sequence, size in (("rows", rows, x.shape[2]), ("columns", columns, x.shape[3])):
+        has_values = type(sequence) is Tensor and sequence.device.type != "meta" and not _are_transformed()
+        if has_values and not torch.compiler.is_compiling():
+            check_sequence(sequence, size, name)
+    return _pooled(x, rows, columns, overlapping)
+
+
+def _pooled(x: Tensor, rows: Tensor, columns: Tensor, overlapping: bool) -> Tensor:
+    """`fractional_max_pool2d` without a look at the sequences, for which a GPU would be waited for."""
     # A blocking copy of the drawn regions would make the host wait for all steps that the GPU has not finished yet.
     if x.device != rows.device or x.device != columns.device:
         rows, columns = (regions.to(x.device, non_blocking=x.is_cuda) for regions in (rows, columns))
     inputs = x, rows, columns, overlapping
     # Compilers, exporters and tensor subclasses, fake ones among them, see the operator.
+    if _are_transformed():
+        return cast(Tensor, _TransformedPool.apply(*inputs)[0])  # type: ignore[no-untyped-call]
     if x.requires_grad and type(x) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling():
         return cast(Tensor, _EagerPool.apply(*inputs))  # type: ignore[no-untyped-call]
     return cast(Tensor, _pool(*inputs)[0])
@@ -267,7 +361,7 @@ class FractionalMaxPool2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         _check_input(x)
         rows, columns = self.given or self.regions((x.shape[-2], x.shape[-1]))
-        return fractional_max_pool2d(x, rows, columns, self.overlapping)
+        return _pooled(x, rows, columns, self.overlapping)
 
     def regions(self, size: Size) -> tuple[Tensor, Tensor]:
         """The pooling sequences of rows and of columns for maps of this height and width: drawn, or those of eval()."""

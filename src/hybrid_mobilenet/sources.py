@@ -36,8 +36,12 @@ class Source(ABC):
         """The images with these numbers, in any order."""
 
 
-def open_source(source: str) -> tuple[str, Source, Source | None]:
+def open_source(source: str, *, to_evaluate: bool = False) -> tuple[str, Source, Source | None]:
     """What to call a source, its training images, and its test images where it has its own. See `data.load`.
+
+    Args:
+        source: its name.
+        to_evaluate: then class folders may be empty, and tables for training missing.
 
     Raises:
         DataError: where the source is unknown or its data unusable.
@@ -59,7 +63,7 @@ def open_source(source: str) -> tuple[str, Source, Source | None]:
                 )
         return source, *_open_tables(tables[:1], tables[1:])
     if source and path.exists():
-        return path.resolve().name, *_open_path(path)
+        return path.resolve().name, *_open_path(path, to_evaluate)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return source, *_open_hub(source)
     raise DataError(
@@ -68,7 +72,7 @@ def open_source(source: str) -> tuple[str, Source, Source | None]:
     )
 
 
-def _open_path(path: Path) -> tuple[Source, Source | None]:
+def _open_path(path: Path, to_evaluate: bool) -> tuple[Source, Source | None]:
     if path.is_file():
         if path.suffix.lower() != ".parquet":
             raise DataError(f"{path} is a file, but must be a .parquet file, or a folder with one subfolder per class")
@@ -81,13 +85,16 @@ def _open_path(path: Path) -> tuple[Source, Source | None]:
                 of_split.setdefault(match[1] if match else "", []).append(table)
             if set(of_split) == {""}:
                 return _open_tables(tables)
+            held_out = next((of_split[name] for name in _TEST_NAMES if name in of_split), None)
+            if to_evaluate and held_out and "train" not in of_split:
+                return _open_tables(held_out)
             if "train" not in of_split:
                 raise DataError(f"{folder} has Parquet files, but none named train*.parquet: add the training images")
-            return _open_tables(of_split["train"], next((of_split[n] for n in _TEST_NAMES if n in of_split), None))
-    held_out = next((path / name for name in _TEST_NAMES if (path / name).is_dir()), None)
-    if held_out and (path / "train").is_dir():
-        return _Folder(path / "train"), _Folder(held_out)
-    return _Folder(path), None
+            return _open_tables(of_split["train"], held_out)
+    folder = next((path / name for name in _TEST_NAMES if (path / name).is_dir()), path)
+    if folder != path and (path / "train").is_dir():
+        return _Folder(path / "train", to_evaluate), _Folder(folder, to_evaluate)
+    return _Folder(path, to_evaluate), None
 
 
 def _open_tables(train: list[Path], test: list[Path] | None = None) -> tuple[Source, Source | None]:
@@ -171,16 +178,21 @@ class _Digits(Source):
 
 
 class _Folder(Source):
-    """One subfolder per class, searched to any depth; classes and files in the order of their names."""
+    """One subfolder per class, searched to any depth; classes and files in the order of their names.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: the folder.
+        may_lack: whether classes may have no images, as long as one has.
+    """
+
+    def __init__(self, root: Path, may_lack: bool = False) -> None:
         folders = sorted(entry for entry in root.iterdir() if is_visible(entry) and entry.is_dir())
         if not folders:
             raise DataError(
                 f"{root} has no subfolders: put the images of each class into a folder named after the class"
             )
         of_class = [list(files_below(folder)) for folder in folders]
-        if [] in of_class:
+        if not any(of_class) or ([] in of_class and not may_lack):
             raise DataError(
                 f"class folder {folders[of_class.index([])]} holds no image: add files such as {listed(EXTENSIONS)}, "
                 "or remove the folder"

@@ -200,12 +200,14 @@ def marked(result: paper.Result, quantity: paper.Quantity) -> str:
     return f"{figure or '-'} {letters:1}"
 
 
-def class_table(per_class: Mapping[str, Mapping[str, float]]) -> Table:
-    """Images, recall, precision and F1 of each class of an evaluation."""
+def class_table(per_class: Mapping[str, Mapping[str, float | None]]) -> Table:
+    """Images, recall, precision and F1 of each class with images in an evaluation; "-" for what they cannot tell."""
     rows = table("Class", "Images", "Recall", "Precision", "F1", left=1)
     for name, figures in per_class.items():
-        shares = (f"{figures[key]:.1%}" for key in ("recall", "precision", "f1"))
-        rows.add_row(escape(name), f"{figures['images']:,}", *shares)
+        if figures["images"]:
+            values = (figures[key] for key in ("recall", "precision", "f1"))
+            shares = ("-" if value is None else f"{value:.1%}" for value in values)
+            rows.add_row(escape(name), f"{figures['images']:,}", *shares)
     return rows
 
 

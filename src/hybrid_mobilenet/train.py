@@ -37,7 +37,7 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .cuda_graph import CapturedSteps
-from .data import ImageDataset, Splits, load, normalisation
+from .data import SPLIT_FILE, ImageDataset, Splits, load, normalisation
 from .evaluate import Evaluation, evaluate
 from .files import write_atomically
 from .model import HybridMobileNet
@@ -53,6 +53,8 @@ EVALUATION_FILE = "evaluation.json"
 SAVE_EVERY = 300.0
 #: Seconds within which one Ctrl-C may come twice: torchrun passes on what a terminal has sent to all processes.
 SAME_CTRL_C = 0.5
+#: A seed is below this: torch's generators take 64 bits.
+SEEDS = 1 << 64
 #: Steps between looks at the loss: each look waits for the device.
 LOOK_EVERY = 20
 #: An epoch may leave out this share of the images, other ones each time, where they do not fill a batch.
@@ -171,7 +173,7 @@ Read = Callable[[Setup, Monitor], Splits]
 
 
 def train(setup: Setup, out: Path, monitor: Monitor, read: Read = read_data) -> Evaluation:
-    """Train a network and leave in `out` the model, metrics.jsonl and evaluation.json.
+    """Train a network and leave in `out` the model, metrics.jsonl, evaluation.json and split.json.
 
     Started by torchrun in several processes, they train one network, each with its share of every batch.
 
@@ -210,6 +212,8 @@ def _prepare(setup: Setup, out: Path, monitor: Monitor, processes: Processes, re
             f"out is {str(out)!r}, which exists already: choose another folder with --out, go on with an unfinished "
             "run with --resume, or delete it"
         )
+    if not 0 <= setup.seed < SEEDS:
+        raise ValueError(f"seed is {setup.seed}, but must be 0 or more and below 2**64: try 0")
     # Whatever is wrong with the network is told before the data is read.
     resolve(setup.family, setup.alpha, setup.delta, 2, setup.channels, setup.image_size)
     if setup.recipe.precision == "bf16" and not torch.accelerator.is_available():
@@ -288,6 +292,7 @@ class _Run:
         self.setup, self.splits, self.out, self.monitor = setup, splits, out, monitor
         self.processes, self.progress = processes, progress
         self.recipe = recipe = setup.recipe
+        self.remembered = splits.remembered(monitor.on_data)
         self.record = asdict(setup) | {"data_fingerprint": splits.train.fingerprint, "processes": processes.size}
         processes.require_same("settings, data or checkpoint", json.dumps([self.record, asdict(progress)]))
         self.batch_size = _batch_size(recipe, len(splits.train), processes)
@@ -299,6 +304,7 @@ class _Run:
         self.optimizer = adam(self.model, recipe)
         self.module, self.fabric_optimizer = self.fabric.setup(self.model, self.optimizer)
         self.captured: CapturedSteps | None = None
+        self.unread: list[tuple[Tensor, Tensor]] = []
         self.clock = self.saved = time.perf_counter()
 
     def finish(self) -> Evaluation:
@@ -324,25 +330,23 @@ class _Run:
         if progress.epoch >= recipe.epochs - recipe.fixed_epochs:
             for pool in self.model.fractional_max_pools():
                 pool.eval()
-        order = torch.Generator().manual_seed(self.setup.seed * 1_000_003 + progress.epoch)
+        order = torch.Generator().manual_seed(_seed(self.setup.seed, progress.epoch))
         batches = _batches(len(images), self.steps, self.batch_size, order).to(images.labels.device)
         before, total = progress.epoch * self.steps, recipe.epochs * self.steps
         rates = [learning_rate(recipe, (before + step) / total) for step in range(self.steps)]
-        loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=self.fabric.device)
-        correct = torch.tensor(progress.correct, device=self.fabric.device)
 
         steps_of = self.captured_steps if self.is_captured else self.steps_one_by_one
         for take in steps_of(batches[progress.step :], rates[progress.step :]):
             started = time.perf_counter()
             loss, hits = take()
-            loss_sum += loss
-            correct += hits
+            self.unread.append((loss.clone(), hits.clone()))  # a captured step overwrites them
             progress.step += 1
             progress.images += self.batch_size
             look = progress.step % LOOK_EVERY == 0 or progress.step == self.steps
             if look:  # waits for the device, so that the seconds are those of all steps since the last look
                 _wait(self.fabric.device)
                 self.check_finite([loss])
+                self.read_losses()
             progress.step_seconds += time.perf_counter() - started
             if look:
                 self.monitor.on_step(loss.item(), progress.step)
@@ -350,7 +354,7 @@ class _Run:
             after = self.processes.highest(After.STOP if stop.is_set() else due)
             if after > After.STEP:
                 self.check_finite(self.model.state_dict().values())
-                progress.loss_sum, progress.correct = loss_sum.item(), int(correct.item())
+                self.read_losses()
                 self.save()
             if after == After.STOP:
                 raise Interrupted
@@ -358,8 +362,8 @@ class _Run:
         self.check_finite(self.model.state_dict().values())
         epoch_record: dict[str, Any] = {
             "epoch": progress.epoch + 1,
-            "loss": loss_sum.item() / self.steps,
-            "accuracy": correct.item() / progress.images,
+            "loss": progress.loss_sum / self.steps,
+            "accuracy": progress.correct / progress.images,
             "learning_rate": rates[-1],
             "images_per_second": progress.images / progress.step_seconds,
             "seconds": self.elapsed(),  # all but the evaluation: data, steps and saving
@@ -400,6 +404,16 @@ class _Run:
         """One step, of all processes."""
         loss, hits = train_step(self.fabric, self.module, self.fabric_optimizer, images, labels)
         return self.processes.share(self.model, loss, hits)
+
+    def read_losses(self) -> None:
+        """Add up the losses and hits of the steps since they were last read: on the host, where there is float64."""
+        if not self.unread:
+            return
+        losses, hits = (torch.stack(each).tolist() for each in zip(*self.unread, strict=True))
+        for loss in losses:  # one by one, so that the sum does not depend on when it was read
+            self.progress.loss_sum += loss
+        self.progress.correct += sum(hits)
+        self.unread.clear()
 
     def set_precise_statistics(self, images: int) -> None:
         """Give the model the statistics of its present weights over so many training images."""
@@ -442,6 +456,7 @@ class _Run:
             "images": len(self.splits.train),
             "last_epoch": self.progress.history[-1],
         }
+        self.processes.by_first(lambda: write_atomically(self.out / SPLIT_FILE, self.remembered.encoded()))
         self.processes.by_first(lambda: self.model.save_pretrained(self.out))
         self.processes.by_first(lambda: draw_curves(self.progress.history, self.out / CURVES_FILE))
         evaluation = evaluate(self.model, self.splits.test, seed=self.setup.seed, processes=self.processes)
@@ -582,8 +597,13 @@ def _separate_randomness(model: HybridMobileNet, seed: int, processes: Processes
     regions = torch.Generator().manual_seed(seed)
     for pool in model.fractional_max_pools():
         pool.generator = regions
-    torch.manual_seed(seed * 1_000_003 + processes.rank)
+    torch.manual_seed(_seed(seed, processes.rank))
     return regions
+
+
+def _seed(seed: int, part: int) -> int:
+    """A seed of its own for an epoch or a process, within what torch takes."""
+    return (seed * 1_000_003 + part) % SEEDS
 
 
 def _fetched(dataset: ImageDataset, batches: list[Tensor], *, pinned: bool) -> Iterator[tuple[Tensor, Tensor]]:

@@ -142,8 +142,11 @@ def folded(block: ConvolutionBlock) -> nn.Conv2d:
     norm, old = block.norm, block.conv
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    # In double precision, so that folding costs less than the float32 arithmetic it replaces.
-    scale = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
+    # In double precision, so that folding costs less than the float32 arithmetic it replaces; the host has it always.
+    mean, variance, weight, bias = (
+        tensor.detach().cpu().double() for tensor in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
+    scale = weight / (variance + norm.eps).sqrt()
     convolution = nn.Conv2d(
         old.in_channels,
         old.out_channels,
@@ -153,9 +156,9 @@ def folded(block: ConvolutionBlock) -> nn.Conv2d:
         groups=old.groups,
         device="meta",  # where no weights are drawn: the caller's random state stays as it is
     )
-    weight = (old.weight.detach().double() * scale.view(-1, 1, 1, 1)).float().cpu().contiguous()
-    convolution.weight = nn.Parameter(weight)
-    convolution.bias = nn.Parameter((norm.bias.detach().double() - norm.running_mean.double() * scale).float().cpu())
+    weights = (old.weight.detach().cpu().double() * scale.view(-1, 1, 1, 1)).float().contiguous()
+    convolution.weight = nn.Parameter(weights)
+    convolution.bias = nn.Parameter((bias - mean * scale).float())
     return convolution
 
 
