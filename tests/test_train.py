@@ -59,6 +59,8 @@ class Quiet:
     def __init__(self) -> None:
         self.epochs: list[dict[str, Any]] = []
         self.starts: list[tuple[int, int]] = []
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
 
     def on_data(self, what: str, done: int, total: int) -> None: ...
 
@@ -69,6 +71,12 @@ class Quiet:
 
     def on_epoch(self, record: dict[str, Any]) -> None:
         self.epochs.append(record)
+
+    def on_note(self, note: str) -> None:
+        self.notes.append(note)
+
+    def on_warning(self, warning: str) -> None:
+        self.warnings.append(warning)
 
 
 class Killed(BaseException):
@@ -825,3 +833,20 @@ def test_a_step_updates_every_parameter_once() -> None:
     gradient = (logits.softmax(1) - nn.functional.one_hot(labels, 2)) / 4
     torch.testing.assert_close(linear.weight.detach(), before["weight"] - 0.5 * gradient.t() @ images)
     torch.testing.assert_close(linear.bias.detach(), before["bias"] - 0.5 * gradient.sum(0))
+
+
+# Seeds
+
+
+def test_large_seeds_are_seeds(tmp_path: Path) -> None:
+    for seed in (20241124123456, 2**64 - 1):
+        train(replace(SMALL, seed=seed, recipe=replace(RECIPE, epochs=1)), tmp_path / str(seed), Quiet())
+
+
+def test_seeds_that_are_in_use_stay_what_they_are() -> None:
+    assert training._seed(7, 3) == 7 * 1_000_003 + 3
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_out_of_range(tmp_path: Path, seed: int) -> None:
+    refuses(ValueError, lambda: train(replace(SMALL, seed=seed), tmp_path / "run", Quiet()), f"seed is {seed}", "2**64")

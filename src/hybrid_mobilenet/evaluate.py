@@ -81,7 +81,7 @@ def probabilities(model: HybridMobileNet, images: Tensor, passes: int = 1) -> Te
             random regions (Graham 2014, section 4).
 
     Returns:
-        (N, classes), rows summing to 1.
+        (N, classes), on the CPU, rows summing to 1.
 
     Raises:
         ValueError: where `passes` is below 1, or above 1 for a network without fractional max pooling.
@@ -92,12 +92,12 @@ def probabilities(model: HybridMobileNet, images: Tensor, passes: int = 1) -> Te
             f"passes is {passes}, but must be 1 or more, and 1 for a network without fractional max pooling, "
             f"whose passes are all equal; this network is {model.network.family}"
         )
-    with _in_eval(model):
+    with in_eval(model):
         if passes > 1:
             for pool in pools:
                 pool.train()
-        # The sum of equal passes is exact in float64, so that averaging cannot blur a tie.
-        total = sum(model(images).double().softmax(1) for _ in range(passes))
+        # The sum of equal passes is exact in float64, so that averaging cannot blur a tie; not every device has it.
+        total = sum(model(images).cpu().double().softmax(1) for _ in range(passes))
     assert isinstance(total, Tensor)
     return (total / passes).float()
 
@@ -121,15 +121,17 @@ def evaluate(
         processes: those that share the work: each takes other batches, and all return the result over all images.
 
     Raises:
-        ValueError: where the data set's classes or images are not the model's, or `passes` is out of range.
+        ValueError: where the data set's classes or images are not the model's, or `passes` or `seed` is out of range.
     """
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed is {seed}, but must be 0 or more and below 2**64: try 0")
     keep_freed_memory()
     device = model.mean.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         return tally(
             model.class_names,
-            lambda images: probabilities(model, images.to(device), passes).cpu(),
+            lambda images: probabilities(model, images.to(device), passes),
             dataset,
             passes,
             on_images,
@@ -183,7 +185,8 @@ def tally(
 
 
 @contextmanager
-def _in_eval(model: HybridMobileNet) -> Iterator[None]:
+def in_eval(model: HybridMobileNet) -> Iterator[None]:
+    """The model in eval(), and its modules back in their modes behind it."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -84,7 +84,7 @@ def _compare(model: HybridMobileNet, exported: FileClassifier, images: Tensor | 
     images = images[:CHECKED_IMAGES]
     with torch.no_grad():
         # In double precision, so that the difference is the export's rounding alone, not PyTorch's too.
-        expected = copy.deepcopy(model).double().eval()(images.double() / 255)
+        expected = copy.deepcopy(model).cpu().double().eval()(images.double() / 255)
     logits, probabilities = exported.outputs(images)
     if not torch.allclose(probabilities, logits.softmax(1), atol=1e-5, equal_nan=True):
         raise ExportError(

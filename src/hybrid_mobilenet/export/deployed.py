@@ -142,14 +142,17 @@ def folded(block: ConvolutionBlock) -> nn.Conv2d:
     norm, old = block.norm, block.conv
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    # In double precision, so that folding costs less than the float32 arithmetic it replaces.
-    scale = norm.weight.detach().double() / (norm.running_var.double() + norm.eps).sqrt()
+    # In double precision, so that folding costs less than the float32 arithmetic it replaces; the host has it always.
+    mean, variance, weight, bias = (
+        tensor.detach().cpu().double() for tensor in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
+    scale = weight / (variance + norm.eps).sqrt()
     convolution = nn.Conv2d(
         old.in_channels, old.out_channels, old.kernel_size[0], old.stride[0], old.padding[0], groups=old.groups
     )
     assert convolution.bias is not None
-    convolution.weight.data = (old.weight.detach().double() * scale.view(-1, 1, 1, 1)).float().cpu().contiguous()
-    convolution.bias.data = (norm.bias.detach().double() - norm.running_mean.double() * scale).float().cpu()
+    convolution.weight.data = (old.weight.detach().cpu().double() * scale.view(-1, 1, 1, 1)).float().contiguous()
+    convolution.bias.data = (bias - mean * scale).float()
     return convolution
 
 
