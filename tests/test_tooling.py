@@ -170,6 +170,8 @@ def prune_each(model: HybridMobileNet) -> None:
 
 
 def prune_all(model: HybridMobileNet) -> None:
+    # The function flattens weights by view, which no channels-last kernels of several channels allow.
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's stubs lack it
     parameters = [(conv, "weight") for conv in convolutions(model)]
     parameters += [(module, "weight") for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     prune.global_unstructured(parameters, prune.L1Unstructured, amount=0.5)  # type: ignore[no-untyped-call]
