@@ -240,7 +240,8 @@ def train(
 
     DATA that is a folder holds one subfolder of images per class, or such folders
     named train and test; without a test folder, a fifth of the images is held out.
-    The state is saved after every epoch, every 5 minutes and at Ctrl-C. Several GPUs
+    Without --epochs it takes at least 4,000 steps: of few images, several passes to
+    an epoch. The state is saved after every epoch, every 5 minutes and at Ctrl-C. Several GPUs
     or machines: torchrun --nproc-per-node gpu -m hybrid_mobilenet train DATA
 
     [bold]Examples[/]
