@@ -6,6 +6,7 @@ What a tool sees, and what a changed network gives, is compared with the same mo
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import Mock
@@ -44,7 +45,7 @@ def images(count: int = 6) -> Tensor:
 
 def by_its_modules(model: HybridMobileNet, images: Tensor) -> Tensor:
     """The network as anybody would write it, every module called."""
-    x = (images - model.mean) / model.std
+    x = ((images - model.mean) / model.std).to(model.mean.dtype)
     for layer in model.network.layers:
         if layer.kind == "global_average_pool":
             x = x.mean((2, 3))
@@ -380,7 +381,9 @@ def test_weights_of_a_subclass_see_the_convolution() -> None:
         def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG003
             functions.append(getattr(function, "__name__", ""))
             with torch._C.DisableTorchFunctionSubclass():
-                return function(*args, **(kwargs or {}))
+                result = function(*args, **(kwargs or {}))
+            # nn.Parameter asks for its own kind back.
+            return result.as_subclass(cls) if function in (Tensor.detach, Tensor.requires_grad_) else result
 
     model = network()
     for name in ("block3_depthwise", "block3_pointwise", "block13_pointwise"):
@@ -414,16 +417,53 @@ def test_flops_of_a_training_step_are_all_counted() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_bfloat16_autocast(training: bool) -> None:
-    model = network().float().train(training)
-    x = images(32).float()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_autocast_is_as_near_as_that_of_its_modules(family: Family, training: bool) -> None:
+    model = network(family).float().train(training)
     results = []
-    for forward in (model, lambda x: by_its_modules(model, x)):
+    for precision in (torch.float32, torch.bfloat16):
+        for forward in (model, lambda x: by_its_modules(model, x)):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+                found = run(forward, model, images(32).float())
+            gradients = torch.cat([gradient.flatten() for gradient in found["of weights"].values()])
+            results.append((found["logits"], gradients))
+    exact, _, ours, theirs = results
+    assert ours[0].dtype == torch.bfloat16
+    for i in range(2):
+        errors = [(each[i] - exact[i]).norm() / exact[i].norm() for each in (ours, theirs)]
+        assert errors[0] < 1.5 * errors[1] + 0.01
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("pixels", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_network_takes_images_in_every_precision(
+    precision: torch.dtype, pixels: torch.dtype, training: bool
+) -> None:
+    model = network().train(training)
+    exactly = copy.deepcopy(model)
+    x = (255 * images(8)).to(torch.uint8)
+    fractions = x / 255
+    model.to(precision)
+    results = []
+    for forward in (
+        lambda: exactly(x),
+        lambda: model(x if pixels == torch.uint8 else fractions),
+        lambda: by_its_modules(model, fractions),
+    ):
         torch.manual_seed(2)
-        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-            results.append(forward(x))
-    assert results[0].dtype == torch.bfloat16
-    assert (results[0] - results[1]).norm() < 0.1 * results[1].norm()
+        results.append(forward())
+    exact, ours, theirs = results
+    assert ours.dtype == precision
+    assert (ours - exact).norm() < 1.5 * (theirs - exact).norm() + 1e-6
+    torch.autograd.backward(ours.square().mean())
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64, torch.bool, torch.complex64])
+def test_other_pixels_than_uint8_and_floating_point_are_an_error(dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match=f"^images has dtype {dtype}, but must be uint8 .*: use images.to"):
+        network()(torch.ones(2, 3, 16, 16).to(dtype))
 
 
 def test_gradients_of_torch_func() -> None:
@@ -439,6 +479,7 @@ def test_gradients_of_torch_func() -> None:
 
 
 def test_compiled_it_trains_as_eagerly() -> None:
+    # The backend that generates code takes a minute for what this one shows in seconds.
     model, seen = network(), []
     compiled = copy.deepcopy(model)
     for each in (model, compiled):
@@ -448,6 +489,16 @@ def test_compiled_it_trains_as_eagerly() -> None:
     results = run(forward, compiled, images()), run(model, model, images())
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(*seen)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_traced_it_holds_no_call_of_python(training: bool) -> None:
+    model = network("mp3").train(training)
+    plain = copy.deepcopy(model)
+    traced = torch.jit.trace(model, (images(),), check_trace=False)  # type: ignore[no-untyped-call]
+    torch.jit.save(traced, io.BytesIO())
+    torch.testing.assert_close(traced(images(3)), plain(images(3)))
 
 
 def test_exported_it_gives_the_same() -> None:

@@ -27,6 +27,11 @@ def has_triton() -> bool:
     return find_spec("triton") is not None
 
 
+def _is_traced() -> bool:
+    """Whether a compiler or an exporter writes down what is called."""
+    return torch.compiler.is_compiling() or torch._C._is_tracing()
+
+
 def serve(x: Tensor) -> bool:
     """Whether the kernels of training may take `x`: gradients are recorded, and nobody else follows torch's operators.
 
@@ -35,7 +40,7 @@ def serve(x: Tensor) -> bool:
     return (
         torch.is_grad_enabled()
         and type(x) in TENSORS
-        and not torch.compiler.is_compiling()
+        and not _is_traced()
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack()
     )
@@ -48,7 +53,7 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     normalisation work by them), a forward put in place of its class's, and weights that are no plain tensors are
     reasons to call it. A compiler sees the calls too.
     """
-    if type(module) is not kind or torch.compiler.is_compiling():
+    if type(module) is not kind or _is_traced():
         return False
     own = module.__dict__  # asked for one by one, a module's attributes take three times as long
     for weight in own["_parameters"].values():
