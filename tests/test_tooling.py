@@ -376,20 +376,18 @@ def test_frozen_parts(change: Change, training: bool) -> None:
 def test_weights_of_a_subclass_see_the_convolution() -> None:
     functions: list[str] = []
 
-    class Watched(Tensor):
+    class Watched(nn.Parameter):
         @classmethod
-        def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG003
+        def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             functions.append(getattr(function, "__name__", ""))
             with torch._C.DisableTorchFunctionSubclass():
-                result = function(*args, **(kwargs or {}))
-            # nn.Parameter asks for its own kind back.
-            return result.as_subclass(cls) if function in (Tensor.detach, Tensor.requires_grad_) else result
+                return function(*args, **(kwargs or {}))
 
     model = network()
     for name in ("block3_depthwise", "block3_pointwise", "block13_pointwise"):
         conv = model.get_submodule(name).conv
         assert isinstance(conv, nn.Conv2d)
-        conv.weight = nn.Parameter(conv.weight.detach().as_subclass(Watched))
+        conv.weight = Watched(conv.weight.detach())
     model(images())
     assert functions.count("conv2d") == 3
 
@@ -437,9 +435,7 @@ def test_autocast_is_as_near_as_that_of_its_modules(family: Family, training: bo
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("pixels", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16, torch.float64])
-def test_a_network_takes_images_in_every_precision(
-    precision: torch.dtype, pixels: torch.dtype, training: bool
-) -> None:
+def test_a_network_takes_images_in_every_precision(precision: torch.dtype, pixels: torch.dtype, training: bool) -> None:
     model = network().train(training)
     exactly = copy.deepcopy(model)
     x = (255 * images(8)).to(torch.uint8)
