@@ -88,6 +88,15 @@ def leaves(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if not list(module.children())}
 
 
+def keep(seen: list[Any], argument: int) -> Callable[..., None]:
+    """A hook that keeps one of its arguments, not copied: what a hook has kept stays what it was."""
+
+    def hook(*arguments: Any) -> None:
+        seen.append(arguments[argument])
+
+    return hook
+
+
 class Seen:
     """What hooks on modules saw: each one's inputs and results, and the gradients of both."""
 
@@ -95,13 +104,10 @@ class Seen:
         self.maps: dict[str, list[Any]] = {}
         for name, module in modules.items():
             seen = self.maps[name] = []
-            # Not copied: what a hook has kept stays what it was.
-            module.register_forward_pre_hook(lambda _module, inputs, seen=seen: seen.append(inputs))
-            module.register_forward_hook(lambda _module, _inputs, output, seen=seen: seen.append(output))
-            module.register_full_backward_pre_hook(lambda _module, gradients, seen=seen: seen.append(gradients))
-            module.register_full_backward_hook(
-                lambda _module, of_inputs, _of_outputs, seen=seen: seen.append(of_inputs)
-            )
+            module.register_forward_pre_hook(keep(seen, 1))
+            module.register_forward_hook(keep(seen, 2))
+            module.register_full_backward_pre_hook(keep(seen, 1))
+            module.register_full_backward_hook(keep(seen, 1))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -111,7 +117,9 @@ def test_hooks_on_all_modules_see_what_plain_modules_give(
 ) -> None:
     model = network(family, activation).train(training)
     plain = copy.deepcopy(model)
-    blocks = {name: module for name, module in model.named_modules() if isinstance(module, ConvolutionBlock)}
+    blocks: dict[str, nn.Module] = {
+        name: module for name, module in model.named_modules() if isinstance(module, ConvolutionBlock)
+    }
     ours, of_blocks, theirs = Seen(leaves(model)), Seen(blocks), Seen(leaves(plain))
     results = run(model, model, images()), run(lambda x: by_its_modules(plain, x), plain, images())
     torch.testing.assert_close(*results)
@@ -173,9 +181,8 @@ def prune_each(model: HybridMobileNet) -> None:
 def prune_all(model: HybridMobileNet) -> None:
     # The function flattens weights by view, which no channels-last kernels of several channels allow.
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's stubs lack it
-    parameters = [(conv, "weight") for conv in convolutions(model)]
-    parameters += [(module, "weight") for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    prune.global_unstructured(parameters, prune.L1Unstructured, amount=0.5)  # type: ignore[no-untyped-call]
+    parameters = [(module, "weight") for module in model.modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]
+    prune.global_unstructured(parameters, prune.L1Unstructured, amount=0.5)
 
 
 def old_weight_norm(model: HybridMobileNet) -> None:
@@ -268,8 +275,9 @@ class Twice(nn.Conv2d):
 def fuse_for_evaluation(model: HybridMobileNet) -> None:
     for name in ("conv", "block3_depthwise", "block3_pointwise"):
         block = model.get_submodule(name).eval()
-        block.conv = nn.utils.fuse_conv_bn_eval(block.conv, block.norm)  # type: ignore[arg-type]
-        block.norm = nn.Identity()
+        assert isinstance(block, ConvolutionBlock)
+        block.conv = nn.utils.fuse_conv_bn_eval(block.conv, block.norm)
+        block.set_submodule("norm", nn.Identity())
 
 
 def forward_of_its_own(model: HybridMobileNet) -> None:
@@ -318,9 +326,15 @@ def forward_of_its_own(model: HybridMobileNet) -> None:
         attribute("block3_depthwise.norm", "track_running_stats", False),
         attribute("block3_pointwise.norm", "track_running_stats", False),
         *(
-            part(f"block3_{kind}.activation", lambda _, make=make: make())
+            part(f"block3_{kind}.activation", make)
             for kind in ("depthwise", "pointwise")
-            for make in (nn.SiLU, nn.Identity, nn.ReLU6, nn.PReLU, lambda: nn.ReLU(inplace=True))
+            for make in (
+                lambda _: nn.SiLU(),
+                lambda _: nn.Identity(),
+                lambda _: nn.ReLU6(),
+                lambda _: nn.PReLU(),
+                lambda _: nn.ReLU(inplace=True),
+            )
         ),
         part(
             "block3_depthwise",
@@ -464,7 +478,7 @@ def test_other_pixels_than_uint8_and_floating_point_are_an_error(dtype: torch.dt
 
 def test_gradients_of_torch_func() -> None:
     model = network("mp3").eval()
-    parameters = dict(model.named_parameters())
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
 
     def loss(parameters: dict[str, Tensor]) -> Tensor:
         logits = torch.func.functional_call(model, parameters, (images(),))
@@ -476,11 +490,11 @@ def test_gradients_of_torch_func() -> None:
 
 def test_compiled_it_trains_as_eagerly() -> None:
     # The backend that generates code takes a minute for what this one shows in seconds.
-    model, seen = network(), []
+    model = network()
+    seen: list[Any] = []
     compiled = copy.deepcopy(model)
     for each in (model, compiled):
-        hook = lambda _module, _inputs, output: seen.append(output)  # noqa: E731
-        each.get_submodule("block3_depthwise.norm").register_forward_hook(hook)
+        each.get_submodule("block3_depthwise.norm").register_forward_hook(keep(seen, 2))
     forward = torch.compile(compiled, backend="aot_eager", fullgraph=True)
     results = run(forward, compiled, images()), run(model, model, images())
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
