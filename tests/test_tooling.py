@@ -429,7 +429,7 @@ def test_flops_of_a_training_step_are_all_counted() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-# Not MobileNet: of maps of one pixel at stride 2, torch's bfloat16 gradient of depthwise weights holds what memory held.
+# Not MobileNet: with maps of one pixel at stride 2, torch's bfloat16 gradient of depthwise weights is not all written.
 @pytest.mark.parametrize("family", ["mp3", "fmp"])
 def test_autocast_is_as_near_as_that_of_its_modules(family: Family, training: bool) -> None:
     model = network(family).float().train(training)
