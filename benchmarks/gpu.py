@@ -163,6 +163,7 @@ def training_step(
     network = COMPARISONS[comparison]
     torch.manual_seed(0)
     model = HybridMobileNet(resolve(network.family, network.alpha, network.delta)).train()
+    torch.set_float32_matmul_precision("high")  # as `train` does
     fabric = engine(precision, Processes())
     optimizer = adam(model, PAPER)
     module, fabric_optimizer = fabric.setup(model, optimizer)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from hybrid_mobilenet import HybridMobileNet, cli, plots, resolve
+from hybrid_mobilenet import HybridMobileNet, benchmark, cli, plots, resolve
 from hybrid_mobilenet.benchmark import expand, share_saved, with_plain_pooling
 from hybrid_mobilenet.export.onnx import export_onnx, onnx_bytes
 from hybrid_mobilenet.runtimes import ExecuTorchClassifier, LiteRTClassifier, OnnxClassifier, open_file
@@ -150,6 +150,16 @@ def test_files_for_runtimes_that_are_not_installed_are_left_out(
     monkeypatch.setattr(LiteRTClassifier, "module", "no_such_module")
     files = [str(tmp_path / "export" / name) for name in ("model.onnx", "model.pte")]
     assert expand([str(tmp_path)]) == [str(tmp_path), *files]
+
+
+def test_threads_are_as_before_where_a_measurement_fails(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no memory")
+
+    monkeypatch.setattr(benchmark, "peak_memory", fail)
+    with pytest.raises(OSError, match="no memory"):
+        benchmark.benchmark([str(run)], [2], rounds=1)
+    assert torch.get_num_threads() == 1
 
 
 def test_benchmark_refuses(run: Path, tmp_path: Path) -> None:

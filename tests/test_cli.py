@@ -18,9 +18,12 @@ import hybrid_mobilenet
 from hybrid_mobilenet import cli
 from hybrid_mobilenet.architecture import FAMILIES, resolve
 from hybrid_mobilenet.cost import network_mult_adds, network_parameters
+from hybrid_mobilenet.images import DataError
 from hybrid_mobilenet.paper import DEVIATIONS, RESULTS
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(hybrid_mobilenet.__file__).parents[1]), "COLUMNS": "80"}
+
+NOT_OURS = "(no message of hybrid-mobilenet's own, so perhaps a bug in it: HYBRID_MOBILENET_DEBUG=1 shows where)"
 
 
 def run(*arguments: str, interpreter: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -148,7 +151,8 @@ def test_typer_explains_what_it_does_not_know(arguments: tuple[str, ...]) -> Non
         (FileNotFoundError(2, "No such file or directory", "a.png"), "error: a.png: No such file or directory\n", 2),
         (OSError(28, "No space left on device"), "error: No space left on device\n", 2),
         (OSError("the disk is gone"), "error: the disk is gone\n", 2),
-        (ValueError("two\n  lines"), "error: two lines\n", 2),
+        (DataError("two\n  lines"), "error: two lines\n", 2),
+        (ValueError("two\n  lines"), f"error: two lines {NOT_OURS}\n", 2),
     ],
     ids=repr,
 )
@@ -164,6 +168,29 @@ def test_what_a_command_raises_becomes_one_line(error: BaseException, message: s
 
     result = CliRunner().invoke(app, ["fails"])
     assert (result.exit_code, result.stderr) == (status, message)
+
+
+def test_an_error_that_nobody_wrote_a_message_for_says_so() -> None:
+    """Python's own, of more digits than it takes, in a function of the package that raises mistakes of the user's."""
+    for side, is_ours in (("x", True), ("9" * 5000, False)):
+        result = CliRunner().invoke(cli.app, ["tables", "--image-size", side])
+        assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+        assert result.stderr.endswith(f" {NOT_OURS}\n") is not is_ours
+
+
+@pytest.mark.parametrize("arguments", [("--alpha", "0.3"), ("--image-size", "9" * 5000)], ids=["mistake", "bug"])
+def test_the_traceback_is_shown_where_it_is_asked_for(
+    arguments: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = run("tables", *arguments)
+    monkeypatch.setitem(ENVIRONMENT, "HYBRID_MOBILENET_DEBUG", "0")
+    assert run("tables", *arguments).stderr == plain.stderr
+    monkeypatch.setitem(ENVIRONMENT, "HYBRID_MOBILENET_DEBUG", "1")
+    shown = run("tables", *arguments)
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert shown.stderr.startswith("Traceback (most recent call last):\n")
+    assert shown.stderr.endswith(f"\n{plain.stderr}")
+    assert 'cli.py", line ' in shown.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a Linux device that is always full")

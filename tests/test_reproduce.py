@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -49,7 +50,7 @@ KILLS = int(os.environ.get("HYBRID_MOBILENET_KILLS", "3"))
 @pytest.fixture(autouse=True)
 def _large_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch of two steps, so that runs in this process take a second."""
-    recipes = {family: replace(recipe, batch_size=700) for family, recipe in PAPER_RECIPES.items()}
+    recipes = {family: replace(recipe, batch_size=719) for family, recipe in PAPER_RECIPES.items()}
     monkeypatch.setattr(recipe_module, "PAPER_RECIPES", recipes)
 
 
@@ -68,7 +69,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, list[RunS
     folder = tmp_path_factory.mktemp("sweep")
     place, states = Place(folder / "results", folder / "runs"), list[RunState]()
     with pytest.MonkeyPatch.context() as patch:
-        recipes = {family: replace(each, batch_size=700) for family, each in PAPER_RECIPES.items()}
+        recipes = {family: replace(each, batch_size=719) for family, each in PAPER_RECIPES.items()}
         patch.setattr(recipe_module, "PAPER_RECIPES", recipes)
         run_here(chosen("mobilenet", "fmp"), place, states.append)
     return place, states
@@ -211,6 +212,18 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(place: Place, monkeypatch
     assert (failed.state, failed.message) == ("failed", "training diverged in epoch 1")
     assert last.state == "finished"
     assert len(read_records(place.results)) == 1
+
+
+def test_a_run_that_fails_for_a_bug_says_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reproduce, "train", lambda *_: int("one"))
+    states: list[RunState] = []
+    for debug in ("0", "1"):
+        monkeypatch.setenv("HYBRID_MOBILENET_DEBUG", debug)
+        run_here(chosen("mobilenet", epochs=1), place, states.append)
+    plain, shown = states
+    assert plain.message.startswith("invalid literal for int() with base 10: 'one' (no message of hybrid-mobilenet's")
+    assert shown.message.startswith("Traceback (most recent call last):\n")
+    assert shown.message.endswith(f"\n{plain.message}")
 
 
 def test_a_disk_error_names_its_file(place: Place) -> None:
@@ -442,15 +455,110 @@ def wait_for(process: subprocess.Popen[str], *parts: str) -> None:
     raise AssertionError(f"no line with {parts} in: {''.join(seen)}")
 
 
-def test_ctrl_c_saves_every_process_s_run(place: Place) -> None:
+def worker(place: Place, run: Run) -> int:
+    """The process that works on a run, as its lock says."""
+    return int((place.runs / f"{place.folder(run).name}.lock").read_text().split()[1])
+
+
+def ends(process: int) -> bool:
+    """Whether a process, of whatever parent, ends within some seconds."""
+    for _ in range(600):
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return True
+        # In a container that has no init to take it over, a process that has ended stays as a zombie.
+        stat = Path(f"/proc/{process}/stat")
+        if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("number", "whom"),
+    [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.killpg), (signal.SIGTERM, os.kill), (signal.SIGKILL, os.kill)],
+    ids=["Ctrl-C", "SIGTERM to all", "SIGTERM", "SIGKILL"],
+)
+def test_what_stops_a_sweep_saves_every_process_s_run(
+    place: Place, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, whom: Callable[[int, int], None]
+) -> None:
+    monkeypatch.undo()  # the sweep's own batch size, so that the run folders are these
     process = sweep(place, "--jobs", "2", "--epochs", "40")
     for family in ("mobilenet", "fmp"):
         wait_for(process, family, "epoch")
-    os.killpg(process.pid, signal.SIGINT)
+    runs = chosen("mobilenet", "fmp", epochs=40)
+    workers = [worker(place, run) for run in runs]
+    whom(process.pid, number)
     stdout, stderr = process.communicate(timeout=300)
-    assert (process.returncode, stdout) == (130, "")
-    assert stderr.splitlines()[-1] == "error: stopped and saved; the same command goes on"
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert (process.returncode, stdout) == (130, "")
+        assert stderr.splitlines()[-1] == "error: stopped and saved; the same command goes on"
     assert "Traceback" not in stderr
+    assert all(map(ends, workers))
+    # Between epochs no step is done yet: what was saved at the end of an epoch has none.
+    assert all(read_checkpoint(place.folder(run))[1].step > 0 for run in runs)
+
+
+def test_a_process_that_is_stopped_costs_its_run_alone(place: Place) -> None:
+    runs = chosen("mobilenet", "mp3", "fmp", epochs=3)
+    stopped, states = runs[0], list[RunState]()
+
+    def stop_one(state: RunState) -> None:
+        states.append(state)
+        if state.name == stopped.name and state.what.startswith("epoch 1/3 loss") and state.is_news:
+            os.kill(worker(place, stopped), signal.SIGTERM)
+
+    run_in_processes(runs, place, 1, stop_one)  # the others in the process that takes its place
+    ended = {state.name: (state.state, state.message) for state in states if state.state != "running"}
+    assert ended[stopped.name] == ("failed", "its process was stopped by SIGTERM: run again to go on with it")
+    assert [ended[run.name][0] for run in runs[1:]] == ["finished"] * 2
+    assert read_checkpoint(place.folder(stopped))[1].step > 0
+    assert multiprocessing.active_children() == []
+
+
+def test_a_process_that_is_stopped_before_it_begins(place: Place) -> None:
+    runs, states = chosen("mobilenet", "mp3", epochs=1), list[RunState]()
+
+    def stop_first() -> None:
+        while not (started := multiprocessing.active_children()):
+            time.sleep(0.01)
+        time.sleep(0.3)  # it has its run by then, and is still importing torch
+        started[0].terminate()
+
+    stopping = threading.Thread(target=stop_first)
+    stopping.start()
+    run_in_processes(runs, place, 1, states.append)
+    stopping.join()
+    assert [(state.name, state.state) for state in states if state.state != "running"] == [
+        (runs[0].name, "failed"),
+        (runs[1].name, "finished"),
+    ]
+
+
+def test_a_sweep_that_fails_leaves_no_process(place: Place) -> None:
+    def fail(state: RunState) -> None:
+        if state.what.startswith("epoch"):
+            raise OSError("nowhere to write to")
+
+    with pytest.raises(OSError, match="nowhere to write to"):
+        run_in_processes(chosen("mobilenet", "fmp", epochs=40), place, 2, fail)
+    assert multiprocessing.active_children() == []
+
+
+def test_the_command_says_which_process_was_stopped(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    process = sweep(place, "--jobs", "2", "--epochs", "3")
+    runs = chosen("mobilenet", "fmp", epochs=3)
+    wait_for(process, "fmp", "epoch")
+    os.kill(worker(place, runs[1]), signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert stdout.replace("\n", "") == f"1 of 2 runs have their record in {place.results}"
+    message = "its process was stopped by SIGTERM: run again to go on with it"
+    assert stderr.splitlines()[-1] == f"error: {runs[1].name}: {message}"
 
 
 # Kills

@@ -433,10 +433,24 @@ def test_a_signal_saves_and_stops(finished: Path, tmp_path: Path, number: signal
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     def impatient() -> None:
         signal.raise_signal(signal.SIGINT)
+        time.sleep(0.6)
         signal.raise_signal(signal.SIGINT)
 
     out = stopped(tmp_path / "run", STEPS + 3, impatient, KeyboardInterrupt)
     assert read_checkpoint(out)[1].step == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_twice_is_one(tmp_path: Path, number: signal.Signals) -> None:
+    """From a terminal or a supervisor that tells all processes of a group, and from the first of them."""
+
+    def twice() -> None:
+        signal.raise_signal(number)
+        time.sleep(0.05 if number == signal.SIGINT else 0.6)
+        signal.raise_signal(number)
+
+    out = stopped(tmp_path / "run", STEPS + 3, twice, Interrupted)
+    assert read_checkpoint(out)[1].step == 4
 
 
 def test_a_run_stopped_many_times(finished: Path, tmp_path: Path) -> None:
@@ -513,7 +527,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
     assert [each.suffix for each in sorted(tmp_path.iterdir())] == [".tmp", ""]
 
 
-@pytest.mark.parametrize("failing", ["os.fsync", "pathlib.Path.replace", "tempfile.mkstemp"])
+@pytest.mark.parametrize("failing", ["os.fsync", "pathlib.Path.replace", "os.open"])
 def test_a_failed_write_leaves_the_old_file_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
@@ -572,7 +586,7 @@ def test_a_run_survives_a_failure_at_any_save(
 
 def test_what_a_kill_while_saving_left_is_no_state(finished: Path, tmp_path: Path) -> None:
     out = stopped(tmp_path / "run", STEPS + 1, kill, Killed)
-    (out / f".{CHECKPOINT_FILE}.abc.tmp").write_bytes(b"half a checkpoint")
+    (out / f".{CHECKPOINT_FILE}.abcdefgh.tmp").write_bytes(b"half a checkpoint")
     resume(out, Quiet())
     assert weights(out) == weights(finished)
     assert sorted(path.name for path in out.iterdir()) == FINISHED

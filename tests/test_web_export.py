@@ -7,6 +7,8 @@ import json
 import re
 import shutil
 import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -114,6 +116,37 @@ def test_a_page_that_disagrees_is_not_written(
     ):
         export_web(model, tmp_path / "web")
     assert list(tmp_path.iterdir()) == []
+
+
+#: Says more than a pipe holds, classifies images of two classes twice, then fails.
+TALKATIVE = """
+import struct, sys
+
+for _ in range(2):
+    for _ in range(3000):
+        print("warning:", "x" * 100, file=sys.stderr)
+    (count,) = struct.unpack("<I", sys.stdin.buffer.read(4))
+    sys.stdin.buffer.read(count * 8 * 8)
+    sys.stdout.buffer.write(struct.pack(f"{4 * count}f", *range(4 * count)))
+    sys.stdout.flush()
+print("RangeError: out of memory\\n    at somewhere", file=sys.stderr)
+"""
+
+
+def test_node_may_say_as_much_as_it_likes(empty_cache: Path, tmp_path: Path) -> None:
+    program(empty_cache, "node", f"exec {sys.executable} -c '{TALKATIVE}'")
+    page = {"class_names": ["a", "b"], "image_size": [8, 8], "in_channels": 1}
+    (tmp_path / "model.json").write_text(json.dumps(page))
+    images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+    with WebClassifier(tmp_path) as classifier:
+        waiting = threading.Timer(30, classifier._node.kill)
+        waiting.start()
+        for _ in range(2):
+            logits, probabilities = classifier.outputs(images)
+            assert torch.cat([logits, probabilities]).flatten().tolist() == list(range(12))
+        with pytest.raises(ExportError, match=r"does not run the model in Node \(RangeError: out of memory\): update"):
+            classifier.outputs(images)
+        waiting.cancel()
 
 
 def export(*arguments: str | Path) -> Result:

@@ -22,7 +22,7 @@ from hybrid_mobilenet import train as training
 from hybrid_mobilenet.architecture import Size
 from hybrid_mobilenet.checkpoint import read_checkpoint
 from hybrid_mobilenet.data import ImageDataset, load
-from hybrid_mobilenet.evaluate import evaluate
+from hybrid_mobilenet.evaluate import Evaluation, evaluate
 from hybrid_mobilenet.images import DataError
 from hybrid_mobilenet.pooling import FractionalMaxPool2d
 from hybrid_mobilenet.processes import OtherProcessFailed, Processes, ProcessLost
@@ -43,11 +43,21 @@ class Watch:
         self.models: list[HybridMobileNet] = []
         self.regions: list[torch.Tensor] = []
         self.batches: list[torch.Tensor] = []
-        build, draw, fetch = training._build, FractionalMaxPool2d.regions, ImageDataset.batch
+        self.random = torch.empty(0)
+        build, finish, draw, fetch = (
+            training._build,
+            training._Run.write_results,
+            FractionalMaxPool2d.regions,
+            ImageDataset.batch,
+        )
 
         def building(*arguments: Any) -> HybridMobileNet:
             self.models.append(build(*arguments))
             return self.models[-1]
+
+        def finishing(run: training._Run) -> Evaluation:
+            self.random = torch.get_rng_state()  # after training, it is as it was before
+            return finish(run)
 
         def drawing(pool: FractionalMaxPool2d, size: Size) -> tuple[torch.Tensor, torch.Tensor]:
             regions = draw(pool, size)
@@ -61,6 +71,7 @@ class Watch:
             return fetch(dataset, indices)
 
         patch.setattr(training, "_build", building)
+        patch.setattr(training._Run, "write_results", finishing)
         patch.setattr(FractionalMaxPool2d, "regions", drawing)
         patch.setattr(ImageDataset, "batch", fetching)
 
@@ -75,7 +86,7 @@ def undisturbed(seen: dict[str, Any]) -> None:
     seen["weights"] = watch.weights()
     seen["regions"] = digest(watch.regions)
     seen["draws"] = len(watch.regions)
-    seen["random"] = digest([torch.get_rng_state()])
+    seen["random"] = digest([watch.random])
     seen["batches"] = [batch.tolist() for batch in watch.batches]
     seen["evaluation"] = evaluation.record()
     # The same by one process alone, on data whose batches are 256 and 103 images, and on one batch.

@@ -57,7 +57,7 @@ class Measurement:
 
 
 class TorchClassifier(FileClassifier):
-    """A model in eager PyTorch, which the others are compared with."""
+    """A model in eager PyTorch, which the others are compared with. Running it sets torch's number of threads."""
 
     runtime, module, extra = "PyTorch", "torch", ""
 
@@ -101,7 +101,15 @@ def benchmark(
         ValueError: where a source is not a model or its runtime is not installed.
     """
     before = torch.get_num_threads()
-    done = advance or (lambda _count: None)
+    try:
+        return _measurements(sources, threads, rounds, advance or (lambda _count: None))
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measurements(
+    sources: Sequence[str], threads: Sequence[int], rounds: int, done: Callable[[int], None]
+) -> list[Measurement]:
     measurements = []
     for count in threads:
         classifiers = {source: open_source(source, count) for source in sources}
@@ -135,7 +143,6 @@ def benchmark(
                 )
             )
             done(1)
-    torch.set_num_threads(before)
     return measurements
 
 

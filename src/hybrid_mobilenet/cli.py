@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from .architecture import FAMILIES, Activation, Family, PoolingSequence, Size, resolve
+from .errors import one_line, trace
 from .export import CALIBRATED, FILES
 from .recipe import CIFAR100_RECIPES, LEAST_STEPS, PAPER_RECIPES, Precision, Recipe, paper_recipe
 
@@ -36,7 +37,10 @@ INTERRUPTED = 130  # 128 + SIGINT, the shell's custom
 
 
 class Commands(TyperGroup):
-    """The commands, with every mistake of the user's reported as one line on stderr, never as a traceback."""
+    """The commands, with every mistake of the user's reported as one line on stderr.
+
+    There is a traceback only where HYBRID_MOBILENET_DEBUG=1 asks for it.
+    """
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]  # typer.Context is typer's public name
         try:
@@ -46,11 +50,9 @@ class Commands(TyperGroup):
             raise  # typer leaves quietly: `cost | head` is no mistake
         except KeyboardInterrupt as interrupt:
             fail(str(interrupt) or "interrupted", INTERRUPTED)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            fail(f"{error.filename}: {reason}" if error.filename else reason)
-        except ValueError as error:
-            fail(str(error))
+        except (OSError, ValueError) as error:
+            print(trace(error), end="", file=sys.stderr)
+            fail(one_line(error))
         return result
 
 
@@ -277,9 +279,11 @@ def train(
         folder = out or Path("runs") / f"{Path(data).stem}-{family}-d{delta}-a{alpha:g}-s{seed}"
     from . import train as training
     from .checkpoint import CHECKPOINT_FILE
+    from .machine import keep_freed_memory
     from .processes import OtherProcessFailed, rank
     from .progress import RunProgress
 
+    keep_freed_memory()
     first = rank() == 0  # of several processes, one prints
     with RunProgress(shown=first and not as_json) as progress:
         if resume is not None:
@@ -304,7 +308,7 @@ def train(
             if not (folder / CHECKPOINT_FILE).is_file():
                 raise
             reason = f"{error.strerror or error}; put that right, then: hybrid-mobilenet train --resume {folder}"
-            raise OSError(error.errno, reason, error.filename) from None
+            raise OSError(error.errno, reason, error.filename) from error
     if not first:
         return
     result = {"run": str(folder), "accuracy": evaluation.accuracy, "images": evaluation.images}
@@ -377,12 +381,14 @@ def reproduce(
     chosen = select(only or [], seeds, epochs)
 
     from .engines import run_here, run_in_processes
+    from .machine import keep_freed_memory
     from .progress import RunProgress, SweepProgress, Work, duration
     from .ray_engine import run_on_ray
     from .records import is_recorded, record_path
     from .reproduce import Place
     from .train import Interrupted
 
+    keep_freed_memory()
     place = Place(results, runs)
     left = [run for run in chosen if not is_recorded(results, run)]
     if epochs is not None and (replaced := [run.name for run in left if record_path(results, run).exists()]):
@@ -500,11 +506,13 @@ def evaluate(
     from .data import Remembered, load_to_evaluate
     from .evaluate import evaluate as evaluate_model
     from .evaluate import tally
+    from .machine import keep_freed_memory
     from .plots import CONFUSION_FILE, draw_confusion
     from .progress import RunProgress
     from .runtimes import FileClassifier
     from .tables import class_table
 
+    keep_freed_memory()
     classifier = load_classifier(model, passes)
     size, channels = image_shape(classifier)
     picture = out or (Path(model) / CONFUSION_FILE if Path(model).is_dir() else None)
@@ -666,11 +674,13 @@ def export(
     from .export.deployed import ExportError
     from .export.export import export as export_target
     from .export.quantise import calibration_images
+    from .machine import keep_freed_memory
     from .model import HybridMobileNet
     from .progress import RunProgress
     from .runtimes import RuntimeFileError
     from .tables import export_table
 
+    keep_freed_memory()
     network = HybridMobileNet.from_pretrained(model)
     folder = out or (Path(model) if Path(model).is_dir() else Path()) / "export"
     source = data or (network.training_record.get("data") if CALIBRATED & set(targets) else None)

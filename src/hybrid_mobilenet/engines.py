@@ -16,9 +16,13 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from .grid import Run
+from .machine import keep_freed_memory
 from .progress import RunState
-from .reproduce import KeptData, Place, Report, carry_out
-from .train import Interrupted
+from .reproduce import STOPPED, KeptData, Place, Report, carry_out
+from .train import Interrupted, stop_signals
+
+#: Seconds between looks whether the sweep is to stop.
+LOOK_EVERY = 0.5
 
 
 def run_here(runs: Sequence[Run], place: Place, report: Report) -> None:
@@ -35,46 +39,49 @@ def run_here(runs: Sequence[Run], place: Place, report: Report) -> None:
 def run_in_processes(runs: Sequence[Run], place: Place, jobs: int, report: Report) -> None:
     """Carry out runs in `jobs` processes at once, each with its share of torch's threads.
 
-    A process that is killed costs its own run, which is reported as failed and goes on when asked for again; another
-    takes its place.
+    A process that is killed or stopped costs its own run, which is reported as failed and goes on when asked for again;
+    another takes its place.
 
     Raises:
-        Interrupted: after Ctrl-C, with the state of all runs saved.
+        Interrupted: after Ctrl-C or SIGTERM, with the state of all runs saved.
     """
     waiting = deque(runs)
     working: dict[Connection, tuple[Run, BaseProcess]] = {}
     threads = max(1, torch.get_num_threads() // jobs)
     try:
-        for _ in range(min(jobs, len(runs))):
-            _give(waiting.popleft(), *_start(place, threads), working)
-        while working:
-            for ready in wait(list(working)):
-                assert isinstance(ready, Connection)
-                run, process = working[ready]
-                try:
-                    state = ready.recv()
-                except EOFError:
-                    del working[ready]
-                    process.join()
-                    if process.exitcode:
+        with stop_signals() as stop:
+            for _ in range(min(jobs, len(runs))):
+                _give(waiting.popleft(), *_start(place, threads), working)
+            while working:
+                told = wait(list(working), LOOK_EVERY)
+                if stop.is_set():
+                    raise Interrupted
+                for ready in told:
+                    assert isinstance(ready, Connection)
+                    run, process = working[ready]
+                    try:
+                        state = ready.recv()
+                    except (EOFError, ConnectionResetError):  # the latter where it had not even read what to do
+                        del working[ready]
+                        ready.close()
+                        process.join()
                         report(RunState(run.name, "failed", message=_ended(process.exitcode)))
-                    if waiting:
-                        _give(waiting.popleft(), *_start(place, threads), working)
-                    continue
-                if state is not None:
-                    report(state)
-                elif waiting:
-                    _give(waiting.popleft(), ready, process, working)
-                else:
-                    del working[ready]
-                    ready.close()
-                    process.join()
-    except KeyboardInterrupt:
+                        if waiting:
+                            _give(waiting.popleft(), *_start(place, threads), working)
+                        continue
+                    if state is not None:
+                        report(state)
+                    elif waiting:
+                        _give(waiting.popleft(), ready, process, working)
+                    else:
+                        del working[ready]
+                        ready.close()
+                        process.join()
+    finally:  # none is left, but where the sweep is interrupted or has failed
         for _, process in working.values():
             process.terminate()
         for _, process in working.values():
             process.join()
-        raise Interrupted from None
 
 
 def _start(place: Place, threads: int) -> tuple[Connection, BaseProcess]:
@@ -99,16 +106,24 @@ def _give(
 def _work(place: Place, threads: int, connection: Connection) -> None:
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+    keep_freed_memory()
     kept = KeptData()
 
     def report(state: RunState | None) -> None:
         with suppress(BrokenPipeError):  # the sweep is gone: see _stop_with_parent
             connection.send(state)
 
-    with suppress(Interrupted, EOFError):  # the sweep is interrupted, or has no more runs
-        while True:
-            carry_out(connection.recv(), place, report, kept)
-            report(None)
+    while True:
+        try:
+            run = connection.recv()
+        except (EOFError, ConnectionResetError):  # there are no more runs, or the sweep is gone
+            return
+        try:
+            carry_out(run, place, report, kept)
+        except Interrupted:  # now end by the signal: the sweep sees by the status that the run is not finished
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
+        report(None)
 
 
 @contextmanager
@@ -129,6 +144,8 @@ def _stop_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _ended(exitcode: int) -> str:
-    how = f"was killed by signal {-exitcode}" if exitcode < 0 else f"ended with status {exitcode}"
+def _ended(exitcode: int | None) -> str:
+    if exitcode == -signal.SIGTERM:
+        return STOPPED
+    how = f"was killed by signal {-exitcode}" if exitcode and exitcode < 0 else f"ended with status {exitcode}"
     return f"its process {how}: run again to go on with it, with fewer --jobs if memory was short"

@@ -22,11 +22,12 @@ from .cuda_graph import CapturedSteps
 from .data import load_test
 from .evaluate import BATCH_SIZE, probabilities
 from .grid import DATA_SETS, Run
+from .machine import keep_freed_memory
 from .model import HybridMobileNet
 from .processes import Processes
 from .recipe import Recipe
 from .reproduce import PASSES, Place
-from .train import EVALUATION_FILE, adam, engine, train_step
+from .train import EVALUATION_FILE, adam, engine, train_step, training_settings
 
 #: The first step compiles, the second still fills caches; then so many seconds are timed, but at least so many steps.
 WARM_UP, SECONDS, AT_LEAST = 2, 2.0, 3
@@ -105,6 +106,11 @@ def seconds_in_all(estimates: Sequence[Estimate], jobs: int) -> float:
 
 def measure(run: Run) -> Speed:
     """Train a few steps of a run's network and evaluate a batch, both on noise: what images show takes no time."""
+    with training_settings():
+        return _measured(run)
+
+
+def _measured(run: Run) -> Speed:
     recipe, network = run.recipe, run.network
     fabric = engine(recipe.precision, Processes())
     model = HybridMobileNet(
@@ -172,6 +178,7 @@ def _share(barrier: Barrier, threads: int) -> None:
     global _together  # noqa: PLW0603  a barrier can only be handed over when a process starts
     _together = barrier
     torch.set_num_threads(threads)
+    keep_freed_memory()
 
 
 _together: Barrier

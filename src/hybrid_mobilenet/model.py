@@ -301,7 +301,7 @@ class HybridMobileNet(nn.Module):
     def from_pretrained(cls, source: str | Path) -> Self:
         """Load a model, in eval(), from a folder that save_pretrained wrote, or from the Hugging Face Hub by name.
 
-        Only safetensors are read: no pickle, whatever the source holds.
+        Only safetensors are read: no pickle, whatever the source holds. Random states are left as they were.
 
         Raises:
             ModelError: where the source is not a model, or its config.json does not describe its weights.
@@ -320,7 +320,10 @@ class HybridMobileNet(nn.Module):
         # Before memory is taken for what a config.json says, it is compared to the weights.
         with torch.device("meta"):
             weights = cls._from_config(config_path)._matching_weights(weights_path)
-        model = cls._from_config(config_path)
+        # The weights that it is made with, and that these take the place of, are drawn at random.
+        device = torch.get_default_device()
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            model = cls._from_config(config_path)
         model.load_state_dict(weights)
         return model.eval()
 

@@ -12,17 +12,17 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .grid import Run
+from .machine import keep_freed_memory
 from .progress import RunState
-from .reproduce import KeptData, Place, Report, carry_out
+from .reproduce import STOPPED, KeptData, Place, Report, carry_out
 from .sources import DATA_VARIABLE
-from .train import Interrupted
+from .train import Interrupted, stop_signals
 
 #: How often a task whose worker died is started again.
 RETRIES = 3
@@ -45,7 +45,7 @@ def run_on_ray(
 
     Raises:
         ValueError: where Ray is not installed, there is no cluster at `address`, or no machine of it has these shares.
-        Interrupted: after Ctrl-C, with the state of all runs saved.
+        Interrupted: after Ctrl-C or SIGTERM, with the state of all runs saved.
     """
     try:
         import ray
@@ -71,9 +71,14 @@ def run_on_ray(
         told = Queue(actor_options={"num_cpus": 0})
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_task)
         working = {task.remote(run, shared, max(1, int(cpus)), told): run for run in runs}
-        try:
+        with stop_signals() as stop:
             while working:
                 done, _ = ray.wait(list(working), timeout=LOOK_EVERY)
+                if stop.is_set():
+                    for ref in working:
+                        ray.cancel(ref)
+                    ray.wait(list(working), num_returns=len(working), timeout=SAVE_WITHIN)
+                    raise Interrupted
                 for state in told.get_nowait_batch(told.qsize()):
                     report(state)
                 for ref in done:
@@ -83,11 +88,6 @@ def run_on_ray(
                     except ray.exceptions.RayError as error:
                         reason = str(error).strip().partition("\n")[0]
                         report(RunState(run.name, "failed", message=f"{reason}: run again to go on with it"))
-        except KeyboardInterrupt:
-            for ref in working:
-                ray.cancel(ref)
-            ray.wait(list(working), num_returns=len(working), timeout=SAVE_WITHIN)
-            raise Interrupted from None
     finally:
         ray.shutdown()
 
@@ -118,5 +118,8 @@ def _check_room(nodes: Sequence[dict[str, Any]], cpus: float, gpus: float) -> No
 def _task(run: Run, place: Place, threads: int, told: Any) -> None:
     """What a worker of the cluster does."""
     torch.set_num_threads(threads)
-    with suppress(Interrupted):
+    keep_freed_memory()
+    try:
         carry_out(run, place, told.put, KeptData())
+    except Interrupted:  # by whoever stops the worker; the sweep itself does not listen any more
+        told.put(RunState(run.name, "failed", message=STOPPED))

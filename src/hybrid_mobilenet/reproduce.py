@@ -31,6 +31,7 @@ from . import __version__
 from .checkpoint import CHECKPOINT_FILE
 from .cost import network_mult_adds, network_parameters
 from .data import ImageDataset, Splits
+from .errors import one_line, trace
 from .evaluate import evaluate
 from .grid import TRAINING, Run
 from .machine import processor
@@ -41,6 +42,9 @@ from .train import EVALUATION_FILE, METRICS_FILE, Monitor, Setup, read_data, res
 
 #: Passes over random regions that are averaged, beside the one over fixed regions, where a network has such regions.
 PASSES = 12
+
+#: What is told of a run whose process was stopped by a signal, with its state saved.
+STOPPED = "its process was stopped by SIGTERM: run again to go on with it"
 
 Report = Callable[[RunState], None]
 
@@ -84,14 +88,10 @@ def carry_out(run: Run, place: Place, report: Report, read: KeptData) -> None:
                 report(RunState(run.name, "elsewhere", message=holder))
                 return
             if not is_recorded(place.results, run):
-                for left in place.results.glob(f".{run.name}.json.*.tmp"):  # by a kill while writing
-                    left.unlink()
                 write_record(record_path(place.results, run), _record(run, place.folder(run), report, read))
         scores = read_record(record_path(place.results, run)).test
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        is_named = isinstance(error, OSError) and error.filename
-        reason = f"{error.filename}: {error.strerror}" if is_named else str(error)  # type: ignore[union-attr]
-        report(RunState(run.name, "failed", message=" ".join(reason.split())))
+        report(RunState(run.name, "failed", message=trace(error) + one_line(error)))
     else:
         accuracies = (
             f"{score.accuracy:.2%}" + (f" (mean of {passes} passes)" if passes > 1 else "")

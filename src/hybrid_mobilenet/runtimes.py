@@ -224,7 +224,10 @@ class LiteRTClassifier(SingleImageClassifier):
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Without what other libraries print, log and warn of while they load or convert: what matters they raise."""
+    """Without what other libraries print, log and warn of while they load or convert: what matters they raise.
+
+    Meanwhile the whole process, in all its threads, prints to nowhere.
+    """
     streams = {1: sys.stdout, 2: sys.stderr}
     with ExitStack() as undo:
         nowhere = undo.enter_context(Path(os.devnull).open("wb"))
@@ -261,6 +264,8 @@ def can_run(path: Path) -> bool:
 
 def open_file(path: Path, threads: int | None = None) -> FileClassifier:
     """An exported file in its runtime.
+
+    While ExecuTorch and LiteRT load, nothing that the process prints is seen.
 
     Args:
         path: a file that `is_exported`.

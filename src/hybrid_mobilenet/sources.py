@@ -100,13 +100,13 @@ def _open_path(path: Path, to_evaluate: bool) -> tuple[Source, Source | None]:
 def _open_tables(train: list[Path], test: list[Path] | None = None) -> tuple[Source, Source | None]:
     import datasets
 
-    datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity(datasets.logging.CRITICAL)  # its errors are told as ours
-
     def table(files: list[Path], train: _Table | None = None) -> _Table:
-        with _explained(
-            f"{listed(files)} cannot be read as Parquet",
-            "fetch it again, give the files of a split the same columns, or free disk space",
+        with (
+            _quiet(),
+            _explained(
+                f"{listed(files)} cannot be read as Parquet",
+                "fetch it again, give the files of a split the same columns, or free disk space",
+            ),
         ):
             # The default batch is a row group, which in an empty table has no rows, and that fails obscurely.
             rows = datasets.Dataset.from_parquet([str(file) for file in files], batch_size=1000)
@@ -137,6 +137,22 @@ def _open_hub(name: str) -> tuple[Source, Source | None]:
         if test_name in names and test_name != train_name and splits[test_name].unique(train.label_column) != [-1]:
             return train, table(test_name, train)
     return train, None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """`datasets` without its bars and messages: its errors are told as ours."""
+    import datasets
+
+    shown, verbosity = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if shown:
+            datasets.enable_progress_bars()
 
 
 @contextmanager

@@ -40,7 +40,6 @@ from .cuda_graph import CapturedSteps
 from .data import SPLIT_FILE, ImageDataset, Splits, load, normalisation
 from .evaluate import Evaluation, evaluate
 from .files import write_atomically
-from .machine import keep_freed_memory
 from .model import HybridMobileNet
 from .plots import CURVES_FILE, draw_curves
 from .precise_statistics import FINAL_IMAGES, VALIDATION_IMAGES, set_precise_statistics
@@ -52,6 +51,8 @@ EVALUATION_FILE = "evaluation.json"
 
 #: Seconds between checkpoints within an epoch.
 SAVE_EVERY = 300.0
+#: Seconds within which one Ctrl-C may come twice: torchrun passes on what a terminal has sent to all processes.
+SAME_CTRL_C = 0.5
 #: A seed is below this: torch's generators take 64 bits.
 SEEDS = 1 << 64
 #: Steps between looks at the loss: each look waits for the device.
@@ -176,6 +177,11 @@ def train(setup: Setup, out: Path, monitor: Monitor, read: Read = read_data) -> 
 
     Started by torchrun in several processes, they train one network, each with its share of every batch.
 
+    The process is left as it was, but for this: while it trains, Ctrl-C and SIGTERM stop the run and not the process,
+    where that is in the main thread; on a GPU the current device becomes the one trained on; on MPS the device's random
+    generator goes on from `setup.seed`; processes of torchrun stay connected. Training on a CPU is faster in a process
+    that keeps freed memory (`machine.keep_freed_memory`), as the command line's does.
+
     Args:
         setup: what to train on what, and how.
         out: run folder; must be new or empty.
@@ -191,7 +197,7 @@ def train(setup: Setup, out: Path, monitor: Monitor, read: Read = read_data) -> 
         Interrupted: after Ctrl-C or SIGTERM; `resume` goes on.
         OtherProcessFailed, ProcessLost: where one of several processes cannot go on.
     """
-    with joined() as processes:
+    with joined() as processes, training_settings():
         splits = processes.together(lambda: _prepare(setup, out, monitor, processes, read))
         torch.manual_seed(setup.seed)
         run = _Run(setup, splits, out, monitor, processes, Progress())
@@ -227,14 +233,14 @@ def _prepare(setup: Setup, out: Path, monitor: Monitor, processes: Processes, re
 def resume(out: Path, monitor: Monitor, read: Read = read_data) -> Evaluation:
     """Go on with a run that was stopped; on a CPU with as many threads it ends with the same weights, byte for byte.
 
-    Several processes have to be as many as before, and to see the same folder.
+    Several processes have to be as many as before, and to see the same folder. The process is left as by `train`.
 
     Raises:
         CheckpointError: where `out` holds no unfinished run, or one of another number of processes, or its data has
             changed.
         ValueError, OSError, Interrupted, OtherProcessFailed, ProcessLost: as `train`.
     """
-    with joined() as processes:
+    with joined() as processes, training_settings():
         setup, splits, progress, tensors = processes.together(lambda: _read_run(out, monitor, processes, read))
         run = _Run(setup, splits, out, monitor, processes, progress)
         processes.together(lambda: restore(tensors, run.model, run.optimizer, run.regions, processes.rank))
@@ -265,9 +271,6 @@ def _read_run(
             f"the run in {out} was started in {before} process{'es' * (before > 1)}, not {processes.size}, and another "
             f"number would change its outcome: go on with {command} train --resume {out}"
         )
-    if processes.first:
-        for left in out.glob(".*.tmp"):  # by a kill while saving
-            left.unlink()
     splits = read(setup, monitor)
     if splits.train.fingerprint != fingerprint:
         raise CheckpointError(f"the data {setup.data!r} has changed since the run in {out} began: start a new run")
@@ -308,7 +311,7 @@ class _Run:
         """Train the epochs that are left, then write the results."""
         if note := _lengths(self.recipe, len(self.splits.train), self.steps, self.batch_size):
             self.monitor.on_note(note)
-        with _stop_signals() as stop:
+        with stop_signals() as stop:
             while self.progress.epoch < self.recipe.epochs:
                 epoch_record = self.train_one_epoch(stop)
                 history = [*self.progress.history, epoch_record]
@@ -545,13 +548,27 @@ def _batches(images: int, steps: int, batch_size: int, generator: torch.Generato
     return shuffled[: steps * batch_size].view(steps, batch_size)
 
 
+@contextmanager
+def training_settings() -> Iterator[None]:
+    """What training sets for the whole process, behind it as it was: random states, precision of products, messages."""
+    messages = logging.getLogger("lightning_fabric")
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    level, precision = messages.level, torch.get_float32_matmul_precision()
+    with torch.random.fork_rng(devices=gpus):
+        messages.setLevel(logging.WARNING)  # only the command line prints
+        if gpus:
+            torch.set_float32_matmul_precision("high")  # TF32, in which torch computes convolutions anyway
+        try:
+            yield
+        finally:
+            messages.setLevel(level)
+            if gpus:
+                torch.set_float32_matmul_precision(precision)
+
+
 def engine(precision: Precision, processes: Processes) -> Fabric:
-    """The engine, on the GPU where there is one."""
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # only the command line prints
-    keep_freed_memory()
+    """The engine, on the GPU where there is one; to be used within `training_settings`."""
     kind: Literal["32-true", "bf16-mixed"] = "bf16-mixed" if precision == "bf16" else "32-true"
-    if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")  # TF32, in which torch computes convolutions anyway
     if processes.size == 1:
         return Fabric(accelerator="auto", devices=1, precision=kind)
     fabric = Fabric(
@@ -615,19 +632,28 @@ def _fetched(dataset: ImageDataset, batches: list[Tensor], *, pinned: bool) -> I
 
 
 @contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C stops at once."""
-    stop = threading.Event()
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C stops at once.
+
+    A second SIGTERM changes nothing: who stops a sweep stops its processes, and each may be told by others too.
+    """
+    stop, first = threading.Event(), 0.0
     if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
         yield stop
         return
 
-    def request(_number: int, _frame: object) -> None:
-        if stop.is_set():
+    def request(number: int, _frame: object) -> None:
+        nonlocal first
+        now = time.monotonic()
+        if not stop.is_set():
+            stop.set()
+            first = now
+        elif number == signal.SIGINT and now - first > SAME_CTRL_C:
             raise KeyboardInterrupt
-        stop.set()
 
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A handler that is not Python's (None) could not be put back.
+    ours = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
+    before = {number: signal.signal(number, request) for number in ours}
     try:
         yield stop
     finally:

@@ -148,11 +148,17 @@ def folded(block: ConvolutionBlock) -> nn.Conv2d:
     )
     scale = weight / (variance + norm.eps).sqrt()
     convolution = nn.Conv2d(
-        old.in_channels, old.out_channels, old.kernel_size[0], old.stride[0], old.padding[0], groups=old.groups
+        old.in_channels,
+        old.out_channels,
+        old.kernel_size[0],
+        old.stride[0],
+        old.padding[0],
+        groups=old.groups,
+        device="meta",  # where no weights are drawn: the caller's random state stays as it is
     )
-    assert convolution.bias is not None
-    convolution.weight.data = (old.weight.detach().cpu().double() * scale.view(-1, 1, 1, 1)).float().contiguous()
-    convolution.bias.data = (bias - mean * scale).float()
+    weights = (old.weight.detach().cpu().double() * scale.view(-1, 1, 1, 1)).float().contiguous()
+    convolution.weight = nn.Parameter(weights)
+    convolution.bias = nn.Parameter((bias - mean * scale).float())
     return convolution
 
 
@@ -176,9 +182,9 @@ def _grid(n_in: int, n_out: int, window: int) -> Tensor:
 
 
 def _copy_of(linear: nn.Linear) -> nn.Linear:
-    copy = nn.Linear(linear.in_features, linear.out_features)
-    copy.weight.data = linear.weight.detach().cpu().clone()
-    copy.bias.data = linear.bias.detach().cpu().clone()
+    copy = nn.Linear(linear.in_features, linear.out_features, device="meta")
+    copy.weight = nn.Parameter(linear.weight.detach().cpu().clone())
+    copy.bias = nn.Parameter(linear.bias.detach().cpu().clone())
     return copy
 
 

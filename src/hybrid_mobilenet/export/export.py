@@ -51,6 +51,8 @@ def export(
 ) -> Exported:
     """Export a model to one target.
 
+    While files for ExecuTorch and LiteRT are made, nothing that the process prints is seen.
+
     Args:
         model: the model.
         target: of `FILES`.

@@ -132,11 +132,13 @@ class WebClassifier(FileClassifier):
         description = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
         self.class_names = tuple(description["class_names"])
         self.image_size, self.in_channels = tuple(description["image_size"]), description["in_channels"]
+        # A file, not a pipe: whoever fills a pipe that nobody reads waits for ever.
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115  closed in __exit__
         self._node = subprocess.Popen(
             [node, str(RUNNER), str(folder), str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._messages,
         )
 
     def __enter__(self) -> Self:
@@ -145,6 +147,7 @@ class WebClassifier(FileClassifier):
     def __exit__(self, *_: object) -> None:
         self._node.kill()
         self._node.communicate()
+        self._messages.close()
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """Classify images, uint8 (N, H, W, in_channels).
@@ -163,7 +166,9 @@ class WebClassifier(FileClassifier):
         except BrokenPipeError:
             answer = b""
         if len(answer) != length:
-            said = self._node.communicate()[1].decode(errors="replace")
+            self._node.communicate()
+            self._messages.seek(0)
+            said = self._messages.read().decode(errors="replace")
             error = next(
                 (line for line in said.splitlines() if "Error" in line), f"exit status {self._node.returncode}"
             )
