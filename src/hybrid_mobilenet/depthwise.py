@@ -7,13 +7,26 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .kernels import has_triton
+from .kernels import has_triton, is_plain, serve
 
 #: Channels that the CPU kernel takes at a time.
 CHANNELS = 8
+
+
+def is_depthwise(conv: nn.Conv2d) -> bool:
+    """Whether `depthwise_convolution` of its weights and its stride does what `conv` does with repeated channels."""
+    return (
+        is_plain(conv, nn.Conv2d)
+        and conv.groups == conv.in_channels == conv.out_channels
+        and conv.kernel_size == (3, 3)
+        and conv.stride[0] == conv.stride[1]
+        and conv.padding == conv.dilation == (1, 1)
+        and conv.padding_mode == "zeros"
+        and conv.bias is None
+    )
 
 
 def depthwise_convolution(x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -42,12 +55,13 @@ def depthwise_convolution(x: Tensor, weight: Tensor, stride: int) -> Tensor:
 
 def _is_training_on_cpu(x: Tensor, weight: Tensor) -> bool:
     return (
-        x.device.type == "cpu"
+        x.is_cpu
+        and weight.is_cpu
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.float64)
         and x.shape[1] % CHANNELS == 0
-        and torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
+        and len(weight) % x.shape[1] == 0
+        and serve(x)
     )
 
 
@@ -56,8 +70,8 @@ def _is_training_on_cuda(x: Tensor, weight: Tensor) -> bool:
         x.is_cuda
         and weight.is_cuda
         and x.is_floating_point()
-        and torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
+        and len(weight) % x.shape[1] == 0
+        and serve(x)
         and has_triton()
     )
 
@@ -76,7 +90,7 @@ def _kernel(device: torch.device) -> ModuleType:
 class _DepthwiseConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        by_place = weight.view(len(weight), -1).t()
+        by_place = weight.reshape(len(weight), -1).t()
         if x.device.type == "cpu":
             by_place = by_place.contiguous()
         ctx.save_for_backward(x, by_place)
@@ -87,6 +101,7 @@ class _DepthwiseConvolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
         x, by_place = ctx.saved_tensors
+        x = x.contiguous(memory_format=torch.channels_last)  # hooks on saved tensors may have laid it out anew
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         of_maps, of_weights = _kernel(x.device).backward(gradient, x, by_place, ctx.stride, ctx.needs_input_grad[0])
         return of_maps, of_weights.t().reshape(-1, 1, 3, 3), None

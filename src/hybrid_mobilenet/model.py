@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from .architecture import FMP_RATIO, Activation, Layer, Network, PoolingSequence, resolve
 from .batch_norm import batch_norm
-from .depthwise import depthwise_convolution
+from .depthwise import depthwise_convolution, is_depthwise
 from .files import write_atomically
-from .pointwise import can_fuse, fused_convolution
+from .kernels import is_plain
+from .pointwise import can_fuse, fused_convolution, is_pointwise
 from .pooling import FractionalMaxPool2d
 
 CONFIG_FILE = "config.json"
@@ -63,11 +64,15 @@ class ConvolutionBlock(nn.Module):
 
     Padding is torch's, one pixel on every side. TensorFlow's "same" pads bottom and right only at stride 2 on even
     sizes: the maps are as large, and shifted by one pixel.
+
+    Faster functions stand for `conv`, `norm` and `activation` as long as these are what they are built as. With a hook,
+    a parametrisation, pruned, or put in another's place, each is called, `conv` with the input channels repeated.
     """
 
     def __init__(self, layer: Layer, activation: nn.Module) -> None:
         super().__init__()
         depthwise = layer.kind == "depthwise"
+        self.copies = layer.out_channels // layer.in_channels if depthwise else 1
         self.conv = nn.Conv2d(
             layer.out_channels if depthwise else layer.in_channels,
             layer.out_channels,
@@ -83,13 +88,15 @@ class ConvolutionBlock(nn.Module):
     def forward(self, x: Tensor, before: ConvolutionBlock | None = None, *, normalised: bool = True) -> Tensor:
         """Where a CPU trains, the next block normalises what a depthwise block has convolved, as it reads it.
 
+        Only `HybridMobileNet.forward` gives the last two arguments.
+
         Args:
             x: maps.
             before: the block that has convolved `x`, and not normalised it.
             normalised: whether to normalise what is convolved here, and to activate it.
         """
         if before is not None:
-            relu = isinstance(before.activation, nn.ReLU) and isinstance(self.activation, nn.ReLU)
+            relu = is_plain(before.activation, nn.ReLU) and is_plain(self.activation, nn.ReLU)
             if relu and can_fuse(x, before.norm, self.conv, self.norm):
                 return fused_convolution(x, before.norm, self.conv, self.norm)
             x = before._normalise(x)
@@ -97,16 +104,20 @@ class ConvolutionBlock(nn.Module):
         return self._normalise(x) if normalised else x
 
     def _convolve(self, x: Tensor) -> Tensor:
-        if self.conv.groups > 1:
+        if is_depthwise(self.conv) and self.conv.in_channels == self.copies * x.shape[1]:
             return depthwise_convolution(x, self.conv.weight, self.conv.stride[0])
-        if self.conv.kernel_size == (1, 1) and (x.is_cuda or x.shape[2] * x.shape[3] <= MATRIX_PRODUCT_PIXELS):
+        x = torch.cat([x] * self.copies, 1) if self.copies > 1 else x
+        if is_pointwise(self.conv) and (x.is_cuda or x.shape[2] * x.shape[3] <= MATRIX_PRODUCT_PIXELS):
             return F.linear(x.permute(0, 2, 3, 1), self.conv.weight.flatten(1)).permute(0, 3, 1, 2)
         return cast(Tensor, self.conv(x))
 
     def _normalise(self, x: Tensor) -> Tensor:
-        if isinstance(self.activation, nn.ReLU):
+        if is_plain(self.activation, nn.ReLU):
             return batch_norm(x, self.norm, relu=True)
-        return cast(Tensor, self.activation(batch_norm(x, self.norm, relu=False)))
+        x = batch_norm(x, self.norm, relu=False)
+        if is_plain(self.activation, nn.ReLU6) and is_plain(self.norm, nn.BatchNorm2d):
+            return F.relu6(x, inplace=True)
+        return cast(Tensor, self.activation(x))
 
 
 class Classifier(nn.Module):
@@ -210,7 +221,8 @@ class HybridMobileNet(nn.Module):
             case "fully_connected":
                 return Classifier(layer, self.dropout)
             case _:
-                return ConvolutionBlock(layer, ACTIVATIONS[self.activation](inplace=True))
+                # Not in place, which hooks on the gradients of the normalisation would not allow.
+                return ConvolutionBlock(layer, ACTIVATIONS[self.activation]())
 
     def _initialise(self) -> None:
         for module in self.modules():
@@ -220,21 +232,36 @@ class HybridMobileNet(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = images.float() / 255 if images.dtype == torch.uint8 else images
-        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        x = self._normalised(images).contiguous(memory_format=torch.channels_last)
         convolved: nn.Module | None = None
-        for layer in self.network.layers:
+        modules: list[Any] = [getattr(self, layer.name, None) for layer in self.network.layers]
+        for layer, module, following in zip(self.network.layers, modules, (*modules[1:], None), strict=True):
             if layer.kind == "global_average_pool":
                 x = x.mean((2, 3))
-                continue
-            module = self.get_submodule(layer.name)
-            if convolved is not None:
+            elif convolved is not None:
                 x, convolved = module(x, convolved), None
-            elif layer.kind == "depthwise" and self.training and x.device.type == "cpu":
+            elif (
+                layer.kind == "depthwise"
+                and self.training
+                and x.is_cpu
+                and is_plain(module, ConvolutionBlock)
+                and is_plain(following, ConvolutionBlock)
+            ):
                 x, convolved = module(x, normalised=False), module
             else:
                 x = module(x)
         return x
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """The images as the first convolution takes them: of the model's precision, rounded to it once."""
+        if images.dtype == torch.uint8:
+            images = images.to(torch.promote_types(self.mean.dtype, torch.float32)) / 255
+        elif not images.is_floating_point():
+            raise ValueError(
+                f"images has dtype {images.dtype}, but must be uint8 in 0..255 or floating point in 0..1: "
+                "use images.to(torch.uint8) for pixels in 0..255"
+            )
+        return ((images - self.mean) / self.std).to(self.mean.dtype)
 
     def fractional_max_pools(self) -> list[FractionalMaxPool2d]:
         """The fractional max pooling layers, whose train() and eval() choose random or fixed regions."""

@@ -9,20 +9,33 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .batch_norm import is_training_on_cpu
+from .kernels import is_plain
 
 #: Channels, in and out, that the CPU kernel takes at a time.
 CHANNELS = 16
 
 
+def is_pointwise(conv: nn.Conv2d) -> bool:
+    """Whether `conv` multiplies each pixel by its weights, and nothing else."""
+    return (
+        is_plain(conv, nn.Conv2d)
+        and conv.kernel_size == conv.stride == (1, 1)
+        and conv.padding == (0, 0)
+        and conv.groups == 1
+        and conv.bias is None
+    )
+
+
 def can_fuse(x: Tensor, before: nn.BatchNorm2d, conv: nn.Conv2d, behind: nn.BatchNorm2d) -> bool:
-    """Whether `fused_convolution` serves."""
+    """Whether `fused_convolution` serves, ReLUs provided."""
     return (
         is_training_on_cpu(x, before)
         and is_training_on_cpu(x, behind)
-        and conv.kernel_size == conv.stride == (1, 1)
-        and conv.groups == 1
-        and conv.bias is None
+        and is_pointwise(conv)
         and conv.weight.dtype == x.dtype
+        and conv.weight.is_cpu
+        and x.shape[1] == before.num_features == conv.in_channels
+        and conv.out_channels == behind.num_features
         and conv.in_channels % CHANNELS == conv.out_channels % CHANNELS == 0
     )
 
@@ -63,6 +76,10 @@ class _FusedConvolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         from .kernels import pointwise as kernel
 
-        gradient = gradient.contiguous(memory_format=torch.channels_last)
-        dx, of_before, of_matrix, of_behind = kernel.backward(gradient, *ctx.saved_tensors)
+        x, matrix, convolved, *norms = ctx.saved_tensors
+        # Hooks on saved tensors may have laid them out anew.
+        gradient, x, convolved = (
+            maps.contiguous(memory_format=torch.channels_last) for maps in (gradient, x, convolved)
+        )
+        dx, of_before, of_matrix, of_behind = kernel.backward(gradient, x, matrix, convolved, *norms)
         return dx, of_before[1], of_before[0], of_matrix[:, :, None, None], of_behind[1], of_behind[0], None, None

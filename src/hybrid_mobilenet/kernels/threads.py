@@ -5,13 +5,18 @@ when their work is done, and a second pool waits for the cores that they hold. W
 (Linux), a kernel is therefore handed to its pool, through the entry point that compilers use. Elsewhere plain threads
 serve.
 
-A kernel is a function of one argument, its call: the addresses of its arrays, its numbers and its thread, which it
-reads with the functions below. That is what OpenMP can hand on, and calling it takes a few microseconds.
+A kernel is a function of one argument, its call: the addresses of its arrays, its numbers and its share of the work,
+which it reads with the functions below. That is what OpenMP can hand on, and calling it takes a few microseconds.
+
+There are as many shares as threads were asked for, whoever takes them: OpenMP may start fewer threads (OMP_DYNAMIC,
+OMP_THREAD_LIMIT), and each of them then takes several. So every share's part of an array is filled, and the same number
+asked for gives the same results. No share may wait for another.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import struct
 from collections.abc import Callable
@@ -23,26 +28,40 @@ from typing import Any
 import numba
 import torch
 from llvmlite import ir  # type: ignore[import-untyped]
+from numba.core import cgutils
 from numba.core import types as numba_types
 from numba.extending import intrinsic
 from torch import Tensor
 
 types: Any = numba_types  # these have no types
+codegen: Any = cgutils
 written: Any = intrinsic
 carray: Any = numba.carray  # type: ignore[attr-defined]
 
-#: A call begins with the OpenMP functions that tell a thread's number and how many there are, or with two zeros and the
-#: two numbers themselves; its arrays follow, an address and a length each, and its numbers from FIRST_NUMBER on.
-FIRST_ARRAY, MOST_ARRAYS, MOST_NUMBERS = 4, 12, 12
+#: A call begins with the number of a share and how many there are; for OpenMP its functions that tell a thread's number
+#: and how many there are, and the kernel, follow; then arrays, an address and a length each; and numbers from
+#: FIRST_NUMBER on.
+FIRST_ARRAY, MOST_ARRAYS, MOST_NUMBERS = 5, 12, 12
 FIRST_NUMBER = FIRST_ARRAY + 2 * MOST_ARRAYS
-CALL = struct.Struct(f"{FIRST_NUMBER + MOST_NUMBERS}q")
+CALL_LENGTH = FIRST_NUMBER + MOST_NUMBERS
+CALL = struct.Struct(f"{CALL_LENGTH}q")
 
 Compiled = Callable[..., Any]
+
 NUMBER = {torch.float32: types.float32, torch.float64: types.float64}
+
+
+@cache
+def _sources() -> str:
+    """What tells the files of the kernels from those of another version."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 
 def compiled(function: Compiled) -> Compiled:
     """A function that kernels call, or a kernel itself: compiled when first used, and kept on disk."""
+    # numba looks at a function's own file alone to tell whether what it kept is out of date.
+    function.__qualname__ += f"_{_sources()}"
     options = {"nogil": True, "error_model": "numpy"}
     try:
         result: Compiled = numba.njit(function, cache=True, **options)  # type: ignore[call-overload]
@@ -52,7 +71,7 @@ def compiled(function: Compiled) -> Compiled:
 
 
 def run(kernel: Compiled, tensors: tuple[Tensor, ...], numbers: tuple[int, ...], threads: int) -> None:
-    """Run a kernel once on each of `threads` threads, and wait for all of them.
+    """Run a kernel for each of `threads` shares, each on a thread of its own where it can be had, and wait for all.
 
     Args:
         kernel: see the top of this file; its numbers are of the first tensor's dtype, float32 or float64.
@@ -64,11 +83,12 @@ def run(kernel: Compiled, tensors: tuple[Tensor, ...], numbers: tuple[int, ...],
     arrays = [number for tensor in tensors for number in (tensor.data_ptr(), tensor.numel())]
     rest = *arrays, *[0] * (2 * MOST_ARRAYS - len(arrays)), *numbers, *[0] * (MOST_NUMBERS - len(numbers))
     if threads == 1:
-        function(CALL.pack(0, 0, 0, 1, *rest))
+        function(CALL.pack(0, 1, 0, 0, 0, *rest))
     elif (openmp := _gnu_openmp()) is not None:
-        openmp.parallel(address, CALL.pack(openmp.thread_number, openmp.thread_count, 0, 0, *rest), threads, 0)
+        call = CALL.pack(0, threads, openmp.thread_number, openmp.thread_count, address, *rest)
+        openmp.parallel(_address(_take_shares, torch.float32)[0], call, threads, 0)
     else:
-        calls = [CALL.pack(0, 0, thread, threads, *rest) for thread in range(threads)]
+        calls = [CALL.pack(number, threads, 0, 0, 0, *rest) for number in range(threads)]
         parts = [_plain_threads().submit(function, call) for call in calls[1:]]
         function(calls[0])
         for part in parts:
@@ -77,17 +97,15 @@ def run(kernel: Compiled, tensors: tuple[Tensor, ...], numbers: tuple[int, ...],
 
 @compiled
 def share(call, items):  # type: ignore[no-untyped-def]
-    """The first of a thread's items, and the one behind its last: equal shares, in order."""
+    """The first of a share's items, and the one behind its last: equal shares, in order."""
     thread, threads = team(call)
     return items * thread // threads, items * (thread + 1) // threads
 
 
 @compiled
 def team(call):  # type: ignore[no-untyped-def]
-    """The thread's number, from 0, and how many threads there are."""
-    if word(call, 0) != 0:
-        return _called(word(call, 0)), _called(word(call, 1))
-    return word(call, 2), word(call, 3)
+    """The number of the share, from 0, and how many there are."""
+    return word(call, 0), word(call, 1)
 
 
 @compiled
@@ -146,6 +164,31 @@ def _called(_typing, address):  # type: ignore[no-untyped-def]  # noqa: ARG001
         return builder.sext(builder.call(builder.inttoptr(values[0], function), []), ir.IntType(64))
 
     return types.int64(types.int64), write
+
+
+@written
+def _take(_typing, call, share):  # type: ignore[no-untyped-def]
+    """Run a call's kernel for one of its shares."""
+
+    def write(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
+        integer = ir.IntType(64)
+        # The threads have one call in common: which share is taken stands in a copy.
+        own = codegen.alloca_once(builder, integer, CALL_LENGTH)
+        codegen.raw_memcpy(builder, own, builder.bitcast(values[0], own.type), integer(CALL_LENGTH), 8)
+        builder.store(values[1], own)
+        kernel = builder.load(builder.gep(own, [integer(4)]))
+        function = ir.FunctionType(ir.VoidType(), [own.type]).as_pointer()
+        builder.call(builder.inttoptr(kernel, function), [own])
+        return context.get_dummy_value()
+
+    return types.void(call, share), write
+
+
+@compiled
+def _take_shares(call):  # type: ignore[no-untyped-def]
+    """What each of OpenMP's threads does: its share, and the shares of threads that are not there."""
+    for number in range(_called(word(call, 2)), word(call, 1), _called(word(call, 3))):
+        _take(call, number)
 
 
 @cache
