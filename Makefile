@@ -40,7 +40,7 @@ check: $(READY) ## lint, format check and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(READY) ## measure speed and memory against PyTorch and Keras; writes results/bench.json
+bench: $(READY) ## measure speed and memory against PyTorch and Keras, a quarter of an hour; writes results/bench.json
 	$(BIN)/python benchmarks/bench.py
 
 # A stamp, so that a changed lock or pyproject.toml is installed, and an interrupted installation is gone on with.

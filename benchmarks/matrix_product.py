@@ -1,4 +1,4 @@
-"""A large float32 matrix product: the rate that no training step can exceed."""
+"""A large float32 matrix product, by torch's library."""
 
 from __future__ import annotations
 

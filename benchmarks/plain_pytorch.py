@@ -1,4 +1,4 @@
-"""The networks as a PyTorch user would write them first: what the project's speed is measured against.
+"""The networks as a PyTorch user would write them first.
 
 NCHW, grouped convolution for the depth multiplier, torch's own fractional max pooling and Adam's defaults.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from hybrid_mobilenet.architecture import Layer, Network
 
@@ -21,17 +21,28 @@ def training_step(network: Network, batch: int, threads: int) -> Callable[[], ob
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = build(network).train()
-    optimizer = torch.optim.Adam(model.parameters())
-    images = torch.randn(batch, network.in_channels, *network.image_size)
-    labels = torch.randint(network.classes, (batch,))
+    return step(model, torch.optim.Adam(model.parameters()), *data(network, batch))
 
-    def step() -> None:
+
+def data(network: Network, batch: int) -> tuple[Tensor, Tensor]:
+    """Normalised images, (N, C, H, W), and labels, (N)."""
+    images = torch.randn(batch, network.in_channels, *network.image_size)
+    return images, torch.randint(network.classes, (batch,))
+
+
+def step(
+    model: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
+) -> Callable[[], Tensor]:
+    """The step as a function, which returns the loss."""
+
+    def take() -> Tensor:
         optimizer.zero_grad()
         loss = F.cross_entropy(model(images), labels)
         torch.autograd.backward(loss)
         optimizer.step()
+        return loss.detach()
 
-    return step
+    return take
 
 
 def build(network: Network) -> nn.Sequential:

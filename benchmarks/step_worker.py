@@ -1,8 +1,8 @@
 """One side of the training comparison, in a process of its own with its own thread pools.
 
 Run by workers.py: step_worker.py SIDE FAMILY ALPHA DELTA BATCH THREADS. SIDE is a module of this folder with
-`training_step` and `VERSION`. Says its version when it is warm; then, for each number of steps on a line of standard
-input, answers the seconds that one step took.
+`training_step` and `VERSION`. When it is warm, says its version and the seconds of its first step; then, for each
+number of steps on a line of standard input, answers the seconds that one step took.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ def main(side: str, family: str, alpha: str, delta: str, batch: str, threads: st
         module = import_module(side)
         network = resolve(family, float(alpha), int(delta))  # type: ignore[arg-type]  # resolve says what is wrong
         run = timed(module.training_step(network, int(batch), int(threads)))
+        first = run(1)
         run(WARM_UP_STEPS)
-        print(module.VERSION, file=answers)
+        print(module.VERSION, first, sep="\t", file=answers)
         for line in sys.stdin:
             print(run(int(line)), file=answers)
 

@@ -97,9 +97,14 @@ def test_train_json_is_all_that_is_printed(tmp_path: Path) -> None:
     result = invoke("train", "digits", *NETWORK, "--epochs", "1", "--out", tmp_path / "run", "--json")
     assert (result.exit_code, result.stderr) == (0, "")
     record = json.loads(result.stdout)
-    assert list(record) == ["run", "accuracy", "images"]
     evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert record == {"run": str(tmp_path / "run"), "accuracy": evaluation["accuracy"], "images": 359}
+    assert record == {
+        "run": str(tmp_path / "run"),
+        "accuracy": evaluation["accuracy"],
+        "images": 359,
+        "notes": [],
+        "warnings": [],
+    }
 
 
 def test_every_option_reaches_the_run(tmp_path: Path) -> None:
@@ -135,13 +140,14 @@ def test_what_is_not_given_comes_from_the_family_s_recipe(tmp_path: Path, monkey
         for index, (family, recipe) in enumerate(PAPER_RECIPES.items())
     }
     monkeypatch.setattr(recipe_module, "PAPER_RECIPES", recipes)
+    monkeypatch.setattr(cli, "LEAST_STEPS", 3)
     for family in ("mp3", "fmp"):
         network = ["--family", family, "--alpha", "0.25", "--delta", "1", "--image-size", "8", "--in-channels", "1"]
         out = tmp_path / family
         result = invoke("train", "digits", *network, "--fixed-epochs", "1", "--out", out, "--json")
         assert result.exit_code == 0, result.stderr
         recipe = json.loads((out / "config.json").read_text())["training"]["recipe"]
-        assert recipe == asdict(replace(recipes[family], fixed_epochs=1))
+        assert recipe == asdict(replace(recipes[family], fixed_epochs=1, least_steps=3))
 
 
 @pytest.mark.parametrize(

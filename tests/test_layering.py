@@ -23,7 +23,7 @@ LEVELS: tuple[set[str], ...] = (
     {"model", "claims"},
     {"checkpoint", "report"},
     {"evaluate"},
-    {"cuda_graph", "export"},
+    {"cuda_graph", "export", "precise_statistics"},
     {"train"},
     {"reproduce", "classify", "benchmark"},
     {"estimate", "engines", "ray_engine"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shlex
@@ -10,7 +11,9 @@ import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from importlib import import_module
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -180,6 +183,74 @@ def test_the_table_has_the_paper_s_figures() -> None:
         if r.classes == 10
     ]
     assert [line for line in README.splitlines() if re.match(r"\| (mobilenet|mp3|fmp) ", line)] == expected
+
+
+def section(title: str) -> str:
+    """The text of one of README's sections."""
+    return README.partition(f"\n## {title}\n\n")[2].partition("\n## ")[0]
+
+
+def test_the_section_on_speed_is_the_record_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    report = import_module("report")
+    expected: str = report.speed(json.loads(report.RESULTS.read_text(encoding="utf-8")))
+    assert section("Speed").splitlines() == expected.splitlines(), "paste what benchmarks/report.py prints"
+
+
+def test_latencies_are_the_record_s() -> None:
+    record = json.loads((ROOT / "results" / "latency.json").read_text(encoding="utf-8"))
+    found = {(row["model"], row["threads"]): row for row in record["measurements"]}
+    rows = re.findall(r"^\|([^|]*)\| (.*), (float32|int8) \| (.*) \|$", section("On a device"), re.MULTILINE)
+    assert len(rows) == sum(threads == 1 and model.count("/") > 1 for model, threads in found)
+    network = ""
+    for name, runtime, number, figures in rows:
+        network = name.strip() or network
+        stem = network.lower().replace(" ", "-")
+        suffix = {"ONNX Runtime": "onnx", "ExecuTorch": "pte", "LiteRT": "tflite"}[runtime]
+        file = f"runs/{stem}/export/model.{'int8.' * (number == 'int8')}{suffix}"
+        one, two = (found.get((file, threads)) or found[f"runs/peers/{stem}.onnx", threads] for threads in (1, 2))
+        times = [f"{1e6 * row['latency']['median']:.0f}" for row in (one, two)]
+        assert figures.split(" | ") == [*times, f"{one['bytes'] / 1000:,.0f}"], (network, runtime, number)
+    shares = [
+        f"{100 * found[f'runs/fmp-d2-a0.25/export/{file}', 1]['pooling_share']:.0f} %"
+        for file in ("model.onnx", "model.int8.onnx")
+    ]
+    assert re.findall(rf"[\d.]+ %|{SPEED}", section("On a device")) == shares
+
+
+#: A speed, or a quotient of speeds.
+SPEED = r"[\d.,]+x(?= )|[\d.,]+ (?:times|s|ms|us|minutes|seconds|images/s)(?=\W)|(?:twice|half) as [a-z]+"
+
+
+def test_speeds_stand_where_the_records_are() -> None:
+    for claim in ("was 6.8x as fast", "1.6 to 9 times as fast", "at 45,000 images/s, of", "twice as fast", "in 30 s."):
+        assert re.findall(SPEED, claim)
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    rest = README.replace(section("Speed"), "").replace(section("On a device"), "")
+    assert re.findall(SPEED, rest + changelog) == []
+
+
+def test_accuracies_are_the_records() -> None:
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "results" / "reproduce").glob("*.json")]
+    checked = 0
+    for title, table in re.findall(r"^\| (CIFAR-\S+), 10,000 test images .*\n((?:\|.*\n)+)", README, re.MULTILINE):
+        for line in table.splitlines()[1:]:
+            name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+            suffix, delta, alpha = re.match(r"MobileNet(?:\+(\w+))? d(\d) a([\d.]+)", name).groups()  # type: ignore[union-attr]
+            key = title.replace("-", "").lower(), (suffix or "MobileNet").lower(), int(delta), float(alpha)
+            runs = [r for r in records if (r["data"], r["family"], r["delta"], r["alpha"]) == key]
+            one, twelve = (
+                [100 * r["test"][passes]["accuracy"] for r in runs if passes in r["test"]] for passes in ("1", "12")
+            )
+            (paper,) = [r for r in RESULTS if (f"cifar{r.classes}", r.family, r.delta, r.alpha) == key]
+            (epochs,) = {r["recipe"]["epochs"] for r in runs}
+            spread = f" ({stdev(one):.1f})" if len(one) > 1 else ""
+            averaged = f"{mean(twelve):.1f} %" if twelve else ""
+            assert cells == [
+                str(epochs), str(len(runs)), f"{paper.accuracy} %", f"{mean(one):.1f} %{spread}", averaged
+            ], name  # fmt: skip
+            checked += 1
+    assert checked == 9
 
 
 @pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])

@@ -59,6 +59,8 @@ class Quiet:
     def __init__(self) -> None:
         self.epochs: list[dict[str, Any]] = []
         self.starts: list[tuple[int, int]] = []
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
 
     def on_data(self, what: str, done: int, total: int) -> None: ...
 
@@ -69,6 +71,12 @@ class Quiet:
 
     def on_epoch(self, record: dict[str, Any]) -> None:
         self.epochs.append(record)
+
+    def on_note(self, note: str) -> None:
+        self.notes.append(note)
+
+    def on_warning(self, warning: str) -> None:
+        self.warnings.append(warning)
 
 
 class Killed(BaseException):

@@ -122,13 +122,7 @@ def restore(
     """
     try:
         model.load_state_dict(_under("model", tensors))
-        groups = optimizer.state_dict()["param_groups"]
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _under("optimizer", tensors).items():
-            index, key = name.split(".")
-            state.setdefault(int(index), {})[key] = tensor
-        _check_optimizer_state(state, [parameter for group in optimizer.param_groups for parameter in group["params"]])
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        _restore_optimizer(_under("optimizer", tensors), optimizer)
         random = {
             name: states if states.dim() < 2 else states[process].clone()
             for name, states in _under("random", tensors).items()
@@ -143,6 +137,26 @@ def restore(
         raise CheckpointError(
             f"the checkpoint does not fit its own network ({first_line}): start the run anew in another folder"
         ) from error
+
+
+def _restore_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimiser its state: each moment in the memory layout of its parameter, as the optimiser makes them.
+
+    Fused kernels walk a parameter, its gradient and its moments as flat memory, in step. A file holds tensors in
+    contiguous layout, whatever they had.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        number, key = name.split(".")
+        state.setdefault(int(number), {})[key] = tensor
+    _check_optimizer_state(state, parameters)
+    for index, parameter in enumerate(parameters):
+        for key, tensor in state.get(index, {}).items():
+            if tensor.shape == parameter.shape:
+                kept = torch.empty_like(parameter, dtype=tensor.dtype, memory_format=torch.preserve_format)
+                state[index][key] = kept.copy_(tensor)
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _check_optimizer_state(state: dict[int, dict[str, Tensor]], parameters: list[Tensor]) -> None:

@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from .architecture import FAMILIES, Activation, Family, PoolingSequence, Size, resolve
 from .export import CALIBRATED, FILES
-from .recipe import CIFAR100_RECIPES, PAPER_RECIPES, Precision, Recipe, paper_recipe
+from .recipe import CIFAR100_RECIPES, LEAST_STEPS, PAPER_RECIPES, Precision, Recipe, paper_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -240,7 +240,8 @@ def train(
 
     DATA that is a folder holds one subfolder of images per class, or such folders
     named train and test; without a test folder, a fifth of the images is held out.
-    The state is saved after every epoch, every 5 minutes and at Ctrl-C. Several GPUs
+    Without --epochs it takes at least 4,000 steps: of few images, several passes to
+    an epoch. The state is saved after every epoch, every 5 minutes and at Ctrl-C. Several GPUs
     or machines: torchrun --nproc-per-node gpu -m hybrid_mobilenet train DATA
 
     [bold]Examples[/]
@@ -268,7 +269,9 @@ def train(
         }
         chosen: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         recipe = paper_recipe(family, data)
-        recipe = replace(recipe if epochs is None else recipe.with_epochs(epochs), **chosen)
+        # Of few images, the recipe's epochs would be too few steps.
+        recipe = replace(recipe, least_steps=LEAST_STEPS) if epochs is None else recipe.with_epochs(epochs)
+        recipe = replace(recipe, **chosen)
         folder = out or Path("runs") / f"{Path(data).stem}-{family}-d{delta}-a{alpha:g}-s{seed}"
     from . import train as training
     from .checkpoint import CHECKPOINT_FILE
@@ -304,13 +307,16 @@ def train(
         return
     result = {"run": str(folder), "accuracy": evaluation.accuracy, "images": evaluation.images}
     if as_json:
-        print_json(result)
+        print_json(result | {"notes": progress.notes, "warnings": progress.warnings})
     else:
         console().print(
             f"[bold]{evaluation.accuracy:.2%}[/] of {evaluation.images:,} test images right after the last epoch",
             f"model, curves and evaluation in {folder}",
             sep="\n",
         )
+        sys.stdout.flush()
+        for warning in progress.warnings:
+            print("warning:", warning, file=sys.stderr)
 
 
 @app.command()

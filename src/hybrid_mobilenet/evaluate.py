@@ -92,7 +92,7 @@ def probabilities(model: HybridMobileNet, images: Tensor, passes: int = 1) -> Te
             f"passes is {passes}, but must be 1 or more, and 1 for a network without fractional max pooling, "
             f"whose passes are all equal; this network is {model.network.family}"
         )
-    with _in_eval(model):
+    with in_eval(model):
         if passes > 1:
             for pool in pools:
                 pool.train()
@@ -183,7 +183,8 @@ def tally(
 
 
 @contextmanager
-def _in_eval(model: HybridMobileNet) -> Iterator[None]:
+def in_eval(model: HybridMobileNet) -> Iterator[None]:
+    """The model in eval(), and its modules back in their modes behind it."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

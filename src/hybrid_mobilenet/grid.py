@@ -33,6 +33,11 @@ DATA_SETS: dict[str, DataSet] = {
 }
 PAPER_DATA_SETS = ("cifar10", "cifar100")
 
+#: Revision of the training code, as far as it decides what a run ends with. 1: until a resumed run was the same as one
+#: that was not interrupted (Adam's moments of the first convolution came back permuted). 2: that mended, and batch
+#: normalisation's statistics are computed anew for the last weights.
+TRAINING = 2
+
 #: Family, delta and alpha of the paper's configurations, in the order of its tables.
 CONFIGURATIONS: tuple[tuple[Family, int, float], ...] = tuple(
     dict.fromkeys((result.family, result.delta, result.alpha) for result in RESULTS)
@@ -78,11 +83,12 @@ class Run:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits over data set, layers and recipe: with others it is another experiment."""
+        """16 hexadecimal digits over data set, layers, recipe and training code: with others it is another run."""
         parts = {
             "data": self.data,
             "layers": [asdict(layer) for layer in self.network.layers],
             "recipe": asdict(self.recipe),
+            "training": TRAINING,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

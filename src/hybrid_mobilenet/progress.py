@@ -38,6 +38,8 @@ class RunProgress:
         )
         self._task = self._bars.add_task("", visible=False)
         self._epochs = self._batch_size = self._steps = self._epoch = 0
+        self.notes: list[str] = []
+        self.warnings: list[str] = []  # to be printed last, where they cannot be missed
 
     def __enter__(self) -> Self:
         if self._console.is_terminal:  # elsewhere rich would still print an empty line
@@ -78,6 +80,13 @@ class RunProgress:
             f"epoch {record['epoch']:>{len(str(self._epochs))}}/{self._epochs}  loss {record['loss']:.4f}  "
             f"accuracy {record['accuracy']:.2%}{held_out}  {record['images_per_second']:,.0f} images/s"
         )
+
+    def on_note(self, note: str) -> None:
+        self.notes.append(note)
+        self._console.print(note, markup=False, soft_wrap=True)
+
+    def on_warning(self, warning: str) -> None:
+        self.warnings.append(warning)
 
     def _show(self, what: str, total: int, completed: int = 0) -> None:
         self._bars.reset(self._task, description=what, total=total, completed=completed, visible=True)

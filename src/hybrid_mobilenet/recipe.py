@@ -31,6 +31,7 @@ class Recipe:
     overlapping: bool = False  # TensorFlow's default; the paper names none
     precision: Precision = "fp32"  # Keras's default; "bf16" (autocast) is for GPUs
     fixed_epochs: int = 0  # last epochs on the fixed regions of eval(); ours
+    least_steps: int = 0  # of all epochs together: of few images an epoch is several passes; ours
 
     def __post_init__(self) -> None:
         self._require("epochs", self.epochs >= 1, "1 or more")
@@ -42,6 +43,9 @@ class Recipe:
         self._require("activation", self.activation in get_args(Activation), "relu or relu6")
         self._require("sequence", self.sequence in get_args(PoolingSequence), "random or pseudorandom")
         self._require("precision", self.precision in get_args(Precision), "fp32 or bf16")
+        self._require(
+            "least_steps", self.least_steps >= 0, "0 or more: with 0, every epoch is one pass over the images"
+        )
         self._require("fixed_epochs", 0 <= self.fixed_epochs <= self.epochs, "between 0 and epochs")
 
     def with_epochs(self, epochs: int) -> Recipe:
@@ -54,6 +58,10 @@ class Recipe:
 
 
 PAPER = Recipe()
+
+#: What `train` takes at least, unless told a number of epochs. Ours: docs/LOG.md has what others give, on validation
+#: images, for 5 to 500 images per class.
+LEAST_STEPS = 4000
 
 #: What each family is trained with unless told otherwise, and what its rows of the paper's tables are reproduced with.
 #: Random regions take longer to learn from; on fixed ones at the end, one pass is nearly as good as the mean of many.

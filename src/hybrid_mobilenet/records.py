@@ -29,7 +29,7 @@ class Record:
 
     Attributes:
         data, family, delta, alpha, seed: which run of the grid.
-        fingerprint: of data set, layers and recipe: see `grid.Run.fingerprint`.
+        fingerprint: of data set, layers, recipe and training code: see `grid.Run.fingerprint`.
         recipe: what it was trained with.
         mult_adds, parameters: exact, counted as the paper does.
         images: it was trained on.
@@ -40,6 +40,7 @@ class Record:
         code: version of the package, and commit where it is a checkout.
         environment: machine, versions, device, threads.
         epochs: the lines of metrics.jsonl, one per epoch.
+        training: revision of the training code: see `grid.TRAINING`; records of the first one do not name it.
     """
 
     data: str
@@ -59,6 +60,7 @@ class Record:
     code: dict[str, str | None]
     environment: dict[str, Any]
     epochs: tuple[dict[str, Any], ...]
+    training: int = 1
 
 
 def record_path(folder: Path, run: Run) -> Path:

@@ -32,7 +32,7 @@ from .checkpoint import CHECKPOINT_FILE
 from .cost import network_mult_adds, network_parameters
 from .data import ImageDataset, Splits
 from .evaluate import evaluate
-from .grid import Run
+from .grid import TRAINING, Run
 from .machine import processor
 from .model import HybridMobileNet
 from .progress import RunState
@@ -155,6 +155,7 @@ def _record(run: Run, folder: Path, report: Report, read: KeptData) -> Record:
             "system": platform.system(),
         },
         epochs=epochs,
+        training=TRAINING,
     )
 
 
@@ -198,6 +199,10 @@ class _Watcher:
         self._epoch, self._step, self._rate = record["epoch"], 0, record["images_per_second"]
         of = f"epoch {record['epoch']}/{self._run.recipe.epochs}"
         self._tell(f"{of} loss {record['loss']:.3f} accuracy {record['accuracy']:.2%}", is_news=True)
+
+    def on_note(self, note: str) -> None: ...
+
+    def on_warning(self, warning: str) -> None: ...
 
     def _tell(self, what: str, *, is_news: bool = False) -> None:
         done = (self._epoch + self._step / max(self._steps, 1)) / self._run.recipe.epochs

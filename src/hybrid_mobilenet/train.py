@@ -43,6 +43,7 @@ from .files import write_atomically
 from .machine import keep_freed_memory
 from .model import HybridMobileNet
 from .plots import CURVES_FILE, draw_curves
+from .precise_statistics import FINAL_IMAGES, VALIDATION_IMAGES, set_precise_statistics
 from .processes import Processes, joined
 from .recipe import PAPER, Precision, Recipe
 
@@ -53,6 +54,8 @@ EVALUATION_FILE = "evaluation.json"
 SAVE_EVERY = 300.0
 #: Steps between looks at the loss: each look waits for the device.
 LOOK_EVERY = 20
+#: An epoch may leave out this share of the images, other ones each time, where they do not fill a batch.
+LEFT_OUT = 0.02
 
 
 class After(IntEnum):
@@ -102,6 +105,8 @@ class Monitor(Protocol):
     def on_start(self, epoch: int, epochs: int, step: int, steps: int, batch_size: int) -> None: ...
     def on_step(self, loss: float, step: int) -> None: ...
     def on_epoch(self, record: dict[str, Any]) -> None: ...
+    def on_note(self, note: str) -> None: ...
+    def on_warning(self, warning: str) -> None: ...
 
 
 def train_step(
@@ -283,8 +288,7 @@ class _Run:
         self.record = asdict(setup) | {"data_fingerprint": splits.train.fingerprint, "processes": processes.size}
         processes.require_same("settings, data or checkpoint", json.dumps([self.record, asdict(progress)]))
         self.batch_size = _batch_size(recipe, len(splits.train), processes)
-        # An epoch leaves out what does not fill a batch, other images each time.
-        self.steps = len(splits.train) // self.batch_size
+        self.steps = _steps(recipe, len(splits.train), self.batch_size)
         self.fabric = engine(recipe.precision, processes)
         self.train_images = splits.train.to(self.fabric.device)
         self.model = _build(setup, splits)
@@ -296,6 +300,8 @@ class _Run:
 
     def finish(self) -> Evaluation:
         """Train the epochs that are left, then write the results."""
+        if note := _lengths(self.recipe, len(self.splits.train), self.steps, self.batch_size):
+            self.monitor.on_note(note)
         with _stop_signals() as stop:
             while self.progress.epoch < self.recipe.epochs:
                 epoch_record = self.train_one_epoch(stop)
@@ -316,8 +322,7 @@ class _Run:
             for pool in self.model.fractional_max_pools():
                 pool.eval()
         order = torch.Generator().manual_seed(self.setup.seed * 1_000_003 + progress.epoch)
-        shuffled = torch.randperm(len(images), generator=order).to(images.labels.device)
-        batches = shuffled[: self.steps * self.batch_size].view(self.steps, self.batch_size)
+        batches = _batches(len(images), self.steps, self.batch_size, order).to(images.labels.device)
         before, total = progress.epoch * self.steps, recipe.epochs * self.steps
         rates = [learning_rate(recipe, (before + step) / total) for step in range(self.steps)]
         loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=self.fabric.device)
@@ -358,6 +363,7 @@ class _Run:
             "step_seconds": progress.step_seconds,
         }
         if self.splits.validation is not None:
+            self.set_precise_statistics(VALIDATION_IMAGES)
             held_out = evaluate(self.model, self.splits.validation, seed=self.setup.seed, processes=self.processes)
             epoch_record |= {"validation_loss": held_out.loss, "validation_accuracy": held_out.accuracy}
         epoch_record["evaluation_seconds"] = time.perf_counter() - self.clock
@@ -392,6 +398,10 @@ class _Run:
         loss, hits = train_step(self.fabric, self.module, self.fabric_optimizer, images, labels)
         return self.processes.share(self.model, loss, hits)
 
+    def set_precise_statistics(self, images: int) -> None:
+        """Give the model the statistics of its present weights over so many training images."""
+        set_precise_statistics(self.model, self.train_images, images, self.setup.seed, self.processes)
+
     def elapsed(self) -> float:
         """Seconds of this epoch so far, over all its parts where it was interrupted."""
         now = time.perf_counter()
@@ -418,6 +428,7 @@ class _Run:
 
     def write_results(self) -> Evaluation:
         """The model, its curves and its evaluation on the test images; then the checkpoint has served."""
+        self.set_precise_statistics(FINAL_IMAGES)
         self.model.training_record = self.record | {
             "version": __version__,
             "torch": torch.__version__,
@@ -434,6 +445,8 @@ class _Run:
         record = (json.dumps(evaluation.record(), indent=2) + "\n").encode()
         self.processes.by_first(lambda: write_atomically(self.out / EVALUATION_FILE, record))
         self.processes.by_first((self.out / CHECKPOINT_FILE).unlink)
+        if warning := _at_chance(self.progress.history[-1], self.splits, evaluation):
+            self.monitor.on_warning(warning)
         return evaluation
 
 
@@ -454,18 +467,67 @@ def _build(setup: Setup, splits: Splits) -> HybridMobileNet:
 
 
 def _batch_size(recipe: Recipe, images: int, processes: Processes) -> int:
-    """Images of a batch, over all processes: as the recipe has it, or as many as there are."""
+    """Images of a batch, over all processes: as the recipe has it, or fewer, so that an epoch takes all there are."""
     if recipe.batch_size % processes.size or recipe.batch_size < 2 * processes.size:
         raise ValueError(
             f"batch_size is {recipe.batch_size}, but must be a multiple of the number of processes ({processes.size}), "
             "at least twice as large: it counts the images of a step in all of them, and batch normalisation needs two"
         )
-    size = min(recipe.batch_size, images // processes.size * processes.size)
-    if size < 2 * processes.size:
+    if images < 2 * processes.size:
         raise ValueError(
             f"there are {images} training images, but {processes.size} processes need two each: start fewer"
         )
-    return size
+    size = min(recipe.batch_size, images // processes.size * processes.size)
+    if images % size <= LEFT_OUT * images:
+        return size
+    # Of equal size, so that few images are taken twice to fill the last one.
+    return math.ceil(images / math.ceil(images / size) / processes.size) * processes.size
+
+
+def _steps(recipe: Recipe, images: int, batch_size: int) -> int:
+    """Steps of an epoch: one pass over the images, or more where that makes too few steps in all epochs."""
+    whole = images // batch_size
+    if images - whole * batch_size > LEFT_OUT * images:
+        whole += 1
+    return max(whole, math.ceil(recipe.least_steps / recipe.epochs))
+
+
+def _lengths(recipe: Recipe, images: int, steps: int, batch_size: int) -> str:
+    """What was chosen for so few images, and why; nothing where the recipe says it all."""
+    chosen = []
+    if batch_size != recipe.batch_size:
+        chosen.append(f"batches of {batch_size} in place of {recipe.batch_size}, so that an epoch leaves out no image")
+    if steps * batch_size >= 2 * images:
+        chosen.append(
+            f"{steps} steps an epoch, which is {steps * batch_size / images:.0f} passes over them, for at least "
+            f"{recipe.least_steps:,} steps in all (with --epochs N every epoch is one pass)"
+        )
+    return f"{images} training images: {'; '.join(chosen)}" if chosen else ""
+
+
+def _at_chance(last_epoch: dict[str, Any], splits: Splits, test: Evaluation) -> str:
+    """A warning where a network that has learnt its training images only guesses on all others; else nothing."""
+    held_out, right = test.images, test.correct
+    if splits.validation is not None:
+        held_out += len(splits.validation)
+        right += round(last_epoch["validation_accuracy"] * len(splits.validation))
+    largest = max(map(sum, test.confusion)) / test.images
+    at_chance = right / held_out <= largest + math.sqrt(largest * (1 - largest) / held_out)
+    if not at_chance or last_epoch["accuracy"] < (1 + largest) / 2:
+        return ""
+    return (
+        f"the network is right on {last_epoch['accuracy']:.0%} of its training images, but on the {held_out} held-out "
+        f"ones on {right / held_out:.0%}, where always naming the commonest class gives {largest:.0%}: it cannot be "
+        "used. See whether the held-out images show the same things as the training images and are labelled as they "
+        "are, and add images"
+    )
+
+
+def _batches(images: int, steps: int, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Numbers of the images of each step, int64 (steps, batch_size): none comes again before all have come."""
+    passes = math.ceil(steps * batch_size / images)
+    shuffled = torch.cat([torch.randperm(images, generator=generator) for _ in range(passes)])
+    return shuffled[: steps * batch_size].view(steps, batch_size)
 
 
 def engine(precision: Precision, processes: Processes) -> Fabric:

@@ -1,0 +1,118 @@
+"""How long to train on few images: accuracy on validation images by images per class, batch size and number of steps.
+
+    HYBRID_MOBILENET_DATA=... python benchmarks/small_folders.py --per-class 100 --steps 500 1000 2000 --batch-size 32
+
+The images are drawn from the training images of CIFAR-10, or of the digits; validation images are others of them, and
+test images are never looked at. A line of JSON per run is added to runs/small-folders.jsonl, and a run that stands
+there is not made again: docs/LOG.md has what came of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hybrid_mobilenet.data import ImageDataset, Splits, load
+from hybrid_mobilenet.recipe import paper_recipe
+from hybrid_mobilenet.train import Monitor, Setup, train
+
+RESULTS = Path("runs/small-folders.jsonl")
+
+#: Validation images per class, at most.
+VALIDATION = 200
+
+
+class Silent:
+    """Watches a run without a word."""
+
+    def on_data(self, what: str, done: int, total: int) -> None: ...
+    def on_start(self, epoch: int, epochs: int, step: int, steps: int, batch_size: int) -> None: ...
+    def on_step(self, loss: float, step: int) -> None: ...
+    def on_epoch(self, record: dict[str, Any]) -> None: ...
+    def on_note(self, note: str) -> None: ...
+    def on_warning(self, warning: str) -> None: ...
+
+
+def drawn(dataset: ImageDataset, per_class: int, draw: int) -> tuple[ImageDataset, ImageDataset]:
+    """So many images of each class to train on, and others to validate on."""
+    generator = torch.Generator().manual_seed(draw)
+    chosen, others = [], []
+    for label in range(len(dataset.class_names)):
+        members = (dataset.labels == label).nonzero().flatten()
+        members = members[torch.randperm(len(members), generator=generator)]
+        chosen.append(members[:per_class])
+        others.append(members[per_class:][-VALIDATION:])
+    parts = []
+    for indices in (torch.cat(chosen), torch.cat(others)):
+        mask = torch.zeros(len(dataset), dtype=torch.bool)
+        mask[indices] = True
+        part = dataset.subset(mask)
+        assert dataset.pixels is not None
+        part.pixels = dataset.pixels[mask]
+        parts.append(part)
+    return parts[0], parts[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=("cifar10", "digits"), default="cifar10")
+    parser.add_argument("--per-class", type=int, nargs="+", default=[5, 20, 100, 500])
+    parser.add_argument("--steps", type=int, nargs="+", default=[0, 500, 1000, 2000, 4000])
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[64])
+    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--draws", type=int, nargs="+", default=[0])
+    parser.add_argument("--family", choices=("mobilenet", "mp3", "fmp"), default="fmp")
+    options = parser.parse_args()
+    RESULTS.parent.mkdir(exist_ok=True)
+    done = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
+    keys = {json.dumps(json.loads(line)["run"]) for line in done}
+    everything = load(options.data).train
+    grid = itertools.product(options.draws, options.per_class, options.batch_size, options.steps)
+    for draw, per_class, batch_size, steps in grid:
+        run = {
+            "data": options.data,
+            "family": options.family,
+            "per_class": per_class,
+            "batch_size": batch_size,
+            "epochs": options.epochs,
+            "least_steps": steps,
+            "draw": draw,
+        }
+        if json.dumps(run) in keys:
+            continue
+        images, validation = drawn(everything, per_class, draw)
+        recipe = paper_recipe(options.family, options.data).with_epochs(options.epochs)
+        recipe = replace(recipe, batch_size=batch_size, least_steps=steps)
+        splits = Splits(images, None, validation, options.data)
+
+        def read(_setup: Setup, _monitor: Monitor, splits: Splits = splits) -> Splits:
+            return splits
+
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "run"
+            setup = Setup(options.data, options.family, seed=draw, recipe=recipe)
+            result = train(setup, out, Silent(), read)
+            last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+        line = {
+            "run": run,
+            "validation_accuracy": result.accuracy,
+            "validation_loss": result.loss,
+            "training_accuracy": last["accuracy"],
+            "seconds": round(time.perf_counter() - started),
+        }
+        print(json.dumps(line), flush=True)
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
