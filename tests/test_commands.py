@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -37,6 +38,12 @@ NETWORK = ["--family", "fmp", "--alpha", "0.25", "--delta", "1", "--image-size",
 def shell(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "hybrid_mobilenet", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=cwd, check=False, timeout=120)
+
+
+def start(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "hybrid_mobilenet", *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT, cwd=cwd)
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -194,6 +201,89 @@ def test_mistakes_in_the_shell_leave_one_line(tmp_path: Path) -> None:
     result = shell("train", "digits", "--family", "vgg")
     assert (result.returncode, result.stdout) == (2, "")
     assert "Traceback" not in result.stderr
+
+
+# From another folder than training's
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with 200 training images in two classes, given to `train` by its relative name."""
+    digits = load_digits()
+    for name in ("0", "1"):
+        (tmp_path / "work/photos" / name).mkdir(parents=True)
+        for index, pixels in enumerate(digits.images[digits.target == int(name)][:130]):
+            image = Image.fromarray((pixels * 255 / 16).astype(np.uint8))
+            image.save(tmp_path / "work/photos" / name / f"{index}.png")
+    (tmp_path / "elsewhere").mkdir()
+    return tmp_path / "work/photos"
+
+
+def test_export_from_another_folder(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, elsewhere = photos.parent, tmp_path / "elsewhere"
+    network = ["--family", "mp3", *NETWORK[2:], "--batch-size", "16"]
+    result = shell("train", "photos", *network, "--epochs", "6", "--out", "run", cwd=work)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((work / "run/config.json").read_text())["training"]["data"] == str(photos)
+    targets = ("--to", "onnx", "onnx-int8")
+    result = shell("export", "../work/run", *targets, "--json", cwd=elsewhere)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert [file["target"] for file in json.loads(result.stdout)["files"]] == ["onnx", "onnx-int8"]
+
+    shutil.rmtree(photos)
+    monkeypatch.chdir(elsewhere)
+    without = invoke("export", work / "run", *targets, "--out", "files", "--json")
+    assert without.exit_code == 2
+    assert [file["target"] for file in json.loads(without.stdout)["files"]] == ["onnx"]
+    (line,) = without.stderr.splitlines()
+    for part in ("error: onnx-int8: it is calibrated on training images", "--data", f"'{photos}'", "cannot be read"):
+        assert part in line
+    assert [path.name for path in Path("files").iterdir()] == ["model.onnx"]
+    # What is named now and cannot be read is a mistake, for all targets.
+    fails(invoke("export", work / "run", *targets, "--data", photos, "--out", "others"), f"there is no data '{photos}'")
+    assert not Path("others").exists()
+
+
+def test_few_images_for_int8_are_no_obstacle_for_float32(photos: Path, model: Path, tmp_path: Path) -> None:
+    for name in map(str, range(10)):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        for index in range(3):
+            shutil.copy(photos / "0" / f"{index}.png", tmp_path / "few" / name)
+    out = tmp_path / "files"
+    result = invoke("export", model, "--to", "onnx-int8", "onnx", "--data", tmp_path / "few", "--out", out)
+    assert result.exit_code == 2
+    assert re.fullmatch(r"error: onnx-int8: there are \d+ training images, but int8 [^\n]+\n", result.stderr)
+    assert [path.name for path in out.iterdir()] == ["model.onnx"]
+
+
+def test_a_run_resumes_from_another_folder(photos: Path, tmp_path: Path) -> None:
+    network = (*NETWORK, "--epochs", "3", "--batch-size", "16")
+    process = start("train", "photos", *network, "--out", "stopped", cwd=photos.parent)
+    assert process.stderr
+    assert process.stderr.readline().startswith("epoch 1/3")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1].splitlines()[-1].endswith("train --resume stopped")
+    assert process.returncode == 130
+    run = photos.parent / "stopped"
+    result = shell("train", "--resume", run, cwd=tmp_path / "elsewhere")
+    assert result.returncode == 0, result.stderr
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
+    assert json.loads((run / "evaluation.json").read_text())["images"] == 52
+
+
+def test_names_of_data_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hybrid_mobilenet.sources import whole_name
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "cifar10", "cifar100", "owner/name", "nothing", ""):
+        assert whole_name(name) == name
+    for folder in ("digits", "photos", "owner2/name"):  # a folder called as data of the package is not meant
+        (tmp_path / folder).mkdir(parents=True)
+    assert whole_name("digits") == "digits"
+    assert whole_name("photos") == str(tmp_path / "photos")
+    assert whole_name("owner2/name") == str(tmp_path / "owner2/name")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert whole_name("~/photos") == str(tmp_path / "photos")
 
 
 # Evaluate

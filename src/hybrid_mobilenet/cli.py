@@ -620,6 +620,7 @@ def export(
     from .export.deployed import ExportError
     from .export.export import export as export_target
     from .export.quantise import calibration_images
+    from .images import DataError
     from .model import HybridMobileNet
     from .progress import RunProgress
     from .runtimes import RuntimeFileError
@@ -632,12 +633,20 @@ def export(
     problems: list[str] = []
     with RunProgress(shown=not as_json) as progress:
         calibration = test = accuracy = None
+        why_not = "it is calibrated on training images: name them with --data"
         if source is not None:
             size, channels = network.network.image_size, network.network.in_channels
-            splits = load(source, image_size=size, channels=channels, progress=progress.on_data)
-            if CALIBRATED & set(targets):
-                calibration = calibration_images(splits.train)
-            test = splits.test if data is not None else None
+            try:
+                splits = load(source, image_size=size, channels=channels, progress=progress.on_data)
+                test = splits.test if data is not None else None
+                if CALIBRATED & set(targets):
+                    calibration = calibration_images(splits.train)
+            except ExportError as error:
+                why_not = str(error)
+            except (DataError, OSError) as error:
+                if data is not None:
+                    raise
+                why_not = f"{why_not}. The model was trained on {source!r}, which cannot be read from here ({error})"
         if test is not None:
             done = progress.counter("PyTorch", len(test))
             accuracy = evaluate_model(network, test, on_images=done).accuracy
@@ -645,7 +654,7 @@ def export(
             done = progress.counter(f"exporting to {target}", len(test) if test is not None else 0)
             try:
                 if target in CALIBRATED and calibration is None:
-                    raise ExportError("it is calibrated on training images: name them with --data")
+                    raise ExportError(why_not)
                 results.append(asdict(export_target(network, target, folder, calibration, test, done)))
             except (ExportError, RuntimeFileError) as error:  # the other targets go on
                 problems.append(f"{target}: {error}")

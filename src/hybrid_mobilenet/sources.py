@@ -68,6 +68,12 @@ def open_source(source: str) -> tuple[str, Source, Source | None]:
     )
 
 
+def whole_name(source: str) -> str:
+    """A source's name from whatever folder it is opened: a path that exists becomes absolute, other names stay."""
+    path = Path(source).expanduser()
+    return str(path.absolute()) if source and source not in KNOWN and path.exists() else source
+
+
 def _open_path(path: Path) -> tuple[Source, Source | None]:
     if path.is_file():
         if path.suffix.lower() != ".parquet":

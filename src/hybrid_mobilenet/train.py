@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from functools import partial
 from itertools import repeat
@@ -46,6 +46,7 @@ from .plots import CURVES_FILE, draw_curves
 from .precise_statistics import FINAL_IMAGES, VALIDATION_IMAGES, set_precise_statistics
 from .processes import Processes, joined
 from .recipe import PAPER, Precision, Recipe
+from .sources import whole_name
 
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.json"
@@ -78,7 +79,7 @@ class Interrupted(KeyboardInterrupt):
 class Setup:
     """All that decides the outcome of a run, besides the machine.
 
-    The defaults are the network that the paper recommends.
+    The defaults are the network that the paper recommends. A run records `data` that is a path as an absolute one.
     """
 
     data: str
@@ -189,6 +190,7 @@ def train(setup: Setup, out: Path, monitor: Monitor, read: Read = read_data) -> 
         Interrupted: after Ctrl-C or SIGTERM; `resume` goes on.
         OtherProcessFailed, ProcessLost: where one of several processes cannot go on.
     """
+    setup = replace(setup, data=whole_name(setup.data))
     with joined() as processes:
         splits = processes.together(lambda: _prepare(setup, out, monitor, processes, read))
         torch.manual_seed(setup.seed)
@@ -286,7 +288,9 @@ class _Run:
         self.processes, self.progress = processes, progress
         self.recipe = recipe = setup.recipe
         self.record = asdict(setup) | {"data_fingerprint": splits.train.fingerprint, "processes": processes.size}
-        processes.require_same("settings, data or checkpoint", json.dumps([self.record, asdict(progress)]))
+        # Machines may have the same images in different places: the fingerprint is of what they are.
+        alike = self.record | {"data": None}
+        processes.require_same("settings, data or checkpoint", json.dumps([alike, asdict(progress)]))
         self.batch_size = _batch_size(recipe, len(splits.train), processes)
         self.steps = _steps(recipe, len(splits.train), self.batch_size)
         self.fabric = engine(recipe.precision, processes)
