@@ -440,6 +440,55 @@ def test_predict_refuses(model: Path, images: Path, tmp_path: Path) -> None:
     assert invoke("predict", model).exit_code == 2
 
 
+# Names with brackets
+
+
+def test_names_are_printed_as_they_are(tmp_path: Path) -> None:
+    """Folders of runs and data, classes and files: nothing in them is markup, on a terminal or in a picture."""
+    names = ("a[b]", "[", "[red]", "$\\frac{$", ":smile:")
+    data, out = tmp_path / "[red]data[b]", tmp_path / "run[" / "b]" / "[old]"
+    pixels = load_digits().images
+    for label, name in enumerate(names):
+        (data / name).mkdir(parents=True)
+        for index in range(10):
+            image = Image.fromarray((pixels[10 * label + index] * 255 / 16).astype(np.uint8))
+            image.save(data / name / f"[red]{index}[b].png")
+
+    def shown(*arguments: str | Path, status: int = 0) -> str:
+        """What a terminal shows."""
+        result = CliRunner(env={"COLUMNS": "1000", "FORCE_COLOR": "1"}).invoke(cli.app, list(map(str, arguments)))
+        assert result.exit_code == status, result.output
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", result.stdout)
+
+    network = ("--family", "mobilenet", *NETWORK[2:], "--epochs", "1")
+    assert f"evaluation in {out}\n" in shown("train", data, *network, "--out", out)
+    text = shown("evaluate", out, data)
+    assert [line.split()[0] for line in text.splitlines()[2:7]] == sorted(names)
+    assert f"confusion matrix in {out / 'confusion.png'}\n" in text
+    assert (out / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    text = shown("predict", out, data, "--top", "5")
+    for name in names:
+        assert str(data / name / "[red]0[b].png") in text
+        assert re.search(rf"[ ,]{re.escape(name)} +\d", text)
+    text = shown("export", out, "--to", "onnx", "--out", tmp_path / "[b]files[x]")
+    assert str(tmp_path / "[b]files[x]/model.onnx") in text
+    place = tmp_path / "[red]speed[b]"
+    text = shown("benchmark", out, tmp_path / "[b]files[x]/model.onnx", "--rounds", "1", "--out", place)
+    assert f"written to {place}" in text
+    assert text.count(str(tmp_path / "[b]files[x]/model.onnx")) == 1
+    assert f"{out} " in text
+    error = CliRunner().invoke(cli.app, ["predict", str(tmp_path / "[/x]"), "x"]).stderr
+    assert f"'{tmp_path / '[/x]'}'" in error
+
+
+def test_a_name_that_closes_markup(tmp_path: Path) -> None:
+    out = tmp_path / "x[/b]"
+    result = shell("train", "digits", *NETWORK, "--epochs", "1", "--out", "x[/b]", cwd=tmp_path)
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
+    assert result.stdout.endswith("evaluation in x[/b]\n")
+    assert (out / "model.safetensors").is_file()
+
+
 # Models that are none
 
 

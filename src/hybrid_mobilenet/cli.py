@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rich.console import Console
+    from rich.text import Text
 
     from .grid import Run
     from .progress import RunState
@@ -96,11 +97,18 @@ def report_problems(problems: list[str]) -> None:
 
 def console(at_least: int = 0) -> Console:
     """Where results are printed: as wide as the terminal, but `at_least` so wide; plain text where there is none."""
-    from rich.console import Console
+    from .progress import plain_console
 
-    result = Console(highlight=False)
+    result = plain_console()
     result.width = max(result.width, at_least)
     return result
+
+
+def strong_first(strong: str, rest: str) -> Text:
+    """A line whose result stands out."""
+    from rich.text import Text
+
+    return Text.assemble((strong, "bold"), rest)
 
 
 def print_json(result: object) -> None:
@@ -310,7 +318,9 @@ def train(
         print_json(result | {"notes": progress.notes, "warnings": progress.warnings})
     else:
         console().print(
-            f"[bold]{evaluation.accuracy:.2%}[/] of {evaluation.images:,} test images right after the last epoch",
+            strong_first(
+                f"{evaluation.accuracy:.2%}", f" of {evaluation.images:,} test images right after the last epoch"
+            ),
             f"model, curves and evaluation in {folder}",
             sep="\n",
         )
@@ -403,8 +413,8 @@ def reproduce(
         out.print(estimate_table([each.record() for each in estimates]))
         out.print(
             f"{len(chosen) - len(left)} of {len(chosen)} runs are recorded; the others take about "
-            f"[bold]{duration(seconds)}[/] {'one after another' if jobs == 1 else f'with {jobs} at once'}, as fast as "
-            "this machine is just now"
+            f"{duration(seconds)} {'one after another' if jobs == 1 else f'with {jobs} at once'}, as fast as this "
+            "machine is just now"
         )
         return
     work = {run.name: Work(f"{run.data} {run.family}", run.cost) for run in left}
@@ -513,8 +523,11 @@ def evaluate(
     else:
         console().print(
             class_table(result.per_class()),
-            f"[bold]{result.accuracy:.2%}[/] of {result.images:,} test images right, "
-            f"{passes} pass{'es with random regions' if passes > 1 else ''}, cross-entropy {result.loss:.4f}",
+            strong_first(
+                f"{result.accuracy:.2%}",
+                f" of {result.images:,} test images right, "
+                f"{passes} pass{'es with random regions' if passes > 1 else ''}, cross-entropy {result.loss:.4f}",
+            ),
             f"confusion matrix in {picture}",
             sep="\n",
         )

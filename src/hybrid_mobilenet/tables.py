@@ -1,4 +1,7 @@
-"""What the commands show: tables for people, those of the networks in the paper's columns, and records for programs."""
+"""What the commands show: tables for people, those of the networks in the paper's columns, and records for programs.
+
+Cells are to be printed as they are, by a console without markup.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from string import ascii_lowercase
 from typing import Any
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from . import cost as costs
 from . import paper
@@ -67,13 +70,14 @@ def cost_record(result: paper.Result) -> dict[str, object]:
     }
 
 
-def network_heading(network: Network) -> str:
+def network_heading(network: Network) -> Text:
     """The number of a network's table in the paper, and what it was resolved for."""
     number = FAMILIES.index(network.family) + 1
     height, width = network.image_size
-    return (
-        f"[bold]Table {number}: {network.family}[/], alpha {network.alpha:g}, delta {network.delta}, "
-        f"{network.classes} classes, images {height}x{width}x{network.in_channels}"
+    return Text.assemble(
+        (f"Table {number}: {network.family}", "bold"),
+        f", alpha {network.alpha:g}, delta {network.delta}, {network.classes} classes, images "
+        f"{height}x{width}x{network.in_channels}",
     )
 
 
@@ -205,7 +209,7 @@ def class_table(per_class: Mapping[str, Mapping[str, float]]) -> Table:
     rows = table("Class", "Images", "Recall", "Precision", "F1", left=1)
     for name, figures in per_class.items():
         shares = (f"{figures[key]:.1%}" for key in ("recall", "precision", "f1"))
-        rows.add_row(escape(name), f"{figures['images']:,}", *shares)
+        rows.add_row(name, f"{figures['images']:,}", *shares)
     return rows
 
 
@@ -215,7 +219,7 @@ def prediction_table(predictions: Sequence[tuple[Path, Sequence[tuple[str, float
     rows.columns[3].justify = "left"
     for path, ((name, probability), *others) in predictions:
         then = ", ".join(f"{other} {share:.1%}" for other, share in others)
-        rows.add_row(escape(str(path)), escape(name), f"{probability:.1%}", escape(then))
+        rows.add_row(str(path), name, f"{probability:.1%}", then)
     return rows
 
 
@@ -229,7 +233,7 @@ def benchmark_table(measurements: Sequence[Mapping[str, Any]]) -> Table:
         median, lower, upper = (f"{1e6 * record['latency'][key]:,.0f}" for key in ("median", "lower", "upper"))
         share = record["pooling_share"]
         rows.add_row(
-            escape(record["model"]),
+            record["model"],
             record["runtime"],
             str(record["threads"]),
             median,
@@ -248,7 +252,7 @@ def export_table(results: Sequence[Mapping[str, Any]], accuracy: float | None) -
     for result in results:
         accuracies = ("-" if share is None else f"{share:.2%}" for share in (result["accuracy"], accuracy))
         rows.add_row(
-            escape(result["file"]),
+            result["file"],
             f"{result['bytes'] / 1000:,.0f} kB",
             f"{result['parity']['difference']:.1e}",
             *accuracies,
