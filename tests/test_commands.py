@@ -175,6 +175,8 @@ def test_what_is_not_given_comes_from_the_family_s_recipe(tmp_path: Path, monkey
         (("digits", "--weight-decay", "-1"), ("weight_decay is -1",)),
         (("digits", "--validation", "1"), ("validation is 1",)),
         (("digits", "--fixed-epochs", "99", "--epochs", "9"), ("fixed_epochs is 99",)),
+        (("digits", "--seed", "-1"), ("--seed is -1", "0 or more and less than 2**64")),
+        (("digits", "--seed", "18446744073709551616"), ("--seed is 18446744073709551616", "less than 2**64")),
         (("digit",), ("there is no data 'digit'", "did you mean 'digits'?")),
     ],
     ids=" ".join,
@@ -327,6 +329,22 @@ def test_evaluate_with_passes(model: Path) -> None:
     assert "3 passes with random regions" in invoke("evaluate", model, "digits", "--passes", "3").stdout.replace(
         "\n", " "
     )
+
+
+@pytest.mark.parametrize("seed", ["-1", "18446744073709551616"])
+def test_evaluate_refuses_a_seed(seed: str, model: Path) -> None:
+    for passes in ("1", "2"):
+        result = invoke("evaluate", model, "digits", "--passes", passes, "--seed", seed)
+        fails(result, f"--seed is {seed}, but must be 0 or more and less than 2**64")
+
+
+def test_a_time_is_a_seed(model: Path, tmp_path: Path) -> None:
+    out, seed = tmp_path / "run", "20241124123456"
+    options = ("--epochs", "2", "--batch-size", "500", "--seed", seed)
+    result = invoke("train", "digits", *NETWORK, *options, "--out", out, "--json")
+    assert result.exit_code == 0, result.stderr
+    result = invoke("evaluate", model, "digits", "--passes", "2", "--seed", str(2**64 - 1), "--json")
+    assert result.exit_code == 0, result.stderr
 
 
 def test_a_picture_that_cannot_be_written_costs_the_picture_alone(model: Path, tmp_path: Path) -> None:

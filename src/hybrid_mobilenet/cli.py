@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 
 from .architecture import FAMILIES, Activation, Family, PoolingSequence, Size, resolve
 from .export import CALIBRATED, FILES
-from .recipe import CIFAR100_RECIPES, LEAST_STEPS, PAPER_RECIPES, Precision, Recipe, paper_recipe
+from .recipe import CIFAR100_RECIPES, LEAST_STEPS, PAPER_RECIPES, Precision, Recipe, check_seed, paper_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -264,6 +264,7 @@ def train(
     if resume is not None and (others := set(given) - {"resume", "as_json"}):
         options = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in others))
         raise ValueError(f"--resume goes on with the settings that the run was started with: leave out {options}")
+    check_seed(seed, "--seed")
     if data is not None:
         settings = {
             "batch_size": batch_size,
@@ -508,6 +509,7 @@ def evaluate(
     from .runtimes import FileClassifier
     from .tables import class_table
 
+    check_seed(seed, "--seed")
     classifier = load_classifier(model, passes)
     size, channels = image_shape(classifier)
     picture = confusion or (Path(model) if Path(model).is_dir() else Path()) / CONFUSION_FILE

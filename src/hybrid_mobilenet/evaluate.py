@@ -14,6 +14,7 @@ from .data import ImageDataset
 from .machine import keep_freed_memory
 from .model import HybridMobileNet
 from .processes import Processes
+from .recipe import check_seed
 
 #: Images per forward pass: large enough for full speed on a CPU, and a few hundred MB of maps for the widest network.
 BATCH_SIZE = 256
@@ -116,13 +117,14 @@ def evaluate(
         model: the model, on any device.
         dataset: its images and labels.
         passes: see `probabilities`.
-        seed: of the random regions; the default generators are left as they were.
+        seed: of the random regions, 0 to 2**64 - 1; the default generators are left as they were.
         on_images: called with the number of images done, for progress.
         processes: those that share the work: each takes other batches, and all return the result over all images.
 
     Raises:
-        ValueError: where the data set's classes or images are not the model's, or `passes` is out of range.
+        ValueError: where the data set's classes or images are not the model's, or `passes` or `seed` is out of range.
     """
+    check_seed(seed)
     keep_freed_memory()
     device = model.mean.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

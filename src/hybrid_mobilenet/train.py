@@ -45,7 +45,7 @@ from .model import HybridMobileNet
 from .plots import CURVES_FILE, draw_curves
 from .precise_statistics import FINAL_IMAGES, VALIDATION_IMAGES, set_precise_statistics
 from .processes import Processes, joined
-from .recipe import PAPER, Precision, Recipe
+from .recipe import PAPER, Precision, Recipe, check_seed, derived_seed
 from .sources import whole_name
 
 METRICS_FILE = "metrics.jsonl"
@@ -206,7 +206,8 @@ def _prepare(setup: Setup, out: Path, monitor: Monitor, processes: Processes, re
             f"out is {str(out)!r}, which exists already: choose another folder with --out, go on with an unfinished "
             "run with --resume, or delete it"
         )
-    # Whatever is wrong with the network is told before the data is read.
+    # Whatever is wrong with the settings is told before the data is read.
+    check_seed(setup.seed)
     resolve(setup.family, setup.alpha, setup.delta, 2, setup.channels, setup.image_size)
     if setup.recipe.precision == "bf16" and not torch.accelerator.is_available():
         raise ValueError("precision is 'bf16', which is for GPUs, but there is none here: train with --precision fp32")
@@ -325,7 +326,7 @@ class _Run:
         if progress.epoch >= recipe.epochs - recipe.fixed_epochs:
             for pool in self.model.fractional_max_pools():
                 pool.eval()
-        order = torch.Generator().manual_seed(self.setup.seed * 1_000_003 + progress.epoch)
+        order = torch.Generator().manual_seed(derived_seed(self.setup.seed, progress.epoch))
         batches = _batches(len(images), self.steps, self.batch_size, order).to(images.labels.device)
         before, total = progress.epoch * self.steps, recipe.epochs * self.steps
         rates = [learning_rate(recipe, (before + step) / total) for step in range(self.steps)]
@@ -569,7 +570,7 @@ def _separate_randomness(model: HybridMobileNet, seed: int, processes: Processes
     regions = torch.Generator().manual_seed(seed)
     for pool in model.fractional_max_pools():
         pool.generator = regions
-    torch.manual_seed(seed * 1_000_003 + processes.rank)
+    torch.manual_seed(derived_seed(seed, processes.rank))
     return regions
 
 
