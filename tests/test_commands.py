@@ -11,9 +11,10 @@ import struct
 import subprocess
 import sys
 import zlib
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -262,9 +263,10 @@ def test_a_run_resumes_from_another_folder(photos: Path, tmp_path: Path) -> None
     network = (*NETWORK, "--epochs", "3", "--batch-size", "16")
     process = start("train", "photos", *network, "--out", "stopped", cwd=photos.parent)
     assert process.stderr
-    assert process.stderr.readline().startswith("epoch 1/3")
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1].splitlines()[-1].endswith("train --resume stopped")
+    with process:
+        assert process.stderr.readline().startswith("epoch 1/3")
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read().splitlines()[-1].endswith("train --resume stopped")
     assert process.returncode == 130
     run = photos.parent / "stopped"
     result = shell("train", "--resume", run, cwd=tmp_path / "elsewhere")
@@ -417,6 +419,108 @@ def test_a_bad_image_among_good_ones(model: Path, images: Path, tmp_path: Path) 
     result = invoke("predict", model, folder)
     assert result.exit_code == 2
     assert result.stdout.count(".png") == 3
+
+
+def test_paths_that_are_none_among_good_images(model: Path, images: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(images, tmp_path / "images"))
+    (folder / "digit 0.5.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "empty").mkdir()
+    paths = (folder / "digit 1.png", tmp_path / "nothere.png", tmp_path / "empty", folder)
+    result = invoke("predict", model, *paths, "--json")
+    assert result.exit_code == 2
+    found = [Path(record["file"]).name for record in json.loads(result.stdout)]
+    assert found == ["digit 1.png", "digit 0.png", "digit 1.png", "digit 2.png"]
+    missing, empty, link = result.stderr.splitlines()
+    assert missing.startswith(f"error: {tmp_path / 'nothere.png'} does not exist")
+    assert empty.startswith(f"error: {tmp_path / 'empty'} holds no image")
+    assert link.startswith(f"error: {folder / 'digit 0.5.png'} is no regular file")
+    result = invoke("predict", model, images / "digit 1.png", "nothere.png")
+    assert (result.exit_code, result.stdout.count("digit 1.png")) == (2, 1)
+    assert re.fullmatch(r"error: nothere\.png does not exist[^\n]+\n", result.stderr)
+
+
+@pytest.fixture(scope="module")
+def many_images(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2,000 of them, all the same file."""
+    folder = tmp_path_factory.mktemp("many")
+    for index in range(2000):
+        os.link(images / "digit 0.png", folder / f"{index:04}.png")
+    return folder
+
+
+def first_row(lines: IO[str]) -> str:
+    """What is printed up to the first image."""
+    text = ""
+    while "0000.png" not in text:
+        line = lines.readline()
+        assert line, text
+        text += line
+    return text
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["table", "json"])
+def test_rows_appear_as_they_come_and_ctrl_c_keeps_them(as_json: bool, model: Path, many_images: Path) -> None:
+    process = start("predict", model, many_images / "missing.png", many_images, *["--json"] * as_json)
+    assert process.stdout
+    assert process.stderr
+    with process:
+        text = first_row(process.stdout)
+        assert process.poll() is None  # it has hardly begun
+        process.send_signal(signal.SIGINT)
+        text += process.stdout.read()
+        stderr = process.stderr.read()
+    assert process.returncode == 130
+    if as_json:
+        records = json.loads(text)
+        assert {len(record["probabilities"]) for record in records} == {3}
+        names = [Path(record["file"]).name for record in records]
+    else:
+        names = re.findall(r"(\d{4}\.png) +\d +[\d.]+% +\d [\d.]+%, \d [\d.]+% *\n", text)
+        assert text.count("\n") == 2 + len(names)
+    assert names == [f"{index:04}.png" for index in range(len(names))]
+    assert 1 <= len(names) < 2000
+    missing, interrupted = stderr.splitlines()
+    assert missing.startswith(f"error: {many_images / 'missing.png'} does not exist")
+    assert interrupted == f"error: interrupted after {len(names):,} of 2,000 images"
+
+
+def test_rows_on_a_terminal(model: Path, many_images: Path) -> None:
+    """Both outputs are one terminal, where no bar may run into the rows."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "hybrid_mobilenet", "predict", str(model), str(many_images)]
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=ENVIRONMENT | {"COLUMNS": "120"}) as process:
+        os.close(theirs)
+        with os.fdopen(ours, closefd=True) as terminal:
+            text = first_row(terminal)
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            with suppress(OSError):  # Linux's way to say that the other end is closed
+                while line := terminal.readline():
+                    text += line
+        assert process.wait(60) == 130
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).splitlines()
+    *rows, interrupted = plain[2:]
+    assert [row.split()[0] for row in rows] == [str(many_images / f"{index:04}.png") for index in range(len(rows))]
+    assert interrupted == f"error: interrupted after {len(rows):,} of 2,000 images"
+
+
+def test_rows_go_where_standard_output_goes(model: Path, many_images: Path, tmp_path: Path) -> None:
+    """The bar is on a terminal, the rows are in a file."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "hybrid_mobilenet", "predict", str(model)]
+    some = [str(many_images / f"{index:04}.png") for index in range(20)]
+    with (tmp_path / "rows").open("w") as file:
+        process = subprocess.Popen([*command, *some], stdout=file, stderr=theirs, env=ENVIRONMENT)
+        os.close(theirs)
+        sent = b""
+        with suppress(OSError):
+            while piece := os.read(ours, 4096):
+                sent += piece
+        os.close(ours)
+    assert process.wait(60) == 0
+    assert [line.split()[0] for line in (tmp_path / "rows").read_text().splitlines()[2:]] == some
+    assert b"predicting" in sent
+    assert b".png" not in sent
 
 
 def test_only_bad_images(model: Path, tmp_path: Path) -> None:

@@ -6,11 +6,14 @@ What a command needs is imported inside it, so that `tables`, `cost` and every `
 from __future__ import annotations
 
 import json
+import signal
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from textwrap import indent
+from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
@@ -21,7 +24,7 @@ from .export import CALIBRATED, FILES
 from .recipe import CIFAR100_RECIPES, LEAST_STEPS, PAPER_RECIPES, Precision, Recipe, check_seed, paper_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from rich.console import Console
     from rich.text import Text
@@ -45,11 +48,8 @@ class Commands(TyperGroup):
             raise  # typer leaves quietly: `cost | head` is no mistake
         except KeyboardInterrupt as interrupt:
             fail(str(interrupt) or "interrupted", INTERRUPTED)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            fail(f"{error.filename}: {reason}" if error.filename else reason)
-        except ValueError as error:
-            fail(str(error))
+        except (OSError, ValueError) as error:
+            fail(told(error))
         return result
 
 
@@ -87,12 +87,42 @@ def fail(message: str, status: int = USAGE_ERROR) -> NoReturn:
     raise typer.Exit(status)
 
 
-def report_problems(problems: list[str]) -> None:
-    """Print what went wrong while the rest went on, a line each on stderr, and exit if there is any."""
+def told(error: OSError | ValueError) -> str:
+    """What to say of a mistake of the user's."""
+    if not isinstance(error, OSError):
+        return str(error)
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename else reason
+
+
+def report_problems(problems: list[str], interrupted: str = "") -> None:
+    """Print what went wrong while the rest went on, a line each on stderr, and exit if there is any.
+
+    Raises:
+        KeyboardInterrupt: instead, where the rest was `interrupted`.
+    """
     for problem in problems:
         print("error:", " ".join(problem.split()), file=sys.stderr)
+    if interrupted:
+        raise KeyboardInterrupt(interrupted)
     if problems:
         raise typer.Exit(USAGE_ERROR)
+
+
+@contextmanager
+def first_ctrl_c() -> Iterator[Event]:
+    """An event that the first Ctrl-C sets, so that what is under way is finished; a second one stops at once."""
+    pressed = Event()
+
+    def press(_number: int, _frame: object) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def console(at_least: int = 0) -> Console:
@@ -114,6 +144,22 @@ def strong_first(strong: str, rest: str) -> Text:
 def print_json(result: object) -> None:
     """Print what a program will read: JSON, and nothing else on stdout."""
     print(json.dumps(result, indent=2))
+
+
+@contextmanager
+def json_list() -> Iterator[Callable[[object], None]]:
+    """Print the items of a JSON list as they come, as `print_json` would; the list is whole however this ends."""
+    start = "["
+
+    def add(item: object) -> None:
+        nonlocal start
+        print(start, indent(json.dumps(item, indent=2), "  "), sep="\n", end="", flush=True)
+        start = ","
+
+    try:
+        yield add
+    finally:
+        print("[]" if start == "[" else "\n]", flush=True)
 
 
 def print_version(wanted: bool) -> None:
@@ -550,7 +596,8 @@ def predict(
     """Predict the class of images, with probabilities.
 
     Files that are not readable as images are named on stderr, the others are
-    predicted all the same, and the exit status is 2.
+    predicted all the same, and the exit status is 2. Results are printed as they
+    come, and Ctrl-C leaves those that are there, also with --json.
 
     [bold]Examples[/]
       hybrid-mobilenet predict runs/digits photo.png
@@ -563,37 +610,46 @@ def predict(
     from .images import DataError, image_files, read_image
     from .progress import RunProgress
     from .runtimes import FileClassifier
-    from .tables import prediction_table
+    from .tables import PredictionTable
 
     if top < 1:
         raise ValueError(f"--top is {top}, but must be 1 or more")
     classifier = load_classifier(model, passes)
     size, channels = image_shape(classifier)
-    paths = image_files(files)
-    predictions: list[tuple[Path, list[tuple[str, float]]]] = []
     problems: list[str] = []
-    with RunProgress(shown=not as_json) as progress:
+    paths = image_files(files, lambda error: problems.append(told(error)))
+    printer = console(TABLE_WIDTH)
+    rows = PredictionTable(paths, classifier.class_names, top, printer.width)
+    count = 0
+    with (
+        # On a terminal the rows themselves show how far it is: a bar would stand in their way.
+        RunProgress(shown=not as_json and not sys.stdout.isatty()) as progress,
+        json_list() if as_json else nullcontext() as add,
+        first_ctrl_c() as stop,
+    ):
         done = progress.counter("predicting", len(paths))
         for path in paths:
+            if stop.is_set():
+                break
             try:
                 image = read_image(path, size, channels)[None]
             except (DataError, OSError) as error:
-                problems.append(str(error))
+                problems.append(told(error))
             else:
                 if isinstance(classifier, FileClassifier):
                     p = classifier.probabilities(image)[0]
                 else:
                     p = probabilities(classifier, image, passes)[0]
                 best = torch.argsort(p, descending=True, stable=True)[:top].tolist()
-                predictions.append((path, [(classifier.class_names[index], p[index].item()) for index in best]))
+                ranked = [(classifier.class_names[index], p[index].item()) for index in best]
+                if add:
+                    add({"file": str(path), "class": ranked[0][0], "probabilities": dict(ranked)})
+                else:
+                    printer.print(rows.row(path, ranked))
+            count += 1
             done(1)
-    if as_json:
-        print_json(
-            [{"file": str(path), "class": ranked[0][0], "probabilities": dict(ranked)} for path, ranked in predictions]
-        )
-    elif predictions:
-        console(TABLE_WIDTH).print(prediction_table(predictions))
-    report_problems(problems)
+    interrupted = f"interrupted after {count:,} of {len(paths):,} images" if count < len(paths) else ""
+    report_problems(problems, interrupted)
 
 
 @app.command()

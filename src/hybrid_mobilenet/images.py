@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import io
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -187,39 +187,67 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)  # convert copies even then
 
 
-def image_files(paths: Sequence[Path]) -> list[Path]:
+Report = Callable[[DataError | OSError], None]
+"""Told of a path that is of no use, where the others are wanted all the same."""
+
+
+def _raise(error: DataError | OSError) -> None:
+    raise error
+
+
+def image_files(paths: Sequence[Path], report: Report = _raise) -> list[Path]:
     """The files given, and the image files (by their extension) in the folders given and in their subfolders, sorted.
 
+    Args:
+        paths: files and folders.
+        report: told of each of the errors below, which then are not raised.
+
     Raises:
-        DataError: where a path does not exist, or a folder holds no image.
+        DataError: where a path does not exist, a folder holds no image, or as `files_below` does.
+        OSError: where a folder cannot be listed.
     """
     files: list[Path] = []
     for path in paths:
-        found = list(files_below(path)) if path.is_dir() else [path]
-        if not found:
-            raise DataError(f"{path} holds no image: name a folder with files such as {listed(EXTENSIONS)}")
-        if not path.exists():
-            raise DataError(f"{path} does not exist{near(str(path))}: name an image or a folder of them")
-        files += found
+        try:
+            found = list(files_below(path, report)) if path.is_dir() else [path]
+            if not found:
+                raise DataError(f"{path} holds no image: name a folder with files such as {listed(EXTENSIONS)}")
+            if not path.exists():
+                raise DataError(f"{path} does not exist{near(str(path))}: name an image or a folder of them")
+        except (DataError, OSError) as error:
+            report(error)
+        else:
+            files += found
     return files
 
 
-def files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path, report: Report = _raise) -> Iterator[Path]:
     """Image files by their extension, to any depth, in the order of their names.
 
     Hidden entries and __MACOSX are left out, as are links to folders, which could lead back up.
 
+    Args:
+        folder: where to look.
+        report: told of each of the errors below, which then are not raised.
+
     Raises:
         DataError: where a name promises an image, but stands for no regular file.
+        OSError: where a folder cannot be listed.
     """
-    for entry in sorted(filter(is_visible, folder.iterdir())):
+    try:
+        entries = sorted(filter(is_visible, folder.iterdir()))
+    except OSError as error:
+        report(error)
+        return
+    for entry in entries:
         if entry.is_dir():
             if not entry.is_symlink():
-                yield from files_below(entry)
+                yield from files_below(entry, report)
         elif entry.suffix.lower() in EXTENSIONS:
-            if not entry.is_file():  # reading a pipe would wait for ever
-                raise DataError(f"{entry} is no regular file (a broken link?): repair or remove it")
-            yield entry
+            if entry.is_file():  # reading a pipe would wait for ever
+                yield entry
+            else:
+                report(DataError(f"{entry} is no regular file (a broken link?): repair or remove it"))
 
 
 def is_visible(entry: Path) -> bool:

@@ -40,6 +40,7 @@ class RunProgress:
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
+            redirect_stdout=False,  # results go where standard output goes
         )
         self._task = self._bars.add_task("", visible=False)
         self._epochs = self._batch_size = self._steps = self._epoch = 0

@@ -13,6 +13,7 @@ from string import ascii_lowercase
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -213,14 +214,37 @@ def class_table(per_class: Mapping[str, Mapping[str, float]]) -> Table:
     return rows
 
 
-def prediction_table(predictions: Sequence[tuple[Path, Sequence[tuple[str, float]]]]) -> Table:
-    """Each file with its most probable classes, best first."""
-    rows = table("File", "Class", "Probability", "Then", left=2)
-    rows.columns[3].justify = "left"
-    for path, ((name, probability), *others) in predictions:
+class PredictionTable:
+    """The rows of a table of predictions, to be printed one by one.
+
+    Args:
+        paths: all files that there may be a row of. They and the following decide over the width of the columns.
+        class_names: likewise.
+        top: classes in a row.
+        width: of the table, in columns of the terminal.
+    """
+
+    def __init__(self, paths: Sequence[Path], class_names: Sequence[str], top: int, width: int) -> None:
+        name = max(map(cell_len, ("Class", *class_names)))
+        then = (top - 1) * (name + len(" 99.9%, "))
+        left = width - 3 * len("  ") - len("Probability")
+        self._class = min(name, left // 4)
+        self._file = min(
+            max(map(cell_len, ("File", *map(str, paths)))), left - self._class - min(max(then, len("Then")), left // 3)
+        )
+        self._is_first = True
+
+    def row(self, path: Path, ranked: Sequence[tuple[str, float]]) -> Table:
+        """A file with its most probable classes, best first; below the headings, where it is the first."""
+        rows = table("File", "Class", "Probability", "Then", left=2)
+        rows.show_header, self._is_first = self._is_first, False
+        for column, width in zip(rows.columns, (self._file, self._class, len("Probability")), strict=False):
+            column.width = width
+        rows.columns[3].justify, rows.columns[3].no_wrap = "left", False
+        (name, probability), *others = ranked
         then = ", ".join(f"{other} {share:.1%}" for other, share in others)
         rows.add_row(str(path), name, f"{probability:.1%}", then)
-    return rows
+        return rows
 
 
 def benchmark_table(measurements: Sequence[Mapping[str, Any]]) -> Table:
