@@ -61,7 +61,7 @@ def main() -> int:
             try:
                 sections.append(epoch.measure())
             except RuntimeError as error:  # without CIFAR-10, say: what the other parts took minutes for is not lost
-                console.print(f"The epoch of CIFAR-10 is left out: {error}")
+                console.print(f"The epoch of CIFAR-10 is left out: {error}", markup=False)
 
     for section in sections:
         section.show(console)
@@ -78,7 +78,7 @@ def main() -> int:
         }
         options.json.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(options.json, (json.dumps(record, indent=2) + "\n").encode())
-        console.print(f"Written to {options.json}")
+        console.print(f"Written to {options.json}", markup=False)
     return int(options.check and any(section.missed() for section in sections))
 
 

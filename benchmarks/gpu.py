@@ -72,7 +72,7 @@ def main() -> int:
     record = {"environment": environment(), "sections": [section.record() for section in sections]}
     options.json.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(options.json, (json.dumps(record, indent=2) + "\n").encode())
-    console.print(f"Written to {options.json}")
+    console.print(f"Written to {options.json}", markup=False)
     return int(any(section.missed() for section in sections))
 
 

@@ -6,13 +6,15 @@ import json
 import os
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import zlib
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -37,6 +39,12 @@ NETWORK = ["--family", "fmp", "--alpha", "0.25", "--delta", "1", "--image-size",
 def shell(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "hybrid_mobilenet", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=cwd, check=False, timeout=120)
+
+
+def start(*arguments: str | Path, cwd: Path | None = None) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "hybrid_mobilenet", *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT, cwd=cwd)
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -168,6 +176,8 @@ def test_what_is_not_given_comes_from_the_family_s_recipe(tmp_path: Path, monkey
         (("digits", "--weight-decay", "-1"), ("weight_decay is -1",)),
         (("digits", "--validation", "1"), ("validation is 1",)),
         (("digits", "--fixed-epochs", "99", "--epochs", "9"), ("fixed_epochs is 99",)),
+        (("digits", "--seed", "-1"), ("--seed is -1", "0 or more and less than 2**64")),
+        (("digits", "--seed", "18446744073709551616"), ("--seed is 18446744073709551616", "less than 2**64")),
         (("digit",), ("there is no data 'digit'", "did you mean 'digits'?")),
     ],
     ids=" ".join,
@@ -194,6 +204,90 @@ def test_mistakes_in_the_shell_leave_one_line(tmp_path: Path) -> None:
     result = shell("train", "digits", "--family", "vgg")
     assert (result.returncode, result.stdout) == (2, "")
     assert "Traceback" not in result.stderr
+
+
+# From another folder than training's
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with 200 training images in two classes, given to `train` by its relative name."""
+    digits = load_digits()
+    for name in ("0", "1"):
+        (tmp_path / "work/photos" / name).mkdir(parents=True)
+        for index, pixels in enumerate(digits.images[digits.target == int(name)][:130]):
+            image = Image.fromarray((pixels * 255 / 16).astype(np.uint8))
+            image.save(tmp_path / "work/photos" / name / f"{index}.png")
+    (tmp_path / "elsewhere").mkdir()
+    return tmp_path / "work/photos"
+
+
+def test_export_from_another_folder(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, elsewhere = photos.parent, tmp_path / "elsewhere"
+    network = ["--family", "mp3", *NETWORK[2:], "--batch-size", "16"]
+    result = shell("train", "photos", *network, "--epochs", "6", "--out", "run", cwd=work)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((work / "run/config.json").read_text())["training"]["data"] == str(photos)
+    targets = ("--to", "onnx", "onnx-int8")
+    result = shell("export", "../work/run", *targets, "--json", cwd=elsewhere)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert [file["target"] for file in json.loads(result.stdout)["files"]] == ["onnx", "onnx-int8"]
+
+    shutil.rmtree(photos)
+    monkeypatch.chdir(elsewhere)
+    without = invoke("export", work / "run", *targets, "--out", "files", "--json")
+    assert without.exit_code == 2
+    assert [file["target"] for file in json.loads(without.stdout)["files"]] == ["onnx"]
+    (line,) = without.stderr.splitlines()
+    for part in ("error: onnx-int8: it is calibrated on training images", "--data", f"'{photos}'", "cannot be read"):
+        assert part in line
+    assert [path.name for path in Path("files").iterdir()] == ["model.onnx"]
+    # What is named now and cannot be read is a mistake, for all targets.
+    fails(invoke("export", work / "run", *targets, "--data", photos, "--out", "others"), f"there is no data '{photos}'")
+    assert not Path("others").exists()
+
+
+def test_few_images_for_int8_are_no_obstacle_for_float32(photos: Path, model: Path, tmp_path: Path) -> None:
+    for name in map(str, range(10)):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        for index in range(3):
+            shutil.copy(photos / "0" / f"{index}.png", tmp_path / "few" / name)
+    out = tmp_path / "files"
+    result = invoke("export", model, "--to", "onnx-int8", "onnx", "--data", tmp_path / "few", "--out", out)
+    assert result.exit_code == 2
+    assert re.fullmatch(r"error: onnx-int8: there are \d+ training images, but int8 [^\n]+\n", result.stderr)
+    assert [path.name for path in out.iterdir()] == ["model.onnx"]
+
+
+def test_a_run_resumes_from_another_folder(photos: Path, tmp_path: Path) -> None:
+    network = (*NETWORK, "--epochs", "3", "--batch-size", "16")
+    process = start("train", "photos", *network, "--out", "stopped", cwd=photos.parent)
+    assert process.stderr
+    with process:
+        assert process.stderr.readline().startswith("epoch 1/3")
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read().splitlines()[-1].endswith("train --resume stopped")
+    assert process.returncode == 130
+    run = photos.parent / "stopped"
+    result = shell("train", "--resume", run, cwd=tmp_path / "elsewhere")
+    assert result.returncode == 0, result.stderr
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
+    assert json.loads((run / "evaluation.json").read_text())["images"] == 52
+
+
+def test_names_of_data_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hybrid_mobilenet.sources import whole_name
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "cifar10", "cifar100", "owner/name", "nothing", ""):
+        assert whole_name(name) == name
+    for folder in ("digits", "photos", "owner2/name"):  # a folder called as data of the package is not meant
+        (tmp_path / folder).mkdir(parents=True)
+    assert whole_name("digits") == "digits"
+    assert whole_name("photos") == str(tmp_path / "photos")
+    assert whole_name("owner2/name") == str(tmp_path / "owner2/name")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert whole_name("~/photos") == str(tmp_path / "photos")
 
 
 # Evaluate
@@ -240,6 +334,22 @@ def test_evaluate_with_passes(model: Path) -> None:
     assert "3 passes with random regions" in invoke("evaluate", model, "digits", "--passes", "3").stdout.replace(
         "\n", " "
     )
+
+
+@pytest.mark.parametrize("seed", ["-1", "18446744073709551616"])
+def test_evaluate_refuses_a_seed(seed: str, model: Path) -> None:
+    for passes in ("1", "2"):
+        result = invoke("evaluate", model, "digits", "--passes", passes, "--seed", seed)
+        fails(result, f"--seed is {seed}, but must be 0 or more and less than 2**64")
+
+
+def test_a_time_is_a_seed(model: Path, tmp_path: Path) -> None:
+    out, seed = tmp_path / "run", "20241124123456"
+    options = ("--epochs", "2", "--batch-size", "500", "--seed", seed)
+    result = invoke("train", "digits", *NETWORK, *options, "--out", out, "--json")
+    assert result.exit_code == 0, result.stderr
+    result = invoke("evaluate", model, "digits", "--passes", "2", "--seed", str(2**64 - 1), "--json")
+    assert result.exit_code == 0, result.stderr
 
 
 def test_a_picture_that_cannot_be_written_costs_the_picture_alone(model: Path, tmp_path: Path) -> None:
@@ -314,6 +424,108 @@ def test_a_bad_image_among_good_ones(model: Path, images: Path, tmp_path: Path) 
     assert result.stdout.count(".png") == 3
 
 
+def test_paths_that_are_none_among_good_images(model: Path, images: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(images, tmp_path / "images"))
+    (folder / "digit 0.5.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "empty").mkdir()
+    paths = (folder / "digit 1.png", tmp_path / "nothere.png", tmp_path / "empty", folder)
+    result = invoke("predict", model, *paths, "--json")
+    assert result.exit_code == 2
+    found = [Path(record["file"]).name for record in json.loads(result.stdout)]
+    assert found == ["digit 1.png", "digit 0.png", "digit 1.png", "digit 2.png"]
+    missing, empty, link = result.stderr.splitlines()
+    assert missing.startswith(f"error: {tmp_path / 'nothere.png'} does not exist")
+    assert empty.startswith(f"error: {tmp_path / 'empty'} holds no image")
+    assert link.startswith(f"error: {folder / 'digit 0.5.png'} is no regular file")
+    result = invoke("predict", model, images / "digit 1.png", "nothere.png")
+    assert (result.exit_code, result.stdout.count("digit 1.png")) == (2, 1)
+    assert re.fullmatch(r"error: nothere\.png does not exist[^\n]+\n", result.stderr)
+
+
+@pytest.fixture(scope="module")
+def many_images(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2,000 of them, all the same file."""
+    folder = tmp_path_factory.mktemp("many")
+    for index in range(2000):
+        os.link(images / "digit 0.png", folder / f"{index:04}.png")
+    return folder
+
+
+def first_row(lines: IO[str]) -> str:
+    """What is printed up to the first image."""
+    text = ""
+    while "0000.png" not in text:
+        line = lines.readline()
+        assert line, text
+        text += line
+    return text
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["table", "json"])
+def test_rows_appear_as_they_come_and_ctrl_c_keeps_them(as_json: bool, model: Path, many_images: Path) -> None:
+    process = start("predict", model, many_images / "missing.png", many_images, *["--json"] * as_json)
+    assert process.stdout
+    assert process.stderr
+    with process:
+        text = first_row(process.stdout)
+        assert process.poll() is None  # it has hardly begun
+        process.send_signal(signal.SIGINT)
+        text += process.stdout.read()
+        stderr = process.stderr.read()
+    assert process.returncode == 130
+    if as_json:
+        records = json.loads(text)
+        assert {len(record["probabilities"]) for record in records} == {3}
+        names = [Path(record["file"]).name for record in records]
+    else:
+        names = re.findall(r"(\d{4}\.png) +\d +[\d.]+% +\d [\d.]+%, \d [\d.]+% *\n", text)
+        assert text.count("\n") == 2 + len(names)
+    assert names == [f"{index:04}.png" for index in range(len(names))]
+    assert 1 <= len(names) < 2000
+    missing, interrupted = stderr.splitlines()
+    assert missing.startswith(f"error: {many_images / 'missing.png'} does not exist")
+    assert interrupted == f"error: interrupted after {len(names):,} of 2,000 images"
+
+
+def test_rows_on_a_terminal(model: Path, many_images: Path) -> None:
+    """Both outputs are one terminal, where no bar may run into the rows."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "hybrid_mobilenet", "predict", str(model), str(many_images)]
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=ENVIRONMENT | {"COLUMNS": "120"}) as process:
+        os.close(theirs)
+        with os.fdopen(ours, closefd=True) as terminal:
+            text = first_row(terminal)
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            with suppress(OSError):  # Linux's way to say that the other end is closed
+                while line := terminal.readline():
+                    text += line
+        assert process.wait(60) == 130
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).splitlines()
+    *rows, interrupted = plain[2:]
+    assert [row.split()[0] for row in rows] == [str(many_images / f"{index:04}.png") for index in range(len(rows))]
+    assert interrupted == f"error: interrupted after {len(rows):,} of 2,000 images"
+
+
+def test_rows_go_where_standard_output_goes(model: Path, many_images: Path, tmp_path: Path) -> None:
+    """The bar is on a terminal, the rows are in a file."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "hybrid_mobilenet", "predict", str(model)]
+    some = [str(many_images / f"{index:04}.png") for index in range(20)]
+    with (tmp_path / "rows").open("w") as file:
+        process = subprocess.Popen([*command, *some], stdout=file, stderr=theirs, env=ENVIRONMENT)
+        os.close(theirs)
+        sent = b""
+        with suppress(OSError):
+            while piece := os.read(ours, 4096):
+                sent += piece
+        os.close(ours)
+    assert process.wait(60) == 0
+    assert [line.split()[0] for line in (tmp_path / "rows").read_text().splitlines()[2:]] == some
+    assert b"predicting" in sent
+    assert b".png" not in sent
+
+
 def test_only_bad_images(model: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"")
     fails(invoke("predict", model, tmp_path / "bad.png"), "bad.png is empty", "replace or remove it")
@@ -351,6 +563,55 @@ def test_predict_refuses(model: Path, images: Path, tmp_path: Path) -> None:
     fails(invoke("predict", model, tmp_path / "missing.png"), "missing.png does not exist")
     fails(invoke("predict", model, tmp_path), f"{tmp_path} holds no image")
     assert invoke("predict", model).exit_code == 2
+
+
+# Names with brackets
+
+
+def test_names_are_printed_as_they_are(tmp_path: Path) -> None:
+    """Folders of runs and data, classes and files: nothing in them is markup, on a terminal or in a picture."""
+    names = ("a[b]", "[", "[red]", "$\\frac{$", ":smile:")
+    data, out = tmp_path / "[red]data[b]", tmp_path / "run[" / "b]" / "[old]"
+    pixels = load_digits().images
+    for label, name in enumerate(names):
+        (data / name).mkdir(parents=True)
+        for index in range(10):
+            image = Image.fromarray((pixels[10 * label + index] * 255 / 16).astype(np.uint8))
+            image.save(data / name / f"[red]{index}[b].png")
+
+    def shown(*arguments: str | Path, status: int = 0) -> str:
+        """What a terminal shows."""
+        result = CliRunner(env={"COLUMNS": "1000", "FORCE_COLOR": "1"}).invoke(cli.app, list(map(str, arguments)))
+        assert result.exit_code == status, result.output
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", result.stdout)
+
+    network = ("--family", "mobilenet", *NETWORK[2:], "--epochs", "1")
+    assert f"evaluation in {out}\n" in shown("train", data, *network, "--out", out)
+    text = shown("evaluate", out, data)
+    assert [line.split()[0] for line in text.splitlines()[2:7]] == sorted(names)
+    assert f"confusion matrix in {out / 'confusion.png'}\n" in text
+    assert (out / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    text = shown("predict", out, data, "--top", "5")
+    for name in names:
+        assert str(data / name / "[red]0[b].png") in text
+        assert re.search(rf"[ ,]{re.escape(name)} +\d", text)
+    text = shown("export", out, "--to", "onnx", "--out", tmp_path / "[b]files[x]")
+    assert str(tmp_path / "[b]files[x]/model.onnx") in text
+    place = tmp_path / "[red]speed[b]"
+    text = shown("benchmark", out, tmp_path / "[b]files[x]/model.onnx", "--rounds", "1", "--out", place)
+    assert f"written to {place}" in text
+    assert text.count(str(tmp_path / "[b]files[x]/model.onnx")) == 1
+    assert f"{out} " in text
+    error = CliRunner().invoke(cli.app, ["predict", str(tmp_path / "[/x]"), "x"]).stderr
+    assert f"'{tmp_path / '[/x]'}'" in error
+
+
+def test_a_name_that_closes_markup(tmp_path: Path) -> None:
+    out = tmp_path / "x[/b]"
+    result = shell("train", "digits", *NETWORK, "--epochs", "1", "--out", "x[/b]", cwd=tmp_path)
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
+    assert result.stdout.endswith("evaluation in x[/b]\n")
+    assert (out / "model.safetensors").is_file()
 
 
 # Models that are none

@@ -22,6 +22,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from sklearn.datasets import load_digits
 
 from hybrid_mobilenet import data
@@ -50,6 +51,13 @@ def png_header(width: int, height: int) -> bytes:
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     return start + struct.pack(">I", 1000) + b"IDAT"
+
+
+def jpeg_header(width: int, height: int) -> bytes:
+    """A JPEG that promises an image of this size and has another."""
+    small = encoded(Image.new("RGB", (8, 8)), "JPEG")
+    frame = small.index(b"\xff\xc0") + 5  # behind the marker, the length and the bits per sample
+    return small[:frame] + struct.pack(">HH", height, width) + small[frame + 4 :]
 
 
 def image_folder(root: Path, counts: dict[str, int], size: int = 8) -> Path:
@@ -227,11 +235,26 @@ GOOD_PNG = encoded(Image.fromarray(noise(64, 64)))
         (GOOD_PNG[: len(GOOD_PNG) // 2], "cannot be read as an image"),
         (GOOD_PNG[:60] + b"\0" * 40 + GOOD_PNG[100:], "cannot be read as an image"),
         (png_header(100, 100), "cannot be read as an image"),
-        (png_header(50_000, 20_000), r"\(.*1000000000 pixels\) exceeds limit .*\): replace or remove it"),
-        (png_header(10_000, 10_000), r"\(.*100000000 pixels\) exceeds limit of 89478485 .*\): replace or remove it"),
+        (png_header(50_000, 20_000), r"\(it has 50000x20000 pixels, but at most 89,478,485 .*\): replace or remove it"),
+        (png_header(10_000, 10_000), r"\(it has 10000x10000 pixels, but at most 89,478,485 .*\): replace or remove it"),
+        (
+            jpeg_header(16_384, 16_384),
+            r"\(it has 16384x16384 pixels, but .* of a JPEG 268,435,455\): replace or remove",
+        ),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "of no known format"),
     ],
-    ids=["empty", "text", "jpeg", "png", "damaged", "header only", "gigapixel", "100 megapixels", "postscript"],
+    ids=[
+        "empty",
+        "text",
+        "jpeg",
+        "png",
+        "damaged",
+        "header only",
+        "gigapixel",
+        "100 megapixels",
+        "jpeg bomb",
+        "postscript",
+    ],
 )
 def test_bad_images_are_named(content: bytes, message: str, tmp_path: Path) -> None:
     file = tmp_path / "bad.png"
@@ -240,6 +263,75 @@ def test_bad_images_are_named(content: bytes, message: str, tmp_path: Path) -> N
         read_image(file, 8, 3)
     assert str(raised.value).startswith(f"{file} ")
     assert "\n" not in str(raised.value)
+
+
+def test_a_photograph_of_108_megapixels_is_read_from_its_half() -> None:
+    half = Image.new("RGB", (6000, 4500), (200, 30, 30))
+    half.paste((30, 30, 200), (3000, 0, 6000, 4500))
+    half.paste((240, 240, 240), (0, 3000, 3000, 4500))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    photograph = encoded(half.resize((12_000, 9000), Image.Resampling.NEAREST), "JPEG", quality=90, exif=exif)
+    expected = read_image(half.transpose(Image.Transpose.ROTATE_180), (9, 12), 3).int()
+    assert (read_image(photograph, (9, 12), 3).int() - expected).abs().max() <= 2
+
+
+def test_a_large_jpeg_is_not_decoded_below_the_wanted_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = noise(96, 64)
+    for kind in ("JPEG", "MPO"):
+        content = encoded(Image.fromarray(pixels), kind)
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 96 * 64)
+        whole = {side: read_image(content, side, 3) for side in (16, 40)}
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 96 * 64 // 2)
+        assert torch.equal(read_image(content, 40, 3), whole[40])
+        assert not torch.equal(read_image(content, 16, 3), whole[16])  # from half the pixels
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 96 * 64 // 4)
+        with pytest.raises(DataError, match=r"it has 64x96 pixels, but at most 1,536 can be read, of a JPEG 4,608"):
+            read_image(content, 40, 3)
+
+
+def orientation_cut_off() -> bytes:
+    """An EXIF block that promises five entries and ends within the first."""
+    return b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\x01"
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's, of JPEGs
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("exif", [b"no TIFF header here", orientation_cut_off()], ids=["garbage", "cut off"])
+def test_a_damaged_exif_block_costs_the_orientation_alone(kind: str, exif: bytes) -> None:
+    image = Image.fromarray(noise(12, 9))
+    whole = read_image(encoded(image, kind, quality=90), (12, 9), 3)
+    assert torch.equal(read_image(encoded(image, kind, quality=90, exif=exif), (12, 9), 3), whole)
+
+
+def test_damaged_profiles_and_pages_of_other_programs_cost_nothing() -> None:
+    image = Image.fromarray(noise(12, 9))
+    text = PngInfo()
+    text.add_text("Raw profile type exif", "\nexif\n 4\nno hexadecimal digits\n")
+    assert torch.equal(read_image(encoded(image, pnginfo=text), (12, 9), 3), read_image(image, (12, 9), 3))
+    pages = encoded(image, "MPO", save_all=True, append_images=[image])
+    start = pages.index(b"MPF\0") + 4
+    damaged = pages[:start] + b"\xff" * 40 + pages[start + 40 :]
+    assert torch.equal(read_image(damaged, (12, 9), 3), read_image(pages, (12, 9), 3))
+
+
+def test_reading_images_changes_nothing_of_pillow_s_for_others(tmp_path: Path) -> None:
+    file = tmp_path / "large.png"
+    file.write_bytes(png_header(10_000, 10_000))
+    code = """
+import warnings
+from PIL import Image
+before = Image.MAX_IMAGE_PIXELS
+import hybrid_mobilenet.images
+from hybrid_mobilenet.data import load
+assert Image.MAX_IMAGE_PIXELS == before
+named = [entry for entry in warnings.filters if entry[2] is Image.DecompressionBombWarning]
+assert not named, named
+with warnings.catch_warnings(record=True) as seen:
+    Image.open(PATH)
+assert [entry.category for entry in seen] == [Image.DecompressionBombWarning]
+"""
+    subprocess.run([sys.executable, "-c", f"PATH = {str(file)!r}\n{code}"], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("name", ["missing.png", "."])

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from hybrid_mobilenet import progress
-from hybrid_mobilenet.progress import RunState, SweepProgress, Work, duration
+from hybrid_mobilenet.progress import RunProgress, RunState, SweepProgress, Work, duration
 
 WORK = {"a": Work("small", 10.0), "b": Work("small", 30.0), "c": Work("large", 60.0)}
 
@@ -67,13 +67,19 @@ def test_lines_where_there_is_no_terminal(clock: list[float], capsys: pytest.Cap
     ]
 
 
-def test_a_live_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = io.StringIO()
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What a terminal of 100 columns is sent."""
+    sent = io.StringIO()
 
     def terminal(**options: object) -> Console:
-        return Console(**{**options, "file": screen, "force_terminal": True, "width": 100})  # type: ignore[arg-type]
+        return Console(**{**options, "file": sent, "force_terminal": True, "width": 100})  # type: ignore[arg-type]
 
     monkeypatch.setattr(progress, "Console", terminal)
+    return sent
+
+
+def test_a_live_table_on_a_terminal(screen: io.StringIO) -> None:
     with SweepProgress(WORK, shown=True) as sweep:
         sweep(RunState("a", "running", 0.5, "epoch 1/2 loss 0.1", 987.0, is_news=True))
         time.sleep(0.6)  # a refresh
@@ -82,6 +88,29 @@ def test_a_live_table_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     for part in ("images/s", "epoch 1/2 loss 0.1", "987", "a  finished  80.00%", "0 of 3 runs finished"):
         assert part in shown
     assert "\x1b[" in shown
+
+
+@pytest.mark.parametrize("name", ["a[b]", "[/x]", "[red]", ":smile:", "\\[b]"])
+def test_names_are_shown_as_they_are(name: str, screen: io.StringIO) -> None:
+    with RunProgress(shown=True) as run:
+        run.counter(f"bar {name}", 3)(1)
+        run.on_data(f"data {name}", 1, 3)
+        run.on_note(f"note {name}")
+    with SweepProgress({name: Work("small", 1.0)}, shown=True) as sweep:
+        sweep(RunState(name, "running", 0.5, f"what {name}", is_news=True))
+        time.sleep(0.6)  # a refresh
+        sweep(RunState(name, "failed", 1.0, message=f"message {name}"))
+    for shown in (f"bar {name}", f"data {name}", f"note {name}", f"what {name}", f"message {name}", f"{name}  failed"):
+        assert shown in screen.getvalue()
+
+
+def test_names_are_shown_as_they_are_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with RunProgress(shown=True) as run, SweepProgress({"a[b]": Work("small", 1.0)}, shown=True) as sweep:
+        run.on_note("note [/x] :smile:")
+        sweep(RunState("a[b]", "running", 0.5, "what [red]", is_news=True))
+    note, line = capsys.readouterr().err.splitlines()
+    assert note == "note [/x] :smile:"
+    assert line.startswith("a[b]  what [red]  [0 of 1 runs finished")
 
 
 @pytest.mark.parametrize(

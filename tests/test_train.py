@@ -32,10 +32,11 @@ from hybrid_mobilenet import train as training
 from hybrid_mobilenet.architecture import FAMILIES, Family, resolve
 from hybrid_mobilenet.checkpoint import CHECKPOINT_FILE, CheckpointError, read_checkpoint
 from hybrid_mobilenet.cuda_graph import STEPS_BEFORE, CapturedSteps
-from hybrid_mobilenet.data import load
+from hybrid_mobilenet.data import load, load_test
+from hybrid_mobilenet.evaluate import evaluate
 from hybrid_mobilenet.model import HybridMobileNet
 from hybrid_mobilenet.processes import Processes
-from hybrid_mobilenet.recipe import PAPER, Precision, Recipe
+from hybrid_mobilenet.recipe import PAPER, Precision, Recipe, derived_seed
 from hybrid_mobilenet.train import Interrupted, Setup, TrainingDiverged, learning_rate, resume, train
 
 ENVIRONMENT = os.environ | {
@@ -232,6 +233,36 @@ def test_a_seed_decides_all(finished: Path, tmp_path: Path) -> None:
     assert weights(tmp_path / "again") == weights(finished)
     train(replace(SMALL, seed=1), tmp_path / "other", Quiet())
     assert weights(tmp_path / "other") != weights(finished)
+
+
+@pytest.mark.parametrize("seed", [20241124123456, 2**63, 2**64 - 1])
+def test_a_large_seed_is_a_seed_like_others(seed: int, tmp_path: Path) -> None:
+    setup = replace(SMALL, seed=seed, recipe=replace(RECIPE, epochs=2, batch_size=500))
+    train(setup, tmp_path / "whole", Quiet())
+    out = stopped(tmp_path / "stopped", 3, kill, Killed, setup)  # before the second epoch
+    resume(out, Quiet())
+    assert weights(out) == weights(tmp_path / "whole")
+    model = HybridMobileNet.from_pretrained(out)
+    assert model.training_record["seed"] == seed
+    before = torch.get_rng_state()
+    training._separate_randomness(model, seed, Processes(rank=1, size=2))
+    torch.set_rng_state(before)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 10**30])
+def test_a_seed_out_of_range(seed: int, tmp_path: Path) -> None:
+    rule = f"seed is {seed}, but must be 0 or more and less than 2\\*\\*64"
+    with pytest.raises(ValueError, match=rule):
+        train(replace(SMALL, seed=seed), tmp_path / "run", Quiet())
+    assert not (tmp_path / "run").exists()
+    model = HybridMobileNet(resolve("fmp", 0.25, 1, 10, 1, 8))
+    with pytest.raises(ValueError, match=rule):
+        evaluate(model, load_test("digits", image_size=8, channels=1), 2, seed)
+
+
+def test_seeds_of_draws_are_what_they_were() -> None:
+    assert [derived_seed(seed, 4) for seed in (0, 1, 42, 10**12)] == [4, 1_000_007, 42_000_130, 10**12 * 1_000_003 + 4]
+    assert {derived_seed(2**64 - 1, number) < 2**64 for number in range(2_000_000, 2_000_010)} == {True}
 
 
 class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -847,20 +878,3 @@ def test_a_step_updates_every_parameter_once() -> None:
     gradient = (logits.softmax(1) - nn.functional.one_hot(labels, 2)) / 4
     torch.testing.assert_close(linear.weight.detach(), before["weight"] - 0.5 * gradient.t() @ images)
     torch.testing.assert_close(linear.bias.detach(), before["bias"] - 0.5 * gradient.sum(0))
-
-
-# Seeds
-
-
-def test_large_seeds_are_seeds(tmp_path: Path) -> None:
-    for seed in (20241124123456, 2**64 - 1):
-        train(replace(SMALL, seed=seed, recipe=replace(RECIPE, epochs=1)), tmp_path / str(seed), Quiet())
-
-
-def test_seeds_that_are_in_use_stay_what_they_are() -> None:
-    assert training._seed(7, 3) == 7 * 1_000_003 + 3
-
-
-@pytest.mark.parametrize("seed", [-1, 2**64])
-def test_a_seed_out_of_range(tmp_path: Path, seed: int) -> None:
-    refuses(ValueError, lambda: train(replace(SMALL, seed=seed), tmp_path / "run", Quiet()), f"seed is {seed}", "2**64")

@@ -6,11 +6,14 @@ What a command needs is imported inside it, so that `tables`, `cost` and every `
 from __future__ import annotations
 
 import json
+import signal
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from textwrap import indent
+from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
@@ -19,12 +22,13 @@ from typer.core import TyperGroup
 from .architecture import FAMILIES, Activation, Family, PoolingSequence, Size, resolve
 from .errors import one_line, trace
 from .export import CALIBRATED, FILES
-from .recipe import CIFAR100_RECIPES, LEAST_STEPS, PAPER_RECIPES, Precision, Recipe, paper_recipe
+from .recipe import CIFAR100_RECIPES, LEAST_STEPS, PAPER_RECIPES, Precision, Recipe, check_seed, paper_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from rich.console import Console
+    from rich.text import Text
 
     from .data import Evaluated
     from .evaluate import Evaluation
@@ -90,26 +94,71 @@ def fail(message: str, status: int = USAGE_ERROR) -> NoReturn:
     raise typer.Exit(status)
 
 
-def report_problems(problems: list[str]) -> None:
-    """Print what went wrong while the rest went on, a line each on stderr, and exit if there is any."""
+def report_problems(problems: list[str], interrupted: str = "") -> None:
+    """Print what went wrong while the rest went on, a line each on stderr, and exit if there is any.
+
+    Raises:
+        KeyboardInterrupt: instead, where the rest was `interrupted`.
+    """
     for problem in problems:
         print("error:", " ".join(problem.split()), file=sys.stderr)
+    if interrupted:
+        raise KeyboardInterrupt(interrupted)
     if problems:
         raise typer.Exit(USAGE_ERROR)
 
 
+@contextmanager
+def first_ctrl_c() -> Iterator[Event]:
+    """An event that the first Ctrl-C sets, so that what is under way is finished; a second one stops at once."""
+    pressed = Event()
+
+    def press(_number: int, _frame: object) -> None:
+        pressed.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def console(at_least: int = 0) -> Console:
     """Where results are printed: as wide as the terminal, but `at_least` so wide; plain text where there is none."""
-    from rich.console import Console
+    from .progress import plain_console
 
-    result = Console(highlight=False)
+    result = plain_console()
     result.width = max(result.width, at_least)
     return result
+
+
+def strong_first(strong: str, rest: str) -> Text:
+    """A line whose result stands out."""
+    from rich.text import Text
+
+    return Text.assemble((strong, "bold"), rest)
 
 
 def print_json(result: object) -> None:
     """Print what a program will read: JSON, and nothing else on stdout."""
     print(json.dumps(result, indent=2))
+
+
+@contextmanager
+def json_list() -> Iterator[Callable[[object], None]]:
+    """Print the items of a JSON list as they come, as `print_json` would; the list is whole however this ends."""
+    start = "["
+
+    def add(item: object) -> None:
+        nonlocal start
+        print(start, indent(json.dumps(item, indent=2), "  "), sep="\n", end="", flush=True)
+        start = ","
+
+    try:
+        yield add
+    finally:
+        print("[]" if start == "[" else "\n]", flush=True)
 
 
 def print_version(wanted: bool) -> None:
@@ -260,6 +309,7 @@ def train(
     if resume is not None and (others := set(given) - {"resume", "as_json"}):
         options = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in others))
         raise ValueError(f"--resume goes on with the settings that the run was started with: leave out {options}")
+    check_seed(seed, "--seed")
     if data is not None:
         settings = {
             "batch_size": batch_size,
@@ -316,7 +366,9 @@ def train(
         print_json(result | {"notes": progress.notes, "warnings": progress.warnings})
     else:
         console().print(
-            f"[bold]{evaluation.accuracy:.2%}[/] of {evaluation.images:,} test images right after the last epoch",
+            strong_first(
+                f"{evaluation.accuracy:.2%}", f" of {evaluation.images:,} test images right after the last epoch"
+            ),
             f"model, curves and evaluation in {folder}",
             sep="\n",
         )
@@ -411,8 +463,8 @@ def reproduce(
         out.print(estimate_table([each.record() for each in estimates]))
         out.print(
             f"{len(chosen) - len(left)} of {len(chosen)} runs are recorded; the others take about "
-            f"[bold]{duration(seconds)}[/] {'one after another' if jobs == 1 else f'with {jobs} at once'}, as fast as "
-            "this machine is just now"
+            f"{duration(seconds)} {'one after another' if jobs == 1 else f'with {jobs} at once'}, as fast as this "
+            "machine is just now"
         )
         return
     work = {run.name: Work(f"{run.data} {run.family}", run.cost) for run in left}
@@ -512,6 +564,7 @@ def evaluate(
     from .runtimes import FileClassifier
     from .tables import class_table
 
+    check_seed(seed, "--seed")
     keep_freed_memory()
     classifier = load_classifier(model, passes)
     size, channels = image_shape(classifier)
@@ -543,12 +596,15 @@ def evaluate(
         printer = console()
         printer.print(
             class_table(result.per_class()),
-            f"[bold]{result.accuracy:.2%}[/] of {result.images:,} test images right, "
-            f"{passes} pass{'es with random regions' if passes > 1 else ''}, cross-entropy {result.loss:.4f}",
+            strong_first(
+                f"{result.accuracy:.2%}",
+                f" of {result.images:,} test images right, "
+                f"{passes} pass{'es with random regions' if passes > 1 else ''}, cross-entropy {result.loss:.4f}",
+            ),
             sep="\n",
         )
         lines = [f"tested: {count} images of {of_split}{data}{held_out}", *(f"note: {note}" for note in notes)]
-        printer.print(*lines, *([f"confusion matrix in {picture}"] if picture else []), sep="\n", markup=False)
+        printer.print(*lines, *([f"confusion matrix in {picture}"] if picture else []), sep="\n")
     if picture:  # last, so that a folder that cannot be written costs the picture alone
         title = f"{data}\n{result.accuracy:.2%} of {result.images:,} images right"
         draw_confusion(result.confusion, result.class_names, title, picture)
@@ -589,7 +645,8 @@ def predict(
     """Predict the class of images, with probabilities.
 
     Files that are not readable as images are named on stderr, the others are
-    predicted all the same, and the exit status is 2.
+    predicted all the same, and the exit status is 2. Results are printed as they
+    come, and Ctrl-C leaves those that are there, also with --json.
 
     [bold]Examples[/]
       hybrid-mobilenet predict runs/digits photo.png
@@ -602,37 +659,46 @@ def predict(
     from .images import DataError, image_files, read_image
     from .progress import RunProgress
     from .runtimes import FileClassifier
-    from .tables import prediction_table
+    from .tables import PredictionTable
 
     if top < 1:
         raise ValueError(f"--top is {top}, but must be 1 or more")
     classifier = load_classifier(model, passes)
     size, channels = image_shape(classifier)
-    paths = image_files(files)
-    predictions: list[tuple[Path, list[tuple[str, float]]]] = []
     problems: list[str] = []
-    with RunProgress(shown=not as_json) as progress:
+    paths = image_files(files, lambda error: problems.append(one_line(error)))
+    printer = console(TABLE_WIDTH)
+    rows = PredictionTable(paths, classifier.class_names, top, printer.width)
+    count = 0
+    with (
+        # On a terminal the rows themselves show how far it is: a bar would stand in their way.
+        RunProgress(shown=not as_json and not sys.stdout.isatty()) as progress,
+        json_list() if as_json else nullcontext() as add,
+        first_ctrl_c() as stop,
+    ):
         done = progress.counter("predicting", len(paths))
         for path in paths:
+            if stop.is_set():
+                break
             try:
                 image = read_image(path, size, channels)[None]
             except (DataError, OSError) as error:
-                problems.append(str(error))
+                problems.append(one_line(error))
             else:
                 if isinstance(classifier, FileClassifier):
                     p = classifier.probabilities(image)[0]
                 else:
                     p = probabilities(classifier, image, passes)[0]
                 best = torch.argsort(p, descending=True, stable=True)[:top].tolist()
-                predictions.append((path, [(classifier.class_names[index], p[index].item()) for index in best]))
+                ranked = [(classifier.class_names[index], p[index].item()) for index in best]
+                if add:
+                    add({"file": str(path), "class": ranked[0][0], "probabilities": dict(ranked)})
+                else:
+                    printer.print(rows.row(path, ranked))
+            count += 1
             done(1)
-    if as_json:
-        print_json(
-            [{"file": str(path), "class": ranked[0][0], "probabilities": dict(ranked)} for path, ranked in predictions]
-        )
-    elif predictions:
-        console(TABLE_WIDTH).print(prediction_table(predictions))
-    report_problems(problems)
+    interrupted = f"interrupted after {count:,} of {len(paths):,} images" if count < len(paths) else ""
+    report_problems(problems, interrupted)
 
 
 @app.command()
@@ -674,6 +740,7 @@ def export(
     from .export.deployed import ExportError
     from .export.export import export as export_target
     from .export.quantise import calibration_images
+    from .images import DataError
     from .machine import keep_freed_memory
     from .model import HybridMobileNet
     from .progress import RunProgress
@@ -688,6 +755,7 @@ def export(
     problems: list[str] = []
     with RunProgress(shown=not as_json) as progress:
         calibration = test = accuracy = None
+        why_not = "it is calibrated on training images: name them with --data"
         if source is not None:
             size, channels = network.network.image_size, network.network.in_channels
             if data is not None:
@@ -697,10 +765,19 @@ def export(
                 )
                 test = evaluated.images
             if CALIBRATED & set(targets):
-                splits = load(source, image_size=size, channels=channels, progress=progress.on_data)
-                calibration = calibration_images(splits.train)
-                if data is not None and evaluated.which == "all":  # not those that it is calibrated on
-                    test = splits.test
+                try:
+                    splits = load(source, image_size=size, channels=channels, progress=progress.on_data)
+                    calibration = calibration_images(splits.train)
+                    if data is not None and evaluated.which == "all":  # not those that it is calibrated on
+                        test = splits.test
+                except ExportError as error:
+                    why_not = str(error)
+                except (DataError, OSError) as error:
+                    if data is not None:
+                        raise
+                    why_not = (
+                        f"{why_not}. The model was trained on {source!r}, which cannot be read from here ({error})"
+                    )
         if test is not None:
             done = progress.counter("PyTorch", len(test))
             accuracy = evaluate_model(network, test, on_images=done).accuracy
@@ -708,7 +785,7 @@ def export(
             done = progress.counter(f"exporting to {target}", len(test) if test is not None else 0)
             try:
                 if target in CALIBRATED and calibration is None:
-                    raise ExportError("it is calibrated on training images: name them with --data")
+                    raise ExportError(why_not)
                 results.append(asdict(export_target(network, target, folder, calibration, test, done)))
             except (ExportError, RuntimeFileError) as error:  # the other targets go on
                 problems.append(f"{target}: {error}")

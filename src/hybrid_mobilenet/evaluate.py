@@ -13,6 +13,7 @@ from torch import Tensor
 from .data import ImageDataset, numbered
 from .model import HybridMobileNet
 from .processes import Processes
+from .recipe import check_seed
 
 #: Images per forward pass: large enough for full speed on a CPU, and a few hundred MB of maps for the widest network.
 BATCH_SIZE = 256
@@ -129,7 +130,7 @@ def evaluate(
         model: the model, on any device.
         dataset: its images and labels; see `tally` for its classes.
         passes: see `probabilities`.
-        seed: of the random regions; the default generators are left as they were.
+        seed: of the random regions, 0 to 2**64 - 1; the default generators are left as they were.
         on_images: called with the number of images done, for progress.
         processes: those that share the work: each takes other batches, and all return the result over all images.
 
@@ -137,8 +138,7 @@ def evaluate(
         ValueError: where images are of no class of the model's, or not of its shape, or `passes` or `seed` is out of
             range.
     """
-    if not 0 <= seed < 1 << 64:
-        raise ValueError(f"seed is {seed}, but must be 0 or more and below 2**64: try 0")
+    check_seed(seed)
     device = model.mean.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds every GPU there is

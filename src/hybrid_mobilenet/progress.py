@@ -22,19 +22,25 @@ class _RateColumn(ProgressColumn):
         return Text(f"{speed:,.0f} {task.fields.get('unit', 'images')}/s" if speed else "")
 
 
+def plain_console(**options: Any) -> Console:
+    """A console that prints strings as they are: brackets and colons in a path or the name of a class are no markup."""
+    return Console(highlight=False, markup=False, emoji=False, **options)
+
+
 class RunProgress:
     """Bars (on a terminal) and epoch lines on stderr, or nothing where not `shown`; a Monitor for `train`."""
 
     def __init__(self, *, shown: bool) -> None:
-        self._console = Console(stderr=True, highlight=False, quiet=not shown)
+        self._console = plain_console(stderr=True, quiet=not shown)
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             _RateColumn(),
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
+            redirect_stdout=False,  # results go where standard output goes
         )
         self._task = self._bars.add_task("", visible=False)
         self._epochs = self._batch_size = self._steps = self._epoch = 0
@@ -83,7 +89,7 @@ class RunProgress:
 
     def on_note(self, note: str) -> None:
         self.notes.append(note)
-        self._console.print(note, markup=False, soft_wrap=True)
+        self._console.print(note, soft_wrap=True)
 
     def on_warning(self, warning: str) -> None:
         self.warnings.append(warning)
@@ -132,7 +138,7 @@ class SweepProgress:
         self._work = work
         self._spent: dict[str, tuple[float, float]] = {}  # seconds, and the amount of work done in them, of each kind
         self._last: dict[str, tuple[float, float]] = {}  # when each run told last, and how far it was
-        self._console = Console(stderr=True, highlight=False, quiet=not shown, soft_wrap=True)
+        self._console = plain_console(stderr=True, quiet=not shown, soft_wrap=True)
         self._live = Live(console=self._console, refresh_per_second=2, transient=True, get_renderable=self._table)
 
     def __enter__(self) -> Self:
@@ -152,12 +158,10 @@ class SweepProgress:
         self.states[state.name] = state
         if state.state != "running":
             words = {"finished": "finished", "failed": "failed", "elsewhere": "left to another process"}
-            self._console.print(
-                f"{state.name}  {words[state.state]}  {state.message}  [{self.summary()}]", markup=False
-            )
+            self._console.print(f"{state.name}  {words[state.state]}  {state.message}  [{self.summary()}]")
         elif state.is_news and not self._console.is_terminal:
             rate = f"  {state.rate:,.0f} images/s" if state.rate else ""
-            self._console.print(f"{state.name}  {state.what}{rate}  [{self.summary()}]", markup=False)
+            self._console.print(f"{state.name}  {state.what}{rate}  [{self.summary()}]")
 
     def summary(self) -> str:
         """How far the sweep is, with the time left."""

@@ -59,6 +59,25 @@ class Recipe:
 
 PAPER = Recipe()
 
+#: Seeds are below this, which is what torch's generators take.
+SEEDS = 2**64
+
+
+def check_seed(seed: int, name: str = "seed") -> None:
+    """Refuse a seed that is out of range.
+
+    Raises:
+        ValueError: where it is; `name` is what the message calls it.
+    """
+    if not 0 <= seed < SEEDS:
+        raise ValueError(f"{name} is {seed}, but must be 0 or more and less than 2**64 ({SEEDS})")
+
+
+def derived_seed(seed: int, number: int) -> int:
+    """The seed of one of many draws (an epoch's order, a process's dropout) that belong to one seed."""
+    return (seed * 1_000_003 + number) % SEEDS
+
+
 #: What `train` takes at least, unless told a number of epochs. Ours: docs/LOG.md has what others give, on validation
 #: images, for 5 to 500 images per class.
 LEAST_STEPS = 4000

@@ -72,6 +72,12 @@ def open_source(source: str, *, to_evaluate: bool = False) -> tuple[str, Source,
     )
 
 
+def whole_name(source: str) -> str:
+    """A source's name from whatever folder it is opened: a path that exists becomes absolute, other names stay."""
+    path = Path(source).expanduser()
+    return str(path.absolute()) if source and source not in KNOWN and path.exists() else source
+
+
 def _open_path(path: Path, to_evaluate: bool) -> tuple[Source, Source | None]:
     if path.is_file():
         if path.suffix.lower() != ".parquet":

@@ -1,4 +1,7 @@
-"""What the commands show: tables for people, those of the networks in the paper's columns, and records for programs."""
+"""What the commands show: tables for people, those of the networks in the paper's columns, and records for programs.
+
+Cells are to be printed as they are, by a console without markup.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,9 @@ from string import ascii_lowercase
 from typing import Any
 
 from rich import box
-from rich.markup import escape
+from rich.cells import cell_len
 from rich.table import Table
+from rich.text import Text
 
 from . import cost as costs
 from . import paper
@@ -67,13 +71,14 @@ def cost_record(result: paper.Result) -> dict[str, object]:
     }
 
 
-def network_heading(network: Network) -> str:
+def network_heading(network: Network) -> Text:
     """The number of a network's table in the paper, and what it was resolved for."""
     number = FAMILIES.index(network.family) + 1
     height, width = network.image_size
-    return (
-        f"[bold]Table {number}: {network.family}[/], alpha {network.alpha:g}, delta {network.delta}, "
-        f"{network.classes} classes, images {height}x{width}x{network.in_channels}"
+    return Text.assemble(
+        (f"Table {number}: {network.family}", "bold"),
+        f", alpha {network.alpha:g}, delta {network.delta}, {network.classes} classes, images "
+        f"{height}x{width}x{network.in_channels}",
     )
 
 
@@ -207,18 +212,41 @@ def class_table(per_class: Mapping[str, Mapping[str, float | None]]) -> Table:
         if figures["images"]:
             values = (figures[key] for key in ("recall", "precision", "f1"))
             shares = ("-" if value is None else f"{value:.1%}" for value in values)
-            rows.add_row(escape(name), f"{figures['images']:,}", *shares)
+            rows.add_row(name, f"{figures['images']:,}", *shares)
     return rows
 
 
-def prediction_table(predictions: Sequence[tuple[Path, Sequence[tuple[str, float]]]]) -> Table:
-    """Each file with its most probable classes, best first."""
-    rows = table("File", "Class", "Probability", "Then", left=2)
-    rows.columns[3].justify = "left"
-    for path, ((name, probability), *others) in predictions:
+class PredictionTable:
+    """The rows of a table of predictions, to be printed one by one.
+
+    Args:
+        paths: all files that there may be a row of. They and the following decide over the width of the columns.
+        class_names: likewise.
+        top: classes in a row.
+        width: of the table, in columns of the terminal.
+    """
+
+    def __init__(self, paths: Sequence[Path], class_names: Sequence[str], top: int, width: int) -> None:
+        name = max(map(cell_len, ("Class", *class_names)))
+        then = (top - 1) * (name + len(" 99.9%, "))
+        left = width - 3 * len("  ") - len("Probability")
+        self._class = min(name, left // 4)
+        self._file = min(
+            max(map(cell_len, ("File", *map(str, paths)))), left - self._class - min(max(then, len("Then")), left // 3)
+        )
+        self._is_first = True
+
+    def row(self, path: Path, ranked: Sequence[tuple[str, float]]) -> Table:
+        """A file with its most probable classes, best first; below the headings, where it is the first."""
+        rows = table("File", "Class", "Probability", "Then", left=2)
+        rows.show_header, self._is_first = self._is_first, False
+        for column, width in zip(rows.columns, (self._file, self._class, len("Probability")), strict=False):
+            column.width = width
+        rows.columns[3].justify, rows.columns[3].no_wrap = "left", False
+        (name, probability), *others = ranked
         then = ", ".join(f"{other} {share:.1%}" for other, share in others)
-        rows.add_row(escape(str(path)), escape(name), f"{probability:.1%}", escape(then))
-    return rows
+        rows.add_row(str(path), name, f"{probability:.1%}", then)
+        return rows
 
 
 def benchmark_table(measurements: Sequence[Mapping[str, Any]]) -> Table:
@@ -231,7 +259,7 @@ def benchmark_table(measurements: Sequence[Mapping[str, Any]]) -> Table:
         median, lower, upper = (f"{1e6 * record['latency'][key]:,.0f}" for key in ("median", "lower", "upper"))
         share = record["pooling_share"]
         rows.add_row(
-            escape(record["model"]),
+            record["model"],
             record["runtime"],
             str(record["threads"]),
             median,
@@ -250,7 +278,7 @@ def export_table(results: Sequence[Mapping[str, Any]], accuracy: float | None) -
     for result in results:
         accuracies = ("-" if share is None else f"{share:.2%}" for share in (result["accuracy"], accuracy))
         rows.add_row(
-            escape(result["file"]),
+            result["file"],
             f"{result['bytes'] / 1000:,.0f} kB",
             f"{result['parity']['difference']:.1e}",
             *accuracies,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from functools import partial
 from itertools import repeat
@@ -44,7 +44,8 @@ from .model import HybridMobileNet
 from .plots import CURVES_FILE, draw_curves
 from .precise_statistics import FINAL_IMAGES, VALIDATION_IMAGES, set_precise_statistics
 from .processes import Processes, joined
-from .recipe import PAPER, Precision, Recipe
+from .recipe import PAPER, Precision, Recipe, check_seed, derived_seed
+from .sources import whole_name
 
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.json"
@@ -53,8 +54,6 @@ EVALUATION_FILE = "evaluation.json"
 SAVE_EVERY = 300.0
 #: Seconds within which one Ctrl-C may come twice: torchrun passes on what a terminal has sent to all processes.
 SAME_CTRL_C = 0.5
-#: A seed is below this: torch's generators take 64 bits.
-SEEDS = 1 << 64
 #: Steps between looks at the loss: each look waits for the device.
 LOOK_EVERY = 20
 #: An epoch may leave out this share of the images, other ones each time, where they do not fill a batch.
@@ -81,7 +80,7 @@ class Interrupted(KeyboardInterrupt):
 class Setup:
     """All that decides the outcome of a run, besides the machine.
 
-    The defaults are the network that the paper recommends.
+    The defaults are the network that the paper recommends. A run records `data` that is a path as an absolute one.
     """
 
     data: str
@@ -197,6 +196,7 @@ def train(setup: Setup, out: Path, monitor: Monitor, read: Read = read_data) -> 
         Interrupted: after Ctrl-C or SIGTERM; `resume` goes on.
         OtherProcessFailed, ProcessLost: where one of several processes cannot go on.
     """
+    setup = replace(setup, data=whole_name(setup.data))
     with joined() as processes, training_settings():
         splits = processes.together(lambda: _prepare(setup, out, monitor, processes, read))
         torch.manual_seed(setup.seed)
@@ -212,9 +212,8 @@ def _prepare(setup: Setup, out: Path, monitor: Monitor, processes: Processes, re
             f"out is {str(out)!r}, which exists already: choose another folder with --out, go on with an unfinished "
             "run with --resume, or delete it"
         )
-    if not 0 <= setup.seed < SEEDS:
-        raise ValueError(f"seed is {setup.seed}, but must be 0 or more and below 2**64: try 0")
-    # Whatever is wrong with the network is told before the data is read.
+    # Whatever is wrong with the settings is told before the data is read.
+    check_seed(setup.seed)
     resolve(setup.family, setup.alpha, setup.delta, 2, setup.channels, setup.image_size)
     if setup.recipe.precision == "bf16" and not torch.accelerator.is_available():
         raise ValueError("precision is 'bf16', which is for GPUs, but there is none here: train with --precision fp32")
@@ -294,7 +293,9 @@ class _Run:
         self.recipe = recipe = setup.recipe
         self.remembered = splits.remembered(monitor.on_data)
         self.record = asdict(setup) | {"data_fingerprint": splits.train.fingerprint, "processes": processes.size}
-        processes.require_same("settings, data or checkpoint", json.dumps([self.record, asdict(progress)]))
+        # Machines may have the same images in different places: the fingerprint is of what they are.
+        alike = self.record | {"data": None}
+        processes.require_same("settings, data or checkpoint", json.dumps([alike, asdict(progress)]))
         self.batch_size = _batch_size(recipe, len(splits.train), processes)
         self.steps = _steps(recipe, len(splits.train), self.batch_size)
         self.fabric = engine(recipe.precision, processes)
@@ -330,7 +331,7 @@ class _Run:
         if progress.epoch >= recipe.epochs - recipe.fixed_epochs:
             for pool in self.model.fractional_max_pools():
                 pool.eval()
-        order = torch.Generator().manual_seed(_seed(self.setup.seed, progress.epoch))
+        order = torch.Generator().manual_seed(derived_seed(self.setup.seed, progress.epoch))
         batches = _batches(len(images), self.steps, self.batch_size, order).to(images.labels.device)
         before, total = progress.epoch * self.steps, recipe.epochs * self.steps
         rates = [learning_rate(recipe, (before + step) / total) for step in range(self.steps)]
@@ -597,13 +598,8 @@ def _separate_randomness(model: HybridMobileNet, seed: int, processes: Processes
     regions = torch.Generator().manual_seed(seed)
     for pool in model.fractional_max_pools():
         pool.generator = regions
-    torch.manual_seed(_seed(seed, processes.rank))
+    torch.manual_seed(derived_seed(seed, processes.rank))
     return regions
-
-
-def _seed(seed: int, part: int) -> int:
-    """A seed of its own for an epoch or a process, within what torch takes."""
-    return (seed * 1_000_003 + part) % SEEDS
 
 
 def _fetched(dataset: ImageDataset, batches: list[Tensor], *, pinned: bool) -> Iterator[tuple[Tensor, Tensor]]:
