@@ -21,19 +21,19 @@ from .reproduce import KeptData, Place, Report, carry_out
 from .train import Interrupted
 
 
-def run_here(runs: Sequence[Run], place: Place, report: Report) -> None:
-    """Carry out runs one after another in this process.
+def run_here(runs: Sequence[Run], place: Place, report: Report, device: str = "auto") -> None:
+    """Carry out runs one after another in this process, on the device that `choose_device` chooses.
 
     Raises:
         Interrupted: after Ctrl-C or SIGTERM during training, with the state saved.
     """
     kept = KeptData()
     for run in runs:
-        carry_out(run, place, report, kept)
+        carry_out(run, place, report, kept, device)
 
 
-def run_in_processes(runs: Sequence[Run], place: Place, jobs: int, report: Report) -> None:
-    """Carry out runs in `jobs` processes at once, each with its share of torch's threads.
+def run_in_processes(runs: Sequence[Run], place: Place, jobs: int, report: Report, device: str = "auto") -> None:
+    """Carry out runs in `jobs` processes at once, each with its share of torch's threads, all on one device.
 
     A process that is killed costs its own run, which is reported as failed and goes on when asked for again; another
     takes its place.
@@ -46,7 +46,7 @@ def run_in_processes(runs: Sequence[Run], place: Place, jobs: int, report: Repor
     threads = max(1, torch.get_num_threads() // jobs)
     try:
         for _ in range(min(jobs, len(runs))):
-            _give(waiting.popleft(), *_start(place, threads), working)
+            _give(waiting.popleft(), *_start(place, threads, device), working)
         while working:
             for ready in wait(list(working)):
                 assert isinstance(ready, Connection)
@@ -59,7 +59,7 @@ def run_in_processes(runs: Sequence[Run], place: Place, jobs: int, report: Repor
                     if process.exitcode:
                         report(RunState(run.name, "failed", message=_ended(process.exitcode)))
                     if waiting:
-                        _give(waiting.popleft(), *_start(place, threads), working)
+                        _give(waiting.popleft(), *_start(place, threads, device), working)
                     continue
                 if state is not None:
                     report(state)
@@ -77,10 +77,10 @@ def run_in_processes(runs: Sequence[Run], place: Place, jobs: int, report: Repor
         raise Interrupted from None
 
 
-def _start(place: Place, threads: int) -> tuple[Connection, BaseProcess]:
+def _start(place: Place, threads: int, device: str) -> tuple[Connection, BaseProcess]:
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in whatever state they are
     ours, its = context.Pipe()
-    process: BaseProcess = context.Process(target=_work, args=(place, threads, its))
+    process: BaseProcess = context.Process(target=_work, args=(place, threads, device, its))
     with _without_ctrl_c():
         process.start()
     its.close()  # so that this process notices when the other ends
@@ -96,7 +96,7 @@ def _give(
         connection.send(run)
 
 
-def _work(place: Place, threads: int, connection: Connection) -> None:
+def _work(place: Place, threads: int, device: str, connection: Connection) -> None:
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     kept = KeptData()
@@ -107,7 +107,7 @@ def _work(place: Place, threads: int, connection: Connection) -> None:
 
     with suppress(Interrupted, EOFError):  # the sweep is interrupted, or has no more runs
         while True:
-            carry_out(connection.recv(), place, report, kept)
+            carry_out(connection.recv(), place, report, kept, device)
             report(None)
 
 
