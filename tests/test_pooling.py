@@ -7,7 +7,7 @@ import doctest
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import cache
@@ -621,6 +621,90 @@ def test_exports_as_one_operator(overlapping: bool) -> None:
     assert torch.equal(program.module()(larger), layer(larger))
 
 
+# --- torch.func -----------------------------------------------------------------------------------------------------
+
+
+def loss(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    result: Tensor = (layer(x) * weight).sum()
+    return result
+
+
+def by_autograd(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(layer, x, weight), x)
+    return gradient
+
+
+@pytest.mark.parametrize("kernels", ["cpu", "reference"])
+@both_regions
+@pytest.mark.parametrize("training", [True, False])
+def test_func_is_equal_to_a_loop(
+    training: bool, overlapping: bool, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernels == "reference":
+        monkeypatch.setattr(pooling, "_kernels", lambda _device: reference)
+    layer = FractionalMaxPool2d(1.44, overlapping=overlapping).train(training)
+    x, weight = small_integers(4, 2, 3, 9, 7), small_integers(4, 2, 3, 6, 4, below=9, seed=1)
+    gradient = torch.func.grad(loss, argnums=1)
+
+    def drawn(act: Callable[..., Tensor], *arguments: Any) -> Tensor:
+        torch.manual_seed(5)
+        return act(*arguments)
+
+    outputs = torch.stack([drawn(layer, each) for each in x])
+    gradients = torch.stack([drawn(by_autograd, layer, *each) for each in zip(x, weight, strict=True)])
+    for dims in ((0, 0), (1, 2)):  # samples first, or between
+        samples, weights = x.movedim(0, dims[0]), weight.movedim(0, dims[1])
+        assert torch.equal(drawn(torch.vmap(layer, dims[0], randomness="same"), samples), outputs)
+        of_samples = torch.vmap(gradient, (None, *dims), randomness="same")
+        assert torch.equal(drawn(of_samples, layer, samples, weights), gradients)
+    assert torch.equal(drawn(gradient, layer, x[0], weight[0]), gradients[0])
+    small, ones = x[0, :1, :1], torch.eye(24).view(24, 1, 1, 6, 4)
+    jacobian = drawn(torch.func.jacrev(layer), small)
+    by_rows = torch.stack([drawn(by_autograd, layer, small, one) for one in ones])
+    assert torch.equal(jacobian.view(by_rows.shape), by_rows)
+
+
+def test_samples_of_vmap_have_regions_of_their_own_or_the_same() -> None:
+    layer = FractionalMaxPool2d(1.44, generator=seeded())
+    x = torch.arange(1024.0).view(1, 1, 1, 32, 32).expand(6, 1, 1, 32, 32)
+    own = torch.vmap(layer, randomness="different")(x)
+    assert len({tuple(each.flatten().tolist()) for each in own}) == 6
+    same = torch.vmap(layer, randomness="same")(x)
+    assert torch.equal(same, same[:1].expand_as(same))
+    for each in own:  # whatever the regions, in a rising map the last pixel of each is the largest
+        for last in (each[0, 0, :, -1].long() // 32, each[0, 0, -1].long() % 32):
+            assert set(torch.cat((torch.tensor([-1]), last)).diff().tolist()) == {1, 2}
+    gradients = torch.vmap(torch.func.grad(lambda x: layer(x).sum()), randomness="different")(x)
+    assert gradients.sum((1, 2, 3, 4)).tolist() == [22 * 22] * 6
+    assert len({tuple(each.flatten().tolist()) for each in gradients}) == 6
+    with pytest.raises(RuntimeError, match="randomness"):  # as torch's dropout
+        torch.vmap(layer)(x)
+
+
+def test_vmap_may_be_differentiated() -> None:
+    layer, x = FractionalMaxPool2d(1.44).eval(), small_integers(3, 2, 4, 9, 9)
+    asked = x.clone().requires_grad_()
+    (through_vmap,) = torch.autograd.grad(torch.vmap(layer)(asked).square().sum(), asked)
+    expected = torch.func.grad(lambda x: layer(x).square().sum())(x.flatten(0, 1)).view_as(x)
+    assert torch.equal(through_vmap, expected)
+    assert torch.equal(torch.func.grad(lambda x: torch.vmap(layer)(x).square().sum())(x), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own use of it
+def test_derivatives_that_there_are_not_are_refused() -> None:
+    layer, x = FractionalMaxPool2d(1.44).eval(), torch.rand(1, 1, 9, 9)
+
+    def square(x: Tensor) -> Tensor:
+        result: Tensor = layer(x).square().sum()
+        return result
+
+    with pytest.raises(NotImplementedError, match="jvp"):
+        torch.func.jvp(square, (x,), (x,))
+    with pytest.raises(NotImplementedError, match="backward"):
+        torch.func.jacrev(torch.func.grad(square))(x)
+
+
 # --- what users get wrong -------------------------------------------------------------------------------------------
 
 
@@ -662,7 +746,12 @@ def test_wrong_dtype_is_refused(dtype: torch.dtype) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("axis", ["rows", "columns"])
-def test_wrong_sequence_is_refused(sequence: list[int], axis: str) -> None:
+@pytest.mark.parametrize("kernels", ["cpu", "reference"])
+def test_wrong_sequence_is_refused(
+    sequence: list[int], axis: str, kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernels == "reference":  # of all devices without one of their own
+        monkeypatch.setattr(pooling, "_kernels", lambda _device: reference)
     x, right, wrong = torch.rand(1, 1, 5, 5), torch.tensor([0, 2, 4, 5]), torch.tensor(sequence, dtype=torch.int64)
     rows, columns = (wrong, right) if axis == "rows" else (right, wrong)
     with pytest.raises(
@@ -677,9 +766,30 @@ def test_wrong_sequence_is_refused(sequence: list[int], axis: str) -> None:
     [torch.tensor([0.0, 1.5, 3, 5]), torch.tensor([[0, 2, 4, 5]]), torch.tensor(5)],
     ids=["float", "2-D", "0-D"],
 )
-def test_sequence_of_another_kind_is_refused(wrong: Tensor) -> None:
+@pytest.mark.parametrize("kernels", ["cpu", "reference"])
+def test_sequence_of_another_kind_is_refused(wrong: Tensor, kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernels == "reference":
+        monkeypatch.setattr(pooling, "_kernels", lambda _device: reference)
     with pytest.raises(ValueError, match=r"^columns "):
         fractional_max_pool2d(torch.rand(1, 1, 5, 5), torch.tensor([0, 2, 4, 5]), wrong)
+
+
+def test_sequences_are_checked_for_maps_on_another_device() -> None:
+    x, right, wrong = torch.rand(1, 1, 5, 5, device="meta"), torch.tensor([0, 2, 4, 5]), torch.tensor([0, 3, 5])
+    with pytest.raises(ValueError, match=r"^rows is .*\[0, 3, 5\]"):
+        fractional_max_pool2d(x, wrong, right)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_device_is_not_waited_for_to_look_at_drawn_regions(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = []
+    monkeypatch.setattr(pooling, "check_sequence", lambda *arguments: looked.append(arguments))
+    monkeypatch.setattr(pooling, "_kernels", lambda _device: reference)
+    layer, x = FractionalMaxPool2d(1.44).train(training), torch.rand(1, 1, 9, 9)
+    layer(x)
+    assert not looked
+    fractional_max_pool2d(x, *layer.regions((9, 9)))
+    assert len(looked) == 2
 
 
 def test_docstring_example_is_true() -> None:

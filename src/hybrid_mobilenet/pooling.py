@@ -18,9 +18,11 @@ from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from .architecture import PoolingSequence, Size, fractional_size
 from .kernels import has_triton, reference
+from .kernels.reference import check_sequence
 
 #: u is a multiple of 1 / U_STEPS, so that the pseudorandom sequence is exact integer arithmetic in every precision.
 U_STEPS = 2**24
@@ -42,7 +44,7 @@ def random_sequence(n_in: int, n_out: int, generator: torch.Generator | None = N
     """
     _check_sizes(n_in, n_out)
     order = torch.randperm(n_out, generator=generator, device=generator.device if generator else None)
-    if order.is_cpu and not torch.compiler.is_compiling():
+    if order.is_cpu and not torch.compiler.is_compiling() and not _is_transforming():
         # Plain integers: each of torch's operations takes longer than all of these, and torch.tensor twice as long.
         values = [0, *accumulate(1 + (place < n_in - n_out) for place in order.tolist())]
         return torch.frombuffer(array("q", values), dtype=torch.int64)
@@ -87,6 +89,11 @@ def _fixed(n_in: int, n_out: int) -> Tensor:
     """The pseudorandom sequence of u = 1/2, from plain integers: torch.export takes it for a constant."""
     ceiling = [-(-n_in * (2 * i + 1) // (2 * n_out)) for i in range(n_out + 1)]
     return torch.tensor([value - ceiling[0] for value in ceiling])
+
+
+def _is_transforming() -> bool:
+    """Whether a transform of torch.func is under way: a tensor may then stand for those of many samples."""
+    return torch._C._are_functorch_transforms_active()
 
 
 def _is_ratio(value: object) -> bool:
@@ -174,6 +181,62 @@ class _EagerPool(torch.autograd.Function):
         return _kernels(gradient.device.type).backward(*arguments), None, None, None
 
 
+class _TransformedPool(torch.autograd.Function):
+    """The operator for torch.func, whose transforms go through functions of this form, and not through operators."""
+
+    @staticmethod
+    def forward(*inputs):  # type: ignore[no-untyped-def]
+        return _pool(*inputs)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        ctx.mark_non_differentiable(output[1])
+        _keep(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx, gradient, _of_winners):  # type: ignore[no-untyped-def]
+        spread = _TransformedBackward.apply(  # type: ignore[no-untyped-call]
+            gradient, *ctx.saved_tensors, ctx.overlapping, *ctx.size
+        )
+        return spread, None, None, None
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
+        return _over_samples(_TransformedPool.apply, 1, info.batch_size, in_dims, inputs), (0, 0)
+
+
+class _TransformedBackward(torch.autograd.Function):
+    """The same for the gradient, of which there is no second one."""
+
+    @staticmethod
+    def forward(*inputs):  # type: ignore[no-untyped-def]
+        return _pool_backward(*inputs)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output): ...  # type: ignore[no-untyped-def]
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
+        return _over_samples(_TransformedBackward.apply, 2, info.batch_size, in_dims, inputs), 0
+
+
+def _over_samples(apply: Any, maps: int, samples: int, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]) -> Any:
+    """What vmap makes of a function of so many `maps`, (N, C, H, W) each, two sequences and numbers."""
+    of_samples = [each if dim is None else each.movedim(dim, 0) for each, dim in zip(inputs, in_dims, strict=True)]
+    if in_dims[maps] is None and in_dims[maps + 1] is None:  # the maps of all samples are so many more maps
+        for index in range(maps):
+            if in_dims[index] is None:
+                of_samples[index] = inputs[index].expand(samples, *inputs[index].shape)
+        batch = of_samples[0].shape[1]
+        results = apply(*(each.flatten(0, 1) for each in of_samples[:maps]), *inputs[maps:])
+        return tree_map(lambda each: each.unflatten(0, (samples, batch)), results)
+    by_sample = [
+        apply(*(each if dim is None else each[number] for each, dim in zip(of_samples, in_dims, strict=True)))
+        for number in range(samples)
+    ]
+    return tree_map(lambda *each: torch.stack(each), *by_sample)
+
+
 def fractional_max_pool2d(x: Tensor, rows: Tensor, columns: Tensor, overlapping: bool = False) -> Tensor:
     """Max pooling over the regions that two pooling sequences cut.
 
@@ -191,16 +254,34 @@ def fractional_max_pool2d(x: Tensor, rows: Tensor, columns: Tensor, overlapping:
 
     Raises:
         ValueError: where `x` is not a floating-point tensor of four dimensions, or a sequence does not fit its axis.
+            Sequences that lie on a GPU are waited for to be read; while torch.compile or torch.func goes through this
+            function, only the CPU's kernel reads them.
     """
     _check_input(x)
+    if _is_eager(rows) and _is_eager(columns):
+        check_sequence(rows, x.shape[2], "rows")
+        check_sequence(columns, x.shape[3], "columns")
+    return _pooled(x, rows, columns, overlapping)
+
+
+def _pooled(x: Tensor, rows: Tensor, columns: Tensor, overlapping: bool) -> Tensor:
+    """The same, of sequences that were drawn here: the host waits for no device to look at them."""
     # A blocking copy of the drawn regions would make the host wait for all steps that the GPU has not finished yet.
     if x.device != rows.device or x.device != columns.device:
         rows, columns = (regions.to(x.device, non_blocking=x.is_cuda) for regions in (rows, columns))
     inputs = x, rows, columns, overlapping
+    if not torch.compiler.is_compiling() and _is_transforming():
+        return cast(Tensor, _TransformedPool.apply(*inputs)[0])  # type: ignore[no-untyped-call]
     # Compilers, exporters and tensor subclasses, fake ones among them, see the operator.
-    if x.requires_grad and type(x) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling():
+    if x.requires_grad and _is_eager(x):
         return cast(Tensor, _EagerPool.apply(*inputs))  # type: ignore[no-untyped-call]
     return cast(Tensor, _pool(*inputs)[0])
+
+
+def _is_eager(tensor: Tensor) -> bool:
+    """Whether a tensor is what it seems: no subclass's, a compiler's or a transform's stand-in for others."""
+    plain = type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta
+    return plain and not torch.compiler.is_compiling() and not _is_transforming()
 
 
 def _check_input(x: Tensor) -> None:
@@ -218,6 +299,9 @@ class FractionalMaxPool2d(nn.Module):
     regions are fixed: the pseudorandom sequence of u = 1/2, the most even one, so that passes are equal and the layer
     exports as gathers and maxima. To average over random regions at test time, as Graham does, leave the model in
     eval() and put its FractionalMaxPool2d layers in train().
+
+    Under torch.vmap a layer in train() is random as vmap's `randomness` says: with "same" all samples have the same
+    regions, with "different" each has its own.
 
     Args:
         ratio: n_in / n_out of an axis, in [1, 2], or a pair for height and width. The output has floor(n / ratio)
@@ -267,7 +351,7 @@ class FractionalMaxPool2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         _check_input(x)
         rows, columns = self.given or self.regions((x.shape[-2], x.shape[-1]))
-        return fractional_max_pool2d(x, rows, columns, self.overlapping)
+        return _pooled(x, rows, columns, self.overlapping)
 
     def regions(self, size: Size) -> tuple[Tensor, Tensor]:
         """The pooling sequences of rows and of columns for maps of this height and width: drawn, or those of eval()."""

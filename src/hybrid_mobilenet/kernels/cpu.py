@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import reduce
 from itertools import chain
-from operator import sub
 from typing import Any
 
 import numba
@@ -26,6 +25,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
+from .reference import check_sequence
 from .threads import array, compiled, number, numbers, run, share
 
 #: Numbers below which a second thread costs more than it saves.
@@ -52,7 +52,9 @@ BYTE = ir.IntType(8)
 def forward(x: Tensor, rows: Tensor, columns: Tensor, overlapping: bool) -> tuple[Tensor, Tensor]:
     """Maxima over regions, and their winners: (N, C, H, W) to two of (N, C, H_out, W_out), x's dtype and uint8."""
     batch, channels, height, width = x.shape
-    rows, columns = _checked(rows, height, "rows"), _checked(columns, width, "columns")
+    check_sequence(rows, height, "rows")  # the kernels read where the sequences point
+    check_sequence(columns, width, "columns")
+    rows, columns = rows.contiguous(), columns.contiguous()
     maps = _maps(x)
     shape = (batch, channels, len(rows) - 1, len(columns) - 1)
     pooled = torch.empty(shape, dtype=maps.dtype, memory_format=torch.channels_last)
@@ -89,18 +91,6 @@ def _streams(result: Tensor) -> bool:
 
 def _threads(maps: Tensor) -> int:
     return max(min(torch.get_num_threads(), len(maps)), 1) if maps.numel() >= PARALLEL_FROM else 1
-
-
-def _checked(sequence: Tensor, size: int, name: str) -> Tensor:
-    # The kernels read where the sequences point, so a wrong one must not reach them.
-    values = sequence.tolist()
-    fits = sequence.dtype == torch.int64 and sequence.dim() == 1 and len(values) >= 2
-    if not fits or values[0] != 0 or values[-1] != size or not set(map(sub, values[1:], values)) <= {1, 2}:
-        raise ValueError(
-            f"{name} is {sequence.dtype} {values}, but must be int64 and rise from 0 to {size} in steps of 1 "
-            "or 2: make it with random_sequence or pseudorandom_sequence"
-        )
-    return sequence.contiguous()
 
 
 def _vectors(context: Any, builder: Any, kinds: Any, values: Any) -> Iterator[Any]:

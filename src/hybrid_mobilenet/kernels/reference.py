@@ -7,6 +7,8 @@ one, or up to four where they overlap, whether it won, so that no two regions ev
 
 from __future__ import annotations
 
+from operator import sub
+
 import torch
 from torch import Tensor
 
@@ -41,6 +43,21 @@ def backward(
             spread = share if spread is None else spread + share
     assert spread is not None
     return _channels_last(spread)
+
+
+def check_sequence(sequence: Tensor, size: int, name: str) -> None:
+    """Check that a sequence cuts an axis of `size` pixels into regions of one or two. Waits for its device.
+
+    Raises:
+        ValueError: where it does not.
+    """
+    values = sequence.tolist()
+    fits = sequence.dtype == torch.int64 and sequence.dim() == 1 and len(values) >= 2
+    if not fits or values[0] != 0 or values[-1] != size or not set(map(sub, values[1:], values)) <= {1, 2}:
+        raise ValueError(
+            f"{name} is {sequence.dtype} {values}, but must be int64 and rise from 0 to {size} in steps of 1 "
+            "or 2: make it with random_sequence or pseudorandom_sequence"
+        )
 
 
 def _places(sequence: Tensor, overlapping: bool) -> tuple[Tensor, Tensor, Tensor]:
