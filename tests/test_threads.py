@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -12,14 +15,16 @@ from hybrid_mobilenet.kernels import batch_norm, cpu, depthwise, pointwise, thre
 from hybrid_mobilenet.pooling import random_sequence
 
 
-@pytest.fixture(params=["torch's threads", "plain threads"])
+@pytest.fixture(params=["openmp", "plain threads"])
 def three_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if request.param == "plain threads":
         monkeypatch.setattr(threads, "_gnu_openmp", lambda: None)
     elif threads._gnu_openmp() is None:
         pytest.skip("this build of torch does not run on GNU OpenMP")
     before = torch.get_num_threads()
+    torch.use_deterministic_algorithms(True)  # new arrays are full of NaN: what no thread writes is seen
     yield
+    torch.use_deterministic_algorithms(False)
     torch.set_num_threads(before)
 
 
@@ -86,3 +91,21 @@ def test_threads_share_a_pointwise_convolution(batch: int) -> None:
         done = pointwise.forward(x, before, weight, behind)
         results.append((*done, *pointwise.backward(gradient, x, weight, *done[1:])))
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.skipif(threads._gnu_openmp() is None, reason="this build of torch does not run on GNU OpenMP")
+@pytest.mark.parametrize("setting", ["OMP_THREAD_LIMIT=1", "OMP_DYNAMIC=true"])
+def test_fewer_threads_than_asked_for(setting: str) -> None:
+    name, _, value = setting.partition("=")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    # OpenMP reads its settings when a process starts. A kernel that waits for threads that never come waits for ever.
+    result = subprocess.run(
+        [*command, "-k", "openmp and (share or dtype0)"],
+        env=os.environ | {name: value},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert "passed" in result.stdout

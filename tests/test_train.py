@@ -349,10 +349,11 @@ def test_a_replayed_graph_trains_as_single_steps_do(tmp_path: Path) -> None:
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2)
 
 
-def test_bf16_is_for_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+def test_bf16_is_for_gpus(tmp_path: Path) -> None:
     setup = replace(SMALL, recipe=replace(RECIPE, precision="bf16"))
-    refuses(ValueError, lambda: train(setup, tmp_path / "run", Quiet()), "'bf16'", "GPU", "--precision fp32")
+    refuses(
+        ValueError, lambda: train(setup, tmp_path / "run", Quiet(), device="cpu"), "'bf16'", "GPU", "--precision fp32"
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -448,6 +449,14 @@ def test_a_run_killed_between_two_saves_within_an_epoch(
     )
     for key in ("epoch", "loss", "accuracy", "validation_loss", "validation_accuracy"):
         assert [line[key] for line in ours] == [line[key] for line in theirs]
+
+
+def test_a_run_goes_on_with_the_device_that_is_named(finished: Path, tmp_path: Path) -> None:
+    out = stopped(tmp_path / "run", 2, lambda: signal.raise_signal(signal.SIGINT), Interrupted)
+    refuses(ValueError, lambda: resume(out, Quiet(), device="cuda:99"), "--device is 'cuda:99'", "leave it out")
+    result = CliRunner().invoke(cli.app, ["train", "--resume", str(out), "--device", "cpu", "--json"])
+    assert result.exit_code == 0, result.stderr
+    assert weights(out) == weights(finished)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -16,10 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from . import machine
+from .devices import choose_device
 from .evaluate import probabilities
 from .latency import Latency, random_images, seconds_per_call, spread
 from .model import HybridMobileNet
 from .runtimes import FileClassifier, OnnxClassifier, Outputs, can_run, is_exported, open_file
+
+CPU = torch.device("cpu")
 
 #: Images at once for the throughput.
 BATCH = 64
@@ -61,10 +64,10 @@ class TorchClassifier(FileClassifier):
 
     runtime, module, extra = "PyTorch", "torch", ""
 
-    def __init__(self, source: str, threads: int) -> None:
-        self.model = HybridMobileNet.from_pretrained(source)
+    def __init__(self, source: str, threads: int, device: torch.device) -> None:
+        self.model = HybridMobileNet.from_pretrained(source).to(device)
         self.class_names, self.image_size = self.model.class_names, self.model.network.image_size
-        self.in_channels, self.threads = self.model.network.in_channels, threads
+        self.in_channels, self.threads, self.device = self.model.network.in_channels, threads, device
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         torch.set_num_threads(self.threads)
@@ -81,13 +84,17 @@ def expand(sources: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(expanded))
 
 
-def open_source(source: str, threads: int) -> FileClassifier:
-    """An exported file in its runtime, or a model in PyTorch."""
-    return open_file(Path(source), threads) if is_exported(source) else TorchClassifier(source, threads)
+def open_source(source: str, threads: int, device: torch.device) -> FileClassifier:
+    """An exported file in its runtime, on the CPU, or a model in PyTorch, on `device`."""
+    return open_file(Path(source), threads) if is_exported(source) else TorchClassifier(source, threads, device)
 
 
 def benchmark(
-    sources: Sequence[str], threads: Sequence[int], rounds: int = 20, advance: Callable[[int], None] | None = None
+    sources: Sequence[str],
+    threads: Sequence[int],
+    rounds: int = 20,
+    advance: Callable[[int], None] | None = None,
+    device: str = "auto",
 ) -> list[Measurement]:
     """Measure models one after another in every round, so that what slows the machine slows all alike.
 
@@ -96,23 +103,25 @@ def benchmark(
         threads: numbers of threads.
         rounds: medians and quartiles are taken over.
         advance: called with 1 after each round and each measurement of memory, ``len(threads) * (rounds + sources)``.
+        device: of the models in PyTorch, as `choose_device` takes it; exported files run on the CPU.
 
     Raises:
-        ValueError: where a source is not a model or its runtime is not installed.
+        ValueError: where a source is not a model, its runtime is not installed, or the device is not there.
     """
+    chosen = choose_device(device)
     before = torch.get_num_threads()
     try:
-        return _measurements(sources, threads, rounds, advance or (lambda _count: None))
+        return _measurements(sources, threads, rounds, advance or (lambda _count: None), chosen)
     finally:
         torch.set_num_threads(before)
 
 
 def _measurements(
-    sources: Sequence[str], threads: Sequence[int], rounds: int, done: Callable[[int], None]
+    sources: Sequence[str], threads: Sequence[int], rounds: int, done: Callable[[int], None], device: torch.device
 ) -> list[Measurement]:
     measurements = []
     for count in threads:
-        classifiers = {source: open_source(source, count) for source in sources}
+        classifiers = {source: open_source(source, count, device) for source in sources}
         one: dict[str, list[float]] = {source: [] for source in sources}
         many: dict[str, list[float]] = {source: [] for source in sources}
         plain = {
@@ -133,17 +142,23 @@ def _measurements(
             measurements.append(
                 Measurement(
                     source,
-                    classifier.runtime,
+                    named(classifier),
                     count,
                     spread(one[source]),
                     1 / spread(many[source]).median,
                     size(source),
-                    peak_memory(source, count),
+                    peak_memory(source, count, device),
                     share_saved(one[source], one_plain[source]) if source in plain else None,
                 )
             )
             done(1)
     return measurements
+
+
+def named(classifier: FileClassifier) -> str:
+    """The runtime, and where it is not the CPU, its device."""
+    on = f" on {classifier.device}" if isinstance(classifier, TorchClassifier) and classifier.device != CPU else ""
+    return classifier.runtime + on
 
 
 def share_saved(seconds: Sequence[float], without: Sequence[float]) -> float:
@@ -159,19 +174,19 @@ def size(source: str) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in weights)
 
 
-def peak_memory(source: str, threads: int) -> int:
-    """Bytes by which a process of its own grows to load a model and classify one image."""
+def peak_memory(source: str, threads: int, device: torch.device) -> int:
+    """Bytes of the host by which a process of its own grows to load a model and classify one image."""
     # Spawned, not forked: a copy of this process would have its memory already.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(_growth, source, threads).result()
+        return process.submit(_growth, source, threads, device).result()
 
 
-def _growth(source: str, threads: int) -> int:
+def _growth(source: str, threads: int, device: torch.device) -> int:
     before, _ = _resident()
     # From here on Linux keeps a new high-water mark: importing this module has left one that hides small models.
     if CLEAR.exists():
         CLEAR.write_text("5", encoding="ascii")
-    classifier = open_source(source, threads)
+    classifier = open_source(source, threads, device)
     for _ in range(3):
         classifier.run(random_images(classifier, 1))
     return _resident()[1] - before

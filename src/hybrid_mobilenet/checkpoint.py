@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .files import write_atomically
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
+CPU = torch.device("cpu")
 
 
 class CheckpointError(ValueError):
@@ -39,11 +40,13 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-def random_states(regions: torch.Generator | None = None) -> dict[str, Tensor]:
-    """The states of torch's default generators, and of that of the pooling regions where it is another."""
+def random_states(regions: torch.Generator | None = None, device: torch.device = CPU) -> dict[str, Tensor]:
+    """The states of torch's default generators, the device's too, and of the pooling regions' where it is another."""
     states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
     if regions is not None:
         states["regions"] = regions.get_state()
     return states
@@ -128,8 +131,11 @@ def restore(
             for name, states in _under("random", tensors).items()
         }
         torch.set_rng_state(random["cpu"])
-        if torch.cuda.is_available() and "cuda" in random:
-            torch.cuda.set_rng_state(random["cuda"])
+        device = next(model.parameters()).device
+        if device.type == "cuda" and "cuda" in random:
+            torch.cuda.set_rng_state(random["cuda"], device)
+        elif device.type == "mps" and "mps" in random:
+            torch.mps.set_rng_state(random["mps"])
         if regions is not None:
             regions.set_state(random["regions"])
     except (RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:

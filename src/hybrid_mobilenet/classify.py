@@ -6,31 +6,42 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .architecture import Size
+from .devices import choose_device
 from .model import HybridMobileNet
 from .runtimes import FileClassifier, OnnxClassifier, is_exported, open_file
 
 
-def load_classifier(source: str, passes: int = 1) -> HybridMobileNet | FileClassifier:
-    """A model in PyTorch, or in another runtime.
+def load_classifier(source: str, passes: int = 1, device: str = "auto") -> HybridMobileNet | FileClassifier:
+    """A model in PyTorch on its device, or in another runtime on the CPU.
 
-    One pass of a run folder or of a model on the Hub is computed in ONNX Runtime where it is installed: on a CPU twice
-    as fast as PyTorch on many images, and many times on one.
+    On the CPU one pass of a run folder or of a model on the Hub is computed in ONNX Runtime where it is installed:
+    twice as fast as PyTorch on many images, and many times on one.
 
     Args:
         source: an exported file, a run folder, or a model on the Hub.
         passes: that will be averaged; exported files have fixed regions, and give one.
+        device: as `choose_device` takes it.
 
     Raises:
-        ValueError: where the source is not a model, its runtime is not installed, or it cannot do several passes.
+        ValueError: where the source is not a model, its runtime is not installed, it cannot do several passes, or the
+            device is not there, or not for exported files.
     """
+    chosen = choose_device(device)
     if is_exported(source):
         if passes != 1:
             raise ValueError(
                 f"passes is {passes}, but an exported file has fixed pooling regions and gives one: "
                 "name the run folder it was exported from"
             )
+        if device not in ("auto", "cpu"):
+            raise ValueError(
+                f"--device is {device!r}, but an exported file runs on the CPU: leave it out, or name the run folder "
+                "that it was exported from"
+            )
         return open_file(Path(source))
     model = HybridMobileNet.from_pretrained(source)
+    if chosen.type != "cpu":
+        return model.to(chosen)
     if passes != 1 or not OnnxClassifier.installed() or find_spec("onnx") is None:
         return model
     from .export.onnx import onnx_bytes

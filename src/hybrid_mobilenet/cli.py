@@ -80,6 +80,9 @@ ModelArgument = Annotated[str, typer.Argument(help="A run folder, or a model on 
 ModelOrFileArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A run folder, a model on the Hub as owner/name, or an exported file.")
 ]
+DeviceOption = Annotated[
+    str, typer.Option(help="auto, cpu, cuda, cuda:1 and so on, or mps; auto is the GPU where there is one.")
+]
 PassesOption = Annotated[int, typer.Option(help="Passes over random pooling regions to average; 1: fixed regions.")]
 
 
@@ -287,6 +290,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of weights, order, regions and the validation split.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/DATA-FAMILY-...")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run that was stopped.")] = None,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Train a network; leave it, its curves and its evaluation in a run folder.
@@ -306,7 +310,7 @@ def train(
     if (data is None) == (resume is None):
         raise ValueError("train takes DATA, such as digits or a folder of images, or --resume RUN: one of the two")
     given = [name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"]
-    if resume is not None and (others := set(given) - {"resume", "as_json"}):
+    if resume is not None and (others := set(given) - {"resume", "device", "as_json"}):
         options = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in others))
         raise ValueError(f"--resume goes on with the settings that the run was started with: leave out {options}")
     check_seed(seed, "--seed")
@@ -338,12 +342,12 @@ def train(
     with RunProgress(shown=first and not as_json) as progress:
         if resume is not None:
             folder = resume
-            run = partial(training.resume, folder, progress)
+            run = partial(training.resume, folder, progress, device=device)
         else:
             assert data is not None
             size = parse_image_size(image_size)
             setup = training.Setup(data, family, alpha, delta, size, in_channels, validation, seed, recipe)
-            run = partial(training.train, setup, folder, progress)
+            run = partial(training.train, setup, folder, progress, device=device)
         try:
             evaluation = run()
         except OtherProcessFailed:
@@ -395,6 +399,7 @@ def reproduce(
     address: Annotated[
         str | None, typer.Option(help="With Ray: of the cluster.", show_default="RAY_ADDRESS, or a new one here")
     ] = None,
+    device: DeviceOption = "auto",
     results: Annotated[Path, typer.Option(help="Folder of the records.")] = Path("results/reproduce"),
     runs: Annotated[Path, typer.Option(help="Folder of the run folders.")] = Path("runs/reproduce"),
     dry_run: Annotated[
@@ -430,8 +435,11 @@ def reproduce(
             "--jobs and --dry-run are about this machine: with --engine ray, --cpus and --gpus decide how many runs go "
             "on at once"
         )
+    if engine == "ray" and device != "auto":
+        raise ValueError(f"--device is {device!r}, but with --engine ray, --gpus decides: leave out --device")
     chosen = select(only or [], seeds, epochs)
 
+    from .devices import choose_device
     from .engines import run_here, run_in_processes
     from .machine import keep_freed_memory
     from .progress import RunProgress, SweepProgress, Work, duration
@@ -441,6 +449,7 @@ def reproduce(
     from .train import Interrupted
 
     keep_freed_memory()
+    choose_device(device)
     place = Place(results, runs)
     left = [run for run in chosen if not is_recorded(results, run)]
     if epochs is not None and (replaced := [run.name for run in left if record_path(results, run).exists()]):
@@ -454,7 +463,9 @@ def reproduce(
 
         with RunProgress(shown=not as_json) as progress:
             networks = len({(run.network, run.recipe) for run in left})
-            estimates = estimate(left, place, jobs, partial(progress.counter("measuring networks", networks), 1))
+            estimates = estimate(
+                left, place, jobs, partial(progress.counter("measuring networks", networks), 1), device
+            )
         seconds = seconds_in_all(estimates, jobs)
         if as_json:
             print_json({"seconds": seconds, "jobs": jobs, "runs": [each.record() for each in estimates]})
@@ -473,9 +484,9 @@ def reproduce(
             if engine == "ray":
                 run_on_ray(left, place, sweep, cpus=cpus, gpus=gpus, address=address)
             elif jobs == 1:
-                run_here(left, place, sweep)
+                run_here(left, place, sweep, device)
             else:
-                run_in_processes(left, place, jobs, sweep)
+                run_in_processes(left, place, jobs, sweep, device)
         except Interrupted:
             raise KeyboardInterrupt("stopped and saved; the same command goes on") from None
     unfinished = {name: state for name, state in sweep.states.items() if state.state != "finished"}
@@ -534,6 +545,7 @@ def evaluate(
     *,
     passes: PassesOption = 1,
     seed: Annotated[int, typer.Option(help="Of the random regions of several passes.")] = 0,
+    device: DeviceOption = "auto",
     out: Annotated[
         Path | None,
         typer.Option(help="Picture of the confusion matrix.", show_default="confusion.png in a run folder; else none"),
@@ -566,7 +578,7 @@ def evaluate(
 
     check_seed(seed, "--seed")
     keep_freed_memory()
-    classifier = load_classifier(model, passes)
+    classifier = load_classifier(model, passes, device)
     size, channels = image_shape(classifier)
     picture = out or (Path(model) / CONFUSION_FILE if Path(model).is_dir() else None)
     with RunProgress(shown=not as_json) as progress:
@@ -640,6 +652,7 @@ def predict(
     *,
     top: Annotated[int, typer.Option(help="Classes to show for each image.")] = 3,
     passes: PassesOption = 1,
+    device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Predict the class of images, with probabilities.
@@ -663,7 +676,7 @@ def predict(
 
     if top < 1:
         raise ValueError(f"--top is {top}, but must be 1 or more")
-    classifier = load_classifier(model, passes)
+    classifier = load_classifier(model, passes, device)
     size, channels = image_shape(classifier)
     problems: list[str] = []
     paths = image_files(files, lambda error: problems.append(one_line(error)))
@@ -804,13 +817,14 @@ def benchmark(
     *,
     threads: Annotated[list[int] | None, typer.Option(help="For one image. May be repeated.", show_default="1")] = None,
     rounds: Annotated[int, typer.Option(help="Turns that each model gets.")] = 20,
+    device: DeviceOption = "auto",
     out: Annotated[Path, typer.Option(help="Folder for benchmark.json and benchmark.png.")] = Path("runs/benchmark"),
     as_json: JsonOption = False,
 ) -> None:
     """Measure how fast models are, each in its runtime: one image at a time, and many at once.
 
-    A run folder is measured in PyTorch, and with it every file in its folder
-    export. The models take turns, so that what slows the machine slows all alike.
+    A run folder is measured in PyTorch on --device, and on the CPU every file in
+    its folder export. The models take turns, so that what slows the machine slows all alike.
     FMP is what plain max pooling to the same sizes would save in ONNX Runtime.
 
     [bold]Examples[/]
@@ -826,16 +840,18 @@ def benchmark(
 
     from .benchmark import benchmark as measure
     from .benchmark import environment, expand
+    from .devices import choose_device
     from .files import write_atomically
     from .plots import draw_latencies
     from .progress import RunProgress
     from .tables import benchmark_table
 
+    choose_device(device)
     sources = expand(models)
     out.mkdir(parents=True, exist_ok=True)
     with RunProgress(shown=not as_json) as progress:
         done = progress.counter("measuring", len(counts) * (rounds + len(sources)), unit="turns")
-        measurements = [asdict(each) for each in measure(sources, counts, rounds, done)]
+        measurements = [asdict(each) for each in measure(sources, counts, rounds, done, device)]
     record = {"environment": environment(), "rounds": rounds, "measurements": measurements}
     write_atomically(out / "benchmark.json", (json.dumps(record, indent=2) + "\n").encode())
     draw_latencies(measurements, out / "benchmark.png")

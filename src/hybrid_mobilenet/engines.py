@@ -25,19 +25,19 @@ from .train import Interrupted, stop_signals
 LOOK_EVERY = 0.5
 
 
-def run_here(runs: Sequence[Run], place: Place, report: Report) -> None:
-    """Carry out runs one after another in this process.
+def run_here(runs: Sequence[Run], place: Place, report: Report, device: str = "auto") -> None:
+    """Carry out runs one after another in this process, on the device that `choose_device` chooses.
 
     Raises:
         Interrupted: after Ctrl-C or SIGTERM during training, with the state saved.
     """
     kept = KeptData()
     for run in runs:
-        carry_out(run, place, report, kept)
+        carry_out(run, place, report, kept, device)
 
 
-def run_in_processes(runs: Sequence[Run], place: Place, jobs: int, report: Report) -> None:
-    """Carry out runs in `jobs` processes at once, each with its share of torch's threads.
+def run_in_processes(runs: Sequence[Run], place: Place, jobs: int, report: Report, device: str = "auto") -> None:
+    """Carry out runs in `jobs` processes at once, each with its share of torch's threads, all on one device.
 
     A process that is killed or stopped costs its own run, which is reported as failed and goes on when asked for again;
     another takes its place.
@@ -51,7 +51,7 @@ def run_in_processes(runs: Sequence[Run], place: Place, jobs: int, report: Repor
     try:
         with stop_signals() as stop:
             for _ in range(min(jobs, len(runs))):
-                _give(waiting.popleft(), *_start(place, threads), working)
+                _give(waiting.popleft(), *_start(place, threads, device), working)
             while working:
                 told = wait(list(working), LOOK_EVERY)
                 if stop.is_set():
@@ -67,7 +67,7 @@ def run_in_processes(runs: Sequence[Run], place: Place, jobs: int, report: Repor
                         process.join()
                         report(RunState(run.name, "failed", message=_ended(process.exitcode)))
                         if waiting:
-                            _give(waiting.popleft(), *_start(place, threads), working)
+                            _give(waiting.popleft(), *_start(place, threads, device), working)
                         continue
                     if state is not None:
                         report(state)
@@ -84,10 +84,10 @@ def run_in_processes(runs: Sequence[Run], place: Place, jobs: int, report: Repor
             process.join()
 
 
-def _start(place: Place, threads: int) -> tuple[Connection, BaseProcess]:
+def _start(place: Place, threads: int, device: str) -> tuple[Connection, BaseProcess]:
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in whatever state they are
     ours, its = context.Pipe()
-    process: BaseProcess = context.Process(target=_work, args=(place, threads, its))
+    process: BaseProcess = context.Process(target=_work, args=(place, threads, device, its))
     with _without_ctrl_c():
         process.start()
     its.close()  # so that this process notices when the other ends
@@ -103,7 +103,7 @@ def _give(
         connection.send(run)
 
 
-def _work(place: Place, threads: int, connection: Connection) -> None:
+def _work(place: Place, threads: int, device: str, connection: Connection) -> None:
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -119,7 +119,7 @@ def _work(place: Place, threads: int, connection: Connection) -> None:
         except (EOFError, ConnectionResetError):  # there are no more runs, or the sweep is gone
             return
         try:
-            carry_out(run, place, report, kept)
+            carry_out(run, place, report, kept, device)
         except Interrupted:  # now end by the signal: the sweep sees by the status that the run is not finished
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTERM)

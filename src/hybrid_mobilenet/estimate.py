@@ -68,7 +68,11 @@ class Estimate:
 
 
 def estimate(
-    runs: Sequence[Run], place: Place, jobs: int, on_measured: Callable[[], None] | None = None
+    runs: Sequence[Run],
+    place: Place,
+    jobs: int,
+    on_measured: Callable[[], None] | None = None,
+    device: str = "auto",
 ) -> list[Estimate]:
     """Measure how long each run will take.
 
@@ -80,6 +84,7 @@ def estimate(
         place: where unfinished runs are, whose epochs so far are counted as done.
         jobs: processes at once.
         on_measured: called after each network.
+        device: as `choose_device` takes it.
 
     Raises:
         ValueError, OSError: where the data cannot be read.
@@ -87,7 +92,7 @@ def estimate(
     reading = {name: _reading(name) for name in {run.data: None for run in runs}}
     kinds = list({_kind(run): run for run in runs}.values())
     speeds = {}
-    with _side_by_side(jobs) as measure_all:
+    with _side_by_side(jobs, device) as measure_all:
         for run in kinds:
             measured = measure_all(run)
             speeds[_kind(run)] = Speed(mean(each.step for each in measured), mean(each.image for each in measured))
@@ -104,15 +109,15 @@ def seconds_in_all(estimates: Sequence[Estimate], jobs: int) -> float:
     return max(free)
 
 
-def measure(run: Run) -> Speed:
+def measure(run: Run, device: str = "auto") -> Speed:
     """Train a few steps of a run's network and evaluate a batch, both on noise: what images show takes no time."""
     with training_settings():
-        return _measured(run)
+        return _measured(run, device)
 
 
-def _measured(run: Run) -> Speed:
+def _measured(run: Run, device: str) -> Speed:
     recipe, network = run.recipe, run.network
-    fabric = engine(recipe.precision, Processes())
+    fabric = engine(recipe.precision, Processes(), device)
     model = HybridMobileNet(
         network,
         class_names=[str(label) for label in range(network.classes)],
@@ -163,15 +168,15 @@ def _mean_seconds(act: Callable[[], None]) -> float:
 
 
 @contextmanager
-def _side_by_side(jobs: int) -> Iterator[Callable[[Run], list[Speed]]]:
+def _side_by_side(jobs: int, device: str) -> Iterator[Callable[[Run], list[Speed]]]:
     """A function that measures in each of `jobs` processes at once; with one job, in this."""
     if jobs == 1:
-        yield lambda run: [measure(run)]
+        yield lambda run: [measure(run, device)]
         return
     context = multiprocessing.get_context("spawn")
     arguments = (context.Barrier(jobs), max(1, torch.get_num_threads() // jobs))
     with ProcessPoolExecutor(jobs, context, _share, arguments) as pool:
-        yield lambda run: list(pool.map(_measure_together, [run] * jobs))
+        yield lambda run: list(pool.map(_measure_together, [run] * jobs, [device] * jobs))
 
 
 def _share(barrier: Barrier, threads: int) -> None:
@@ -184,9 +189,9 @@ def _share(barrier: Barrier, threads: int) -> None:
 _together: Barrier
 
 
-def _measure_together(run: Run) -> Speed:
+def _measure_together(run: Run, device: str) -> Speed:
     _together.wait()  # so that no process does another's measurement
-    return measure(run)
+    return measure(run, device)
 
 
 def _kind(run: Run) -> tuple[Network, Recipe]:

@@ -87,7 +87,7 @@ def probabilities(model: HybridMobileNet, images: Tensor, passes: int = 1) -> Te
 
     Args:
         model: put into eval() while this runs.
-        images: (N, C, H, W), uint8 or floating point in 0..1.
+        images: (N, C, H, W), uint8 or floating point in 0..1, on any device.
         passes: 1 for the fixed regions; more for the mean of the softmax outputs over that many passes, each with fresh
             random regions (Graham 2014, section 4), drawn from torch's default generator.
 
@@ -103,6 +103,7 @@ def probabilities(model: HybridMobileNet, images: Tensor, passes: int = 1) -> Te
             f"passes is {passes}, but must be 1 or more, and 1 for a network without fractional max pooling, "
             f"whose passes are all equal; this network is {model.network.family}"
         )
+    images = images.to(model.mean.device)
     with in_eval(model):
         if passes > 1:
             for pool in pools:
@@ -139,15 +140,11 @@ def evaluate(
             range.
     """
     check_seed(seed)
-    device = model.mean.device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds every GPU there is
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # the CPU's, which regions are drawn from
         return tally(
             model.class_names,
-            lambda images: probabilities(model, images.to(device), passes),
+            lambda images: probabilities(model, images, passes),
             dataset,
             passes,
             on_images,

@@ -138,8 +138,11 @@ class Processes:
 
 
 @contextmanager
-def joined() -> Iterator[Processes]:
+def joined(device: str = "auto") -> Iterator[Processes]:
     """Connect this process to the others that torchrun started; where there are none, it is alone.
+
+    Args:
+        device: what they compute on, as `choose_device` takes it.
 
     Raises:
         ValueError: where there are more processes than GPUs on this machine.
@@ -150,14 +153,15 @@ def joined() -> Iterator[Processes]:
         yield Processes()
         return
     processes = Processes(rank(), size, int(os.environ["LOCAL_WORLD_SIZE"]))
-    if torch.cuda.is_available() and torch.cuda.device_count() < processes.local_size:
+    gpus = device != "cpu" and torch.cuda.is_available()
+    if gpus and torch.cuda.device_count() < processes.local_size:
         raise ValueError(
             f"torchrun started {processes.local_size} processes on a machine with {torch.cuda.device_count()} GPUs: "
-            "start one per GPU, with --nproc-per-node gpu, or hide the GPUs with CUDA_VISIBLE_DEVICES="
+            "start one per GPU, with --nproc-per-node gpu, or train on the CPU with --device cpu"
         )
     try:
         if not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+            dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
         with warnings.catch_warnings():
             # The new name of DDP's broadcast_buffers is not known to older versions of torch.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")

@@ -25,12 +25,12 @@ from statistics import harmonic_mean
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 
 from . import __version__
 from .checkpoint import CHECKPOINT_FILE
 from .cost import network_mult_adds, network_parameters
 from .data import ImageDataset, Splits
+from .devices import choose_device
 from .errors import one_line, trace
 from .evaluate import evaluate
 from .grid import TRAINING, Run
@@ -74,8 +74,10 @@ class KeptData:
         return self._splits[setup.data]
 
 
-def carry_out(run: Run, place: Place, report: Report, read: KeptData) -> None:
+def carry_out(run: Run, place: Place, report: Report, read: KeptData, device: str = "auto") -> None:
     """Train a run, or go on with it, evaluate it and record it. What goes wrong with it is reported, not raised.
+
+    The device is as `choose_device` takes it.
 
     Raises:
         Interrupted: after Ctrl-C or SIGTERM during training, with the state saved.
@@ -88,7 +90,7 @@ def carry_out(run: Run, place: Place, report: Report, read: KeptData) -> None:
                 report(RunState(run.name, "elsewhere", message=holder))
                 return
             if not is_recorded(place.results, run):
-                write_record(record_path(place.results, run), _record(run, place.folder(run), report, read))
+                write_record(record_path(place.results, run), _record(run, place.folder(run), report, read, device))
         scores = read_record(record_path(place.results, run)).test
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         report(RunState(run.name, "failed", message=trace(error) + one_line(error)))
@@ -100,8 +102,8 @@ def carry_out(run: Run, place: Place, report: Report, read: KeptData) -> None:
         report(RunState(run.name, "finished", 1.0, message=", ".join(accuracies)))
 
 
-def _record(run: Run, folder: Path, report: Report, read: KeptData) -> Record:
-    code, monitor = _code(), _Watcher(run, report)
+def _record(run: Run, folder: Path, report: Report, read: KeptData, device: str) -> Record:
+    code, monitor, chosen = _code(), _Watcher(run, report), choose_device(device)
     setup = Setup(
         run.data,
         run.family,
@@ -114,13 +116,13 @@ def _record(run: Run, folder: Path, report: Report, read: KeptData) -> Record:
         recipe=run.recipe,
     )
     if (folder / CHECKPOINT_FILE).is_file():
-        resume(folder, monitor, read)
+        resume(folder, monitor, read, device)
     elif not (folder / EVALUATION_FILE).is_file():
         if folder.exists():  # killed before it saved anything
             shutil.rmtree(folder)
-        train(setup, folder, monitor, read)
+        train(setup, folder, monitor, read, device)
 
-    model = HybridMobileNet.from_pretrained(folder)
+    model = HybridMobileNet.from_pretrained(folder).to(chosen)
     evaluations = [json.loads((folder / EVALUATION_FILE).read_bytes())]
     started = time.perf_counter()
     if model.fractional_max_pools():
@@ -151,7 +153,7 @@ def _record(run: Run, folder: Path, report: Report, read: KeptData) -> Record:
         code=code,
         environment={
             **{key: trained[key] for key in ("torch", "python", "machine", "device", "threads")},
-            "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
+            "processor": torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else processor(),
             "system": platform.system(),
         },
         epochs=epochs,
@@ -168,8 +170,7 @@ def _averaged(model: HybridMobileNet, test: ImageDataset, run: Run, report: Repo
         what = f"testing, mean of {PASSES} passes: {done:,} of {len(test):,} images"
         report(RunState(run.name, "running", 1.0, what, is_news=done == len(test)))
 
-    device = Fabric(accelerator="auto", devices=1).device
-    return evaluate(model.to(device), test, PASSES, run.seed, on_images).record()
+    return evaluate(model, test, PASSES, run.seed, on_images).record()
 
 
 class _Watcher:

@@ -38,6 +38,7 @@ from .checkpoint import (
 )
 from .cuda_graph import CapturedSteps
 from .data import SPLIT_FILE, ImageDataset, Splits, load, normalisation
+from .devices import choose_device
 from .evaluate import Evaluation, evaluate
 from .files import write_atomically
 from .model import HybridMobileNet
@@ -171,7 +172,7 @@ def read_data(setup: Setup, monitor: Monitor) -> Splits:
 Read = Callable[[Setup, Monitor], Splits]
 
 
-def train(setup: Setup, out: Path, monitor: Monitor, read: Read = read_data) -> Evaluation:
+def train(setup: Setup, out: Path, monitor: Monitor, read: Read = read_data, device: str = "auto") -> Evaluation:
     """Train a network and leave in `out` the model, metrics.jsonl, evaluation.json and split.json.
 
     Started by torchrun in several processes, they train one network, each with its share of every batch.
@@ -186,26 +187,27 @@ def train(setup: Setup, out: Path, monitor: Monitor, read: Read = read_data) -> 
         out: run folder; must be new or empty.
         monitor: told of progress.
         read: gives the data, for whoever has read it before.
+        device: what to train on, as `choose_device` takes it.
 
     Returns:
         The evaluation of the last epoch's weights on the test images.
 
     Raises:
-        ValueError: where the setup, the data or `out` is unusable, or training diverges.
+        ValueError: where the setup, the data, `out` or the device is unusable, or training diverges.
         OSError: where `out` cannot be written.
         Interrupted: after Ctrl-C or SIGTERM; `resume` goes on.
         OtherProcessFailed, ProcessLost: where one of several processes cannot go on.
     """
     setup = replace(setup, data=whole_name(setup.data))
-    with joined() as processes, training_settings():
-        splits = processes.together(lambda: _prepare(setup, out, monitor, processes, read))
+    with joined(device) as processes, training_settings():
+        splits = processes.together(lambda: _prepare(setup, out, monitor, processes, read, device))
         torch.manual_seed(setup.seed)
-        run = _Run(setup, splits, out, monitor, processes, Progress())
+        run = _Run(setup, splits, out, monitor, processes, Progress(), device)
         run.save()
         return run.finish()
 
 
-def _prepare(setup: Setup, out: Path, monitor: Monitor, processes: Processes, read: Read) -> Splits:
+def _prepare(setup: Setup, out: Path, monitor: Monitor, processes: Processes, read: Read, device: str) -> Splits:
     """Check all that can be checked before the first step, read the data and make the folder."""
     if processes.first and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(
@@ -215,8 +217,7 @@ def _prepare(setup: Setup, out: Path, monitor: Monitor, processes: Processes, re
     # Whatever is wrong with the settings is told before the data is read.
     check_seed(setup.seed)
     resolve(setup.family, setup.alpha, setup.delta, 2, setup.channels, setup.image_size)
-    if setup.recipe.precision == "bf16" and not torch.accelerator.is_available():
-        raise ValueError("precision is 'bf16', which is for GPUs, but there is none here: train with --precision fp32")
+    _check_device(device, setup.recipe, processes)
     splits = read(setup, monitor)
     _batch_size(setup.recipe, len(splits.train), processes)
     try:
@@ -229,7 +230,15 @@ def _prepare(setup: Setup, out: Path, monitor: Monitor, processes: Processes, re
     return splits
 
 
-def resume(out: Path, monitor: Monitor, read: Read = read_data) -> Evaluation:
+def _check_device(device: str, recipe: Recipe, processes: Processes) -> None:
+    if choose_device(device, processes.size).type == "cpu" and recipe.precision == "bf16":
+        raise ValueError(
+            "precision is 'bf16', which is for GPUs, but this run would be on the CPU: train with --precision fp32, or "
+            "on a GPU"
+        )
+
+
+def resume(out: Path, monitor: Monitor, read: Read = read_data, device: str = "auto") -> Evaluation:
     """Go on with a run that was stopped; on a CPU with as many threads it ends with the same weights, byte for byte.
 
     Several processes have to be as many as before, and to see the same folder. The process is left as by `train`.
@@ -239,15 +248,15 @@ def resume(out: Path, monitor: Monitor, read: Read = read_data) -> Evaluation:
             changed.
         ValueError, OSError, Interrupted, OtherProcessFailed, ProcessLost: as `train`.
     """
-    with joined() as processes, training_settings():
-        setup, splits, progress, tensors = processes.together(lambda: _read_run(out, monitor, processes, read))
-        run = _Run(setup, splits, out, monitor, processes, progress)
+    with joined(device) as processes, training_settings():
+        setup, splits, progress, tensors = processes.together(lambda: _read_run(out, monitor, processes, read, device))
+        run = _Run(setup, splits, out, monitor, processes, progress, device)
         processes.together(lambda: restore(tensors, run.model, run.optimizer, run.regions, processes.rank))
         return run.finish()
 
 
 def _read_run(
-    out: Path, monitor: Monitor, processes: Processes, read: Read
+    out: Path, monitor: Monitor, processes: Processes, read: Read, device: str
 ) -> tuple[Setup, Splits, Progress, dict[str, Tensor]]:
     """What `resume` goes on with."""
     if (out / EVALUATION_FILE).exists() and not (out / CHECKPOINT_FILE).exists():
@@ -270,6 +279,7 @@ def _read_run(
             f"the run in {out} was started in {before} process{'es' * (before > 1)}, not {processes.size}, and another "
             f"number would change its outcome: go on with {command} train --resume {out}"
         )
+    _check_device(device, setup.recipe, processes)
     splits = read(setup, monitor)
     if splits.train.fingerprint != fingerprint:
         raise CheckpointError(f"the data {setup.data!r} has changed since the run in {out} began: start a new run")
@@ -287,6 +297,7 @@ class _Run:
         monitor: Monitor,
         processes: Processes,
         progress: Progress,
+        device: str,
     ) -> None:
         self.setup, self.splits, self.out, self.monitor = setup, splits, out, monitor
         self.processes, self.progress = processes, progress
@@ -298,7 +309,7 @@ class _Run:
         processes.require_same("settings, data or checkpoint", json.dumps([alike, asdict(progress)]))
         self.batch_size = _batch_size(recipe, len(splits.train), processes)
         self.steps = _steps(recipe, len(splits.train), self.batch_size)
-        self.fabric = engine(recipe.precision, processes)
+        self.fabric = engine(recipe.precision, processes, device)
         self.train_images = splits.train.to(self.fabric.device)
         self.model = _build(setup, splits)
         self.regions = _separate_randomness(self.model, setup.seed, processes)
@@ -430,7 +441,10 @@ class _Run:
     def save(self) -> None:
         """Write the checkpoint. Several processes differ in their random states alone."""
         self.elapsed()
-        states = {name: self.processes.gather(state) for name, state in random_states(self.regions).items()}
+        states = {
+            name: self.processes.gather(state)
+            for name, state in random_states(self.regions, self.fabric.device).items()
+        }
         random = {name: state.squeeze(0) for name, state in states.items()}
         state = self.record, self.progress, self.model, self.optimizer, random
         self.processes.by_first(lambda: save_checkpoint(self.out, *state))
@@ -567,13 +581,14 @@ def training_settings() -> Iterator[None]:
                 torch.set_float32_matmul_precision(precision)
 
 
-def engine(precision: Precision, processes: Processes) -> Fabric:
-    """The engine, on the GPU where there is one; to be used within `training_settings`."""
+def engine(precision: Precision, processes: Processes, device: str = "auto") -> Fabric:
+    """The engine, on the device that `choose_device` chooses; to be used within `training_settings`."""
     kind: Literal["32-true", "bf16-mixed"] = "bf16-mixed" if precision == "bf16" else "32-true"
+    chosen = choose_device(device, processes.size)
     if processes.size == 1:
-        return Fabric(accelerator="auto", devices=1, precision=kind)
+        return Fabric(accelerator=chosen.type, devices=1 if chosen.index is None else [chosen.index], precision=kind)
     fabric = Fabric(
-        accelerator="cuda" if torch.cuda.is_available() else "cpu",
+        accelerator=chosen.type,
         devices=processes.local_size,
         num_nodes=processes.size // processes.local_size,
         strategy=DDPStrategy(broadcast_buffers=False),  # Processes.share averages them

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cuda_maps import triton_wide
+from .cuda_maps import on_device_of, triton_wide
 
 BLOCK = 512
 
@@ -43,7 +43,8 @@ def backward(
     )
     row_of, column_of = rows.new_empty(height), columns.new_empty(width)
     block = triton.next_power_of_2(max(len(rows), len(columns)))
-    _invert[(2,)](rows, columns, row_of, column_of, len(rows) - 1, len(columns) - 1, BLOCK=block)
+    with on_device_of(gradient):
+        _invert[(2,)](rows, columns, row_of, column_of, len(rows) - 1, len(columns) - 1, BLOCK=block)
     tensors = (gradient, winners, spread, rows, columns, row_of, column_of)
     _launch(_backward, spread.numel(), tensors, spread, gradient, overlapping)
     return spread
@@ -52,9 +53,10 @@ def backward(
 def _launch(kernel: Any, total: int, tensors: tuple[Tensor, ...], x: Tensor, y: Tensor, overlapping: bool) -> None:
     if total:  # CUDA launches no empty grid
         grid = (triton.cdiv(total, BLOCK),)
-        kernel[grid](
-            *tensors, total, *x.shape[1:], *y.shape[2:], OVERLAPPING=overlapping, WIDE=triton_wide(x), BLOCK=BLOCK
-        )
+        with on_device_of(x):
+            kernel[grid](
+                *tensors, total, *x.shape[1:], *y.shape[2:], OVERLAPPING=overlapping, WIDE=triton_wide(x), BLOCK=BLOCK
+            )
 
 
 @triton.jit

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from .cuda_maps import pixels_of, triton_wide, wide
+from .cuda_maps import on_device_of, pixels_of, triton_wide, wide
 
 #: Pixels up to which a program sees all of them: a launch takes as long as reading these. Measured on an H200.
 ALL_AT_ONCE = 1024
@@ -110,7 +110,10 @@ def _launch(kernel: Any, along: int, tensors: tuple[Tensor | None, ...], x: Tens
     """Run `kernel` on all channels of x in tiles side by side, `along` times."""
     pixels, channels = _tile(x)
     blocks = triton.cdiv(x.shape[1], channels)
-    kernel[(along * blocks,)](*tensors, *_sizes(x), blocks, **_known(x), **constants, PIXELS=pixels, CHANNELS=channels)
+    with on_device_of(x):
+        kernel[(along * blocks,)](
+            *tensors, *_sizes(x), blocks, **_known(x), **constants, PIXELS=pixels, CHANNELS=channels
+        )
 
 
 def _launch_at_once(kernel: Any, tensors: tuple[Tensor | None, ...], x: Tensor, **constants: Any) -> None:
@@ -118,20 +121,22 @@ def _launch_at_once(kernel: Any, tensors: tuple[Tensor | None, ...], x: Tensor, 
     channels = min(triton.next_power_of_2(x.shape[1]), FEW if x.shape[1] < ENOUGH else MORE)
     pixels = min(triton.next_power_of_2(pixels_of(x)), LONG_TILE // channels)
     warps = min(max(pixels * channels // 512, 4), 16)
-    kernel[(triton.cdiv(x.shape[1], channels),)](
-        *tensors, *_sizes(x), **_known(x), **constants,
-        STEPS=triton.cdiv(pixels_of(x), pixels), PIXELS=pixels, CHANNELS=channels, num_warps=warps,
-    )  # fmt: skip
+    with on_device_of(x):
+        kernel[(triton.cdiv(x.shape[1], channels),)](
+            *tensors, *_sizes(x), **_known(x), **constants,
+            STEPS=triton.cdiv(pixels_of(x), pixels), PIXELS=pixels, CHANNELS=channels, num_warps=warps,
+        )  # fmt: skip
 
 
 def _launch_over_shares(
     kernel: Any, arguments: tuple[Tensor | int | None, ...], x: Tensor, shares: int, **constants: Any
 ) -> None:
     """Run `kernel` on a few channels and all shares per program."""
-    kernel[(triton.cdiv(x.shape[1], FEW),)](
-        *arguments, _sizes(x)[1], shares, **constants,
-        ALIGNED=_known(x)["ALIGNED"], SHARES=triton.next_power_of_2(shares), CHANNELS=FEW,
-    )  # fmt: skip
+    with on_device_of(x):
+        kernel[(triton.cdiv(x.shape[1], FEW),)](
+            *arguments, _sizes(x)[1], shares, **constants,
+            ALIGNED=_known(x)["ALIGNED"], SHARES=triton.next_power_of_2(shares), CHANNELS=FEW,
+        )  # fmt: skip
 
 
 def _sizes(x: Tensor) -> tuple[int, int]:

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .cuda_maps import pixels_of, triton_wide, wide
+from .cuda_maps import on_device_of, pixels_of, triton_wide, wide
 
 #: Numbers of a tile, and channels of it, at most: a thread has eight numbers, in bfloat16 as many as it reads at once.
 TILE, CHANNELS = 1024, 64
@@ -113,12 +113,13 @@ def _launch(
         return
     channels = x.shape[1]
     aligned = math.gcd(channels, 16)  # known when compiling, so that several channels are read at once
-    kernel[(programs * _blocks(x),)](
-        *arguments, pixels, channels // aligned, _blocks(x), *x.shape[2:], *y.shape[2:], **more,
-        STRIDE=stride, MULTIPLIER=y.shape[1] // channels, ALIGNED=aligned,
-        WIDE=triton_wide(x),
-        PIXELS=_tile(x)[0], CHANNELS=_tile(x)[1],
-    )  # fmt: skip
+    with on_device_of(x):
+        kernel[(programs * _blocks(x),)](
+            *arguments, pixels, channels // aligned, _blocks(x), *x.shape[2:], *y.shape[2:], **more,
+            STRIDE=stride, MULTIPLIER=y.shape[1] // channels, ALIGNED=aligned,
+            WIDE=triton_wide(x),
+            PIXELS=_tile(x)[0], CHANNELS=_tile(x)[1],
+        )  # fmt: skip
 
 
 @triton.jit

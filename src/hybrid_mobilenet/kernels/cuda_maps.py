@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import triton.language as tl
 from torch import Tensor
+
+
+def on_device_of(maps: Tensor) -> AbstractContextManager[None]:
+    """Launch kernels where the maps are: triton launches them on the current GPU, which may be another."""
+    return torch.cuda.device_of(maps)  # type: ignore[no-untyped-call]
 
 
 def pixels_of(maps: Tensor) -> int:
