@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from . import machine
 from .devices import choose_device
-from .evaluate import probabilities
 from .latency import Latency, random_images, seconds_per_call, spread
 from .model import HybridMobileNet
 from .runtimes import FileClassifier, OnnxClassifier, Outputs, can_run, is_exported, open_file
@@ -71,8 +70,9 @@ class TorchClassifier(FileClassifier):
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         torch.set_num_threads(self.threads)
-        shares = probabilities(self.model, torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
-        return np.log(shares), shares
+        with torch.no_grad():
+            logits = self.model(torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device))
+            return logits.cpu().numpy(), logits.softmax(1).cpu().numpy()
 
 
 def expand(sources: Sequence[str]) -> list[str]:
