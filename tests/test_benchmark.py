@@ -133,6 +133,15 @@ def test_numbers_at_the_axis_of_times_do_not_overlap(
     assert all(left.x1 < right.x0 for left, right in pairwise(shown))
 
 
+def test_long_names_leave_the_axis_of_times_its_width(tmp_path: Path) -> None:
+    record = {"runtime": "PyTorch", "threads": 1, "latency": {"median": 1e-3, "lower": 9e-4, "upper": 2e-3}}
+    widths = []
+    for name in ("runs/short", "/a/very/long/path" * 20):
+        plots.draw_latencies([record | {"model": name}], tmp_path / "benchmark.png")
+        widths.append(Image.open(tmp_path / "benchmark.png").width)
+    assert widths[1] > widths[0] + 1000
+
+
 def test_no_share_where_no_pooling_is_fractional(tmp_path: Path) -> None:
     path = tmp_path / "strided.onnx"
     path.write_bytes(onnx_bytes(HybridMobileNet(resolve("mobilenet", 0.25, 1)).eval()))

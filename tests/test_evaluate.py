@@ -175,6 +175,15 @@ def test_names_are_not_taken_for_formulas(tmp_path: Path) -> None:
     picture(tmp_path / "confusion.png")
 
 
+def test_long_names_and_those_of_any_script_fit(tmp_path: Path) -> None:
+    """Nor is there a warning: in tests it would be an error."""
+    path = tmp_path / "confusion.png"
+    plots.draw_confusion([[1] * 3] * 3, ["\u732b", "\U0001f408", "short"], "Title", path)
+    plain = picture(path).size
+    plots.draw_confusion([[1] * 3] * 3, ["\u732b", "\U0001f408", "long" * 40], "Title", path)
+    assert all(long > short + 500 for long, short in zip(picture(path).size, plain, strict=True))
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 60])
 @pytest.mark.parametrize("validation", [False, True])
 def test_curves(tmp_path: Path, epochs: int, validation: bool) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
 from matplotlib.ticker import LogLocator, NullLocator
 
 from .files import write_atomically
@@ -19,6 +22,23 @@ CONFUSION_FILE = "confusion.png"
 
 #: More classes than this leave no room for the numbers in the cells, nor, beyond twice as many, for the names.
 NUMBERED_CLASSES = 20
+
+#: Matplotlib's own font, then fonts of Linux, macOS and Windows for scripts that it lacks.
+FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Arial Unicode MS", "Microsoft YaHei")
+
+
+@contextmanager
+def _names_as_they_are() -> Iterator[None]:
+    """Names of classes and files in any script and of any length; dollar signs are not formulas here."""
+    installed = set(get_font_names())
+    settings = {
+        "text.parse_math": False,
+        "font.family": [font for font in FONTS if font in installed],
+        "savefig.bbox": "tight",  # the picture grows with the names, and not the axes shrink
+    }
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
+        yield
 
 
 def draw_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
@@ -48,7 +68,7 @@ def draw_curves(history: Sequence[dict[str, Any]], path: Path) -> None:
     _write(figure, path)
 
 
-@mpl.rc_context({"text.parse_math": False})  # a class may be called "a$b$": dollar signs are not formulas here
+@_names_as_they_are()
 def draw_confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str], title: str, path: Path) -> None:
     """The confusion matrix as PNG: rows are true classes, columns predicted ones, shades the share of the row.
 
@@ -63,7 +83,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], class_names: Sequence[str
     """
     classes = len(class_names)
     side = min(3.2 + 0.42 * classes, 14)
-    figure = Figure(figsize=(side + 0.8, side), layout="compressed")  # "constrained" cuts labels beside square axes
+    figure = Figure(figsize=(side + 0.8, side))
     axes = figure.subplots()
     shares = [[count / max(sum(row), 1) for count in row] for row in confusion]
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -128,7 +148,7 @@ def draw_tradeoff(panels: Mapping[str, Sequence[Mark]], cost: str, path: Path) -
     _write(figure, path)
 
 
-@mpl.rc_context({"text.parse_math": False})
+@_names_as_they_are()
 def draw_latencies(measurements: Sequence[dict[str, Any]], path: Path) -> None:
     """The time for one image of every model, runtime and number of threads, as PNG.
 
@@ -139,7 +159,7 @@ def draw_latencies(measurements: Sequence[dict[str, Any]], path: Path) -> None:
     Raises:
         OSError: where it cannot be written.
     """
-    figure = Figure(figsize=(9, 1.2 + 0.35 * len(measurements)), layout="constrained")
+    figure = Figure(figsize=(6, 1.2 + 0.35 * len(measurements)))
     axes = figure.subplots()
     for place, record in enumerate(measurements):
         median, lower, upper = (1e6 * record["latency"][key] for key in ("median", "lower", "upper"))
