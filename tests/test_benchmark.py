@@ -138,7 +138,8 @@ def test_long_names_leave_the_axis_of_times_its_width(tmp_path: Path) -> None:
     widths = []
     for name in ("runs/short", "/a/very/long/path" * 20):
         plots.draw_latencies([record | {"model": name}], tmp_path / "benchmark.png")
-        widths.append(Image.open(tmp_path / "benchmark.png").width)
+        with Image.open(tmp_path / "benchmark.png") as picture:
+            widths.append(picture.width)
     assert widths[1] > widths[0] + 1000
 
 

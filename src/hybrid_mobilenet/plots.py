@@ -30,13 +30,12 @@ FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Arial Unicode MS", "Microsoft YaHei
 @contextmanager
 def _names_as_they_are() -> Iterator[None]:
     """Names of classes and files in any script and of any length; dollar signs are not formulas here."""
-    installed = set(get_font_names())
-    settings = {
-        "text.parse_math": False,
-        "font.family": [font for font in FONTS if font in installed],
-        "savefig.bbox": "tight",  # the picture grows with the names, and not the axes shrink
-    }
-    with mpl.rc_context(settings), warnings.catch_warnings():
+    fonts = [font for font in FONTS if font in get_font_names()]
+    with (
+        # The picture grows with the names, and not the axes shrink.
+        mpl.rc_context({"text.parse_math": False, "font.family": fonts, "savefig.bbox": "tight"}),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
         yield
 
