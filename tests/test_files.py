@@ -142,3 +142,27 @@ def test_files_keep_to_the_umask(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=ENVIRONMENT, check=True)
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
     assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o750
+
+
+def test_where_there_are_no_locks(tmp_path: Path) -> None:
+    """As on Windows. In a process of its own, since modules are imported once."""
+    code = """
+import sys
+sys.modules["fcntl"] = None
+from pathlib import Path
+from hybrid_mobilenet import cli
+from hybrid_mobilenet.files import write_atomically, writing_folder
+for content in (b"old", b"new"):
+    write_atomically(Path(sys.argv[1], "file"), content)
+    with writing_folder(Path(sys.argv[1], "folder")) as new:
+        (new / "file").write_bytes(content)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=ENVIRONMENT, check=True, timeout=60)
+    assert content(tmp_path / "file") == content(tmp_path / "folder") == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_what_fails_in_the_block_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), writing_folder(tmp_path / "web") as new:
+        (new / "missing").read_text()
+    assert list(tmp_path.iterdir()) == []
