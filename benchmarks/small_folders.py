@@ -16,11 +16,11 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from hybrid_mobilenet.data import ImageDataset, Splits, load
+from hybrid_mobilenet.progress import RunProgress
 from hybrid_mobilenet.recipe import paper_recipe
 from hybrid_mobilenet.train import Monitor, Setup, train
 
@@ -28,17 +28,6 @@ RESULTS = Path("runs/small-folders.jsonl")
 
 #: Validation images per class, at most.
 VALIDATION = 200
-
-
-class Silent:
-    """Watches a run without a word."""
-
-    def on_data(self, what: str, done: int, total: int) -> None: ...
-    def on_start(self, epoch: int, epochs: int, step: int, steps: int, batch_size: int) -> None: ...
-    def on_step(self, loss: float, step: int) -> None: ...
-    def on_epoch(self, record: dict[str, Any]) -> None: ...
-    def on_note(self, note: str) -> None: ...
-    def on_warning(self, warning: str) -> None: ...
 
 
 def drawn(dataset: ImageDataset, per_class: int, draw: int) -> tuple[ImageDataset, ImageDataset]:
@@ -100,7 +89,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"
             setup = Setup(options.data, options.family, seed=draw, recipe=recipe)
-            result = train(setup, out, Silent(), read)
+            result = train(setup, out, RunProgress(shown=False), read)
             last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
         line = {
             "run": run,

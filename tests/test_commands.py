@@ -176,8 +176,8 @@ def test_what_is_not_given_comes_from_the_family_s_recipe(tmp_path: Path, monkey
         (("digits", "--weight-decay", "-1"), ("weight_decay is -1",)),
         (("digits", "--validation", "1"), ("validation is 1",)),
         (("digits", "--fixed-epochs", "99", "--epochs", "9"), ("fixed_epochs is 99",)),
-        (("digits", "--seed", "-1"), ("--seed is -1", "0 or more and less than 2**64")),
-        (("digits", "--seed", "18446744073709551616"), ("--seed is 18446744073709551616", "less than 2**64")),
+        (("digits", "--seed", "-1"), ("seed is -1", "0 or more and less than 2**64")),
+        (("digits", "--seed", "18446744073709551616"), ("seed is 18446744073709551616", "less than 2**64")),
         (("digit",), ("there is no data 'digit'", "did you mean 'digits'?")),
     ],
     ids=" ".join,
@@ -260,18 +260,18 @@ def test_few_images_for_int8_are_no_obstacle_for_float32(photos: Path, model: Pa
 
 
 def test_a_run_resumes_from_another_folder(photos: Path, tmp_path: Path) -> None:
-    network = (*NETWORK, "--epochs", "3", "--batch-size", "16")
+    network = (*NETWORK, "--epochs", "8", "--batch-size", "16")
     process = start("train", "photos", *network, "--out", "stopped", cwd=photos.parent)
     assert process.stderr
     with process:
-        assert process.stderr.readline().startswith("epoch 1/3")
+        assert process.stderr.readline().startswith("epoch 1/8")
         process.send_signal(signal.SIGINT)
         assert process.stderr.read().splitlines()[-1].endswith("train --resume stopped")
     assert process.returncode == 130
     run = photos.parent / "stopped"
     result = shell("train", "--resume", run, cwd=tmp_path / "elsewhere")
     assert result.returncode == 0, result.stderr
-    assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 8
     assert json.loads((run / "evaluation.json").read_text())["images"] == 56
 
 
@@ -340,12 +340,12 @@ def test_evaluate_with_passes(model: Path) -> None:
 def test_evaluate_refuses_a_seed(seed: str, model: Path) -> None:
     for passes in ("1", "2"):
         result = invoke("evaluate", model, "digits", "--passes", passes, "--seed", seed)
-        fails(result, f"--seed is {seed}, but must be 0 or more and less than 2**64")
+        fails(result, f"seed is {seed}, but must be 0 or more and less than 2**64")
 
 
 def test_a_time_is_a_seed(model: Path, tmp_path: Path) -> None:
     out, seed = tmp_path / "run", "20241124123456"
-    options = ("--epochs", "2", "--batch-size", "500", "--seed", seed)
+    options = ("--epochs", "1", "--batch-size", "500", "--seed", seed)
     result = invoke("train", "digits", *NETWORK, *options, "--out", out, "--json")
     assert result.exit_code == 0, result.stderr
     result = invoke("evaluate", model, "digits", "--passes", "2", "--seed", str(2**64 - 1), "--json")
@@ -359,14 +359,6 @@ def test_a_picture_that_cannot_be_written_costs_the_picture_alone(model: Path, t
     assert json.loads(result.stdout)["images"] == 359
 
 
-def test_evaluate_on_other_classes(model: Path, tmp_path: Path) -> None:
-    for name in ("cat", "dog"):
-        (tmp_path / name).mkdir()
-        for index in range(5):
-            Image.new("L", (8, 8), 50 * index).save(tmp_path / name / f"{index}.png")
-    fails(invoke("evaluate", model, tmp_path), "images of 'cat', 'dog', but the model knows 10 classes", "leave")
-
-
 # Predict
 
 
@@ -378,6 +370,14 @@ def test_predict(model: Path, images: Path) -> None:
     assert len(rows) == 3
     for index, row in enumerate(rows):
         assert re.fullmatch(rf"\S.*digit {index}\.png +\d +[\d.]+% +\d [\d.]+%, \d [\d.]+% *", row)
+
+
+def test_a_damaged_exif_block_leaves_no_word(model: Path, tmp_path: Path) -> None:
+    for name, exif in (("garbage", b"no TIFF header"), ("cut off", b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\x01")):
+        Image.new("L", (8, 8), 90).save(tmp_path / f"{name}.jpg", exif=exif)
+    result = shell("predict", model, tmp_path, "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len(json.loads(result.stdout)) == 2
 
 
 def test_predict_json(model: Path, images: Path) -> None:
@@ -604,14 +604,6 @@ def test_names_are_printed_as_they_are(tmp_path: Path) -> None:
     assert f"{out} " in text
     error = CliRunner().invoke(cli.app, ["predict", str(tmp_path / "[/x]"), "x"]).stderr
     assert f"'{tmp_path / '[/x]'}'" in error
-
-
-def test_a_name_that_closes_markup(tmp_path: Path) -> None:
-    out = tmp_path / "x[/b]"
-    result = shell("train", "digits", *NETWORK, "--epochs", "1", "--out", "x[/b]", cwd=tmp_path)
-    assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
-    assert result.stdout.endswith("evaluation in x[/b]\n")
-    assert (out / "model.safetensors").is_file()
 
 
 # Models that are none

@@ -295,7 +295,7 @@ def orientation_cut_off() -> bytes:
     return b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\x01"
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's, of JPEGs
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's, of JPEGs; the command line leaves it out
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("exif", [b"no TIFF header here", orientation_cut_off()], ids=["garbage", "cut off"])
 def test_a_damaged_exif_block_costs_the_orientation_alone(kind: str, exif: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ from hybrid_mobilenet import HybridMobileNet, resolve
 from hybrid_mobilenet import train as training
 from hybrid_mobilenet.architecture import FAMILIES, Family
 from hybrid_mobilenet.data import ImageDataset, Splits, load
+from hybrid_mobilenet.evaluate import Evaluation
 from hybrid_mobilenet.precise_statistics import set_precise_statistics
 from hybrid_mobilenet.processes import Processes
 from hybrid_mobilenet.recipe import PAPER, Recipe
@@ -164,5 +166,43 @@ def test_a_network_that_only_guesses_is_not_passed_over(tmp_path: Path) -> None:
     recipe = replace(PAPER, epochs=4)
     train(Setup("digits", "mobilenet", 0.25, 2, (8, 8), 1, recipe=recipe), tmp_path / "run", watching, read)
     (warning,) = watching.warnings
-    for part in ("of its training images", "held-out", "cannot be used", "labelled"):
+    for part in ("of its training images", "no better than a guess", "labelled"):
         assert part in warning
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_command_says_so_last(as_json: bool, folder: Path, tmp_path: Path) -> None:
+    """Where the test images are in each other's folders."""
+    shutil.copytree(folder, tmp_path / "data" / "train")
+    for name, other in zip(COLOURS, [*COLOURS][1:] + [*COLOURS][:1], strict=True):
+        shutil.copytree(folder / name, tmp_path / "data" / "test" / other)
+    options = ["--epochs", "15", "--batch-size", "32", "--out", str(tmp_path / "run")] + ["--json"] * as_json
+    command = [sys.executable, "-m", "hybrid_mobilenet", "train", str(tmp_path / "data"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    if as_json:
+        (warning,) = json.loads(done.stdout)["warnings"]
+    else:
+        start, warning = done.stderr.splitlines()[-1].split(": ", 1)
+        assert start == "warning"
+    assert warning.startswith("the network is right on 100% of its training images, but on the 90 test images")
+
+
+@pytest.mark.parametrize(
+    ("confusion", "warned"),
+    [
+        (((10, 0, 0), (10, 0, 0), (10, 0, 0)), True),  # one class for all
+        (((4, 3, 3), (3, 3, 4), (3, 4, 3)), True),
+        (((0, 5), (0, 95)), True),  # 95 %, and yet one class for all
+        (((2, 3), (0, 95)), False),
+        (((1, 1, 0), (0, 1, 1), (1, 0, 1)), False),  # weak, but of so few images it cannot be told
+        (((8, 0), (0, 0)), False),  # images of one class only tell nothing
+        (((0, 8), (0, 0)), False),
+        (((9, 1), (2, 8)), False),
+    ],
+)
+def test_who_guesses(confusion: tuple[tuple[int, ...], ...], warned: bool) -> None:
+    names = tuple(map(str, range(len(confusion))))
+    evaluation = Evaluation(names, confusion, 1.0, 1)
+    assert bool(training._at_chance({"accuracy": 0.99}, evaluation)) == warned
+    assert not training._at_chance({"accuracy": 0.5}, evaluation)

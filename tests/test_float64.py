@@ -17,8 +17,9 @@ from hybrid_mobilenet.architecture import FAMILIES, Family
 from hybrid_mobilenet.data import load
 from hybrid_mobilenet.evaluate import evaluate
 from hybrid_mobilenet.export.deployed import Deployed
+from hybrid_mobilenet.progress import RunProgress
 from hybrid_mobilenet.recipe import Recipe
-from hybrid_mobilenet.train import Monitor, Setup, train
+from hybrid_mobilenet.train import Setup, train
 
 
 class WithoutFloat64(TorchFunctionMode):
@@ -58,15 +59,6 @@ def without_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-class Silent:
-    def on_data(self, what: str, done: int, total: int) -> None: ...
-    def on_start(self, epoch: int, epochs: int, step: int, steps: int, batch_size: int) -> None: ...
-    def on_step(self, loss: float, step: int) -> None: ...
-    def on_epoch(self, record: dict[str, object]) -> None: ...
-    def on_note(self, note: str) -> None: ...
-    def on_warning(self, warning: str) -> None: ...
-
-
 @pytest.mark.usefixtures("without_float64")
 def test_it_is_refused() -> None:
     model = HybridMobileNet(resolve("mp3", 0.25, 2, 10, 3, 16))
@@ -79,9 +71,8 @@ def test_it_is_refused() -> None:
 @pytest.mark.usefixtures("without_float64")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_and_evaluation_need_none(family: Family, tmp_path: Path) -> None:
-    watching: Monitor = Silent()
     recipe = Recipe(epochs=1, batch_size=256)
-    train(Setup("digits", family, 0.25, 1, (8, 8), 1, recipe=recipe), tmp_path / "run", watching)
+    train(Setup("digits", family, 0.25, 1, (8, 8), 1, recipe=recipe), tmp_path / "run", RunProgress(shown=False))
     model = HybridMobileNet.from_pretrained(tmp_path / "run")
     test = load("digits", image_size=8, channels=1).test
     evaluate(model, test, passes=2 if family == "fmp" else 1)

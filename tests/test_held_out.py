@@ -322,12 +322,6 @@ def test_an_empty_class_folder_is_noted(run: Run, tmp_path: Path, empty: str) ->
     assert f"note: no images of {empty}\n" in invoke("evaluate", run.out, other)
 
 
-def test_an_unknown_class_is_named(run: Run, tmp_path: Path) -> None:
-    other = folder_of(tmp_path / "other", {"bee": 3, "elk": 3}, seed=7000)
-    message = refused("evaluate", run.out, other)
-    assert "images of 'elk', but the model knows 3 classes (bee, cat, dog)" in message
-
-
 def test_no_images_at_all(run: Run, tmp_path: Path) -> None:
     (tmp_path / "other" / "bee").mkdir(parents=True)
     assert "class folder" in refused("evaluate", run.out, tmp_path / "other")

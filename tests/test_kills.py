@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from torch import nn
 from hybrid_mobilenet import HybridMobileNet, resolve
 from hybrid_mobilenet.architecture import FAMILIES, Family
 from hybrid_mobilenet.checkpoint import (
-    CHECKPOINT_FILE,
     Progress,
     random_states,
     read_checkpoint,
@@ -26,52 +24,52 @@ from hybrid_mobilenet.model import WEIGHTS_FILE
 from hybrid_mobilenet.recipe import PAPER
 from hybrid_mobilenet.train import adam
 
-#: The command line, saving after every step in place of every five minutes.
-COMMAND_LINE = (
-    "import hybrid_mobilenet.train as training; training.SAVE_EVERY = 0.0; "
-    "from hybrid_mobilenet.cli import main; main()"
-)
+#: The command line, saving after every step in place of every five minutes. Where given an epoch and a step, SIGKILL
+#: ends it when it has taken that step and is about to save: what it saved last is the step before.
+COMMAND_LINE = """
+import os, signal, sys
+import hybrid_mobilenet.train as training
+from hybrid_mobilenet.cli import main
+
+save, end = training.save_checkpoint, (int(sys.argv.pop(1)), int(sys.argv.pop(1)))
+
+def save_or_die(out, record, progress, *state):
+    if (progress.epoch, progress.step) == end:
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(out, record, progress, *state)
+
+training.save_checkpoint, training.SAVE_EVERY = save_or_die, 0.0
+main()
+"""
 EPOCHS = 3
+NEVER = (-1, -1)
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", COMMAND_LINE, "train", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+def run(end: tuple[int, int], *arguments: str) -> int:
+    """Start the command line in a process of its own; its exit status."""
+    command = [sys.executable, "-c", COMMAND_LINE, *map(str, end), "train", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode
 
 
-def finish(*arguments: str) -> None:
-    process = start(*arguments)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 0, stderr
-
-
-def kill_when(process: subprocess.Popen[str], out: Path, epoch: int, step: int) -> Progress:
-    """End a process by SIGKILL once its run has saved this step of this epoch, or a later one; what it saved last."""
-    limit = time.monotonic() + 120
-    while time.monotonic() < limit:
-        if (out / CHECKPOINT_FILE).is_file():
-            _, progress, _ = read_checkpoint(out)
-            if (progress.epoch, progress.step) >= (epoch, step):
-                break
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    return read_checkpoint(out)[1]
+def saved(out: Path) -> tuple[int, int]:
+    """The epoch and step that a run goes on with."""
+    _, progress, _ = read_checkpoint(out)
+    return progress.epoch, progress.step
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_process_killed_within_an_epoch_and_between_epochs(family: Family, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     settings = f"digits --family {family} --image-size 16 --epochs {EPOCHS} --seed 3 --batch-size 128".split()
-    finish(*settings, "--out", str(whole))
-    within = kill_when(start(*settings, "--out", str(killed)), killed, 1, 2)
-    assert within.epoch >= 1
-    assert within.step > 0
-    between = kill_when(start("--resume", str(killed)), killed, 2, 0)
-    assert between.epoch == 2
-    finish("--resume", str(killed))
+    assert run(NEVER, *settings, "--out", str(whole)) == 0
+    assert run((1, 3), *settings, "--out", str(killed)) == -signal.SIGKILL
+    assert saved(killed) == (1, 2)
+    assert run((2, 1), "--resume", str(killed)) == -signal.SIGKILL
+    assert saved(killed) == (2, 0)
+    assert run(NEVER, "--resume", str(killed)) == 0
+    assert len((killed / "metrics.jsonl").read_text().splitlines()) == EPOCHS
     assert (killed / WEIGHTS_FILE).read_bytes() == (whole / WEIGHTS_FILE).read_bytes()
 
 

@@ -15,7 +15,7 @@ PACKAGE = Path(hybrid_mobilenet.__file__).parent
 
 #: Lowest first. The first test below fails for a module that is missing here: say where it belongs.
 LEVELS: tuple[set[str], ...] = (
-    {"architecture", "devices", "errors", "files", "machine", "serve"},
+    {"architecture", "devices", "errors", "files", "machine", "serve", "signals"},
     {"cost", "paper", "recipe", "plots", "progress", "images", "processes"},
     {"kernels", "tables", "sources", "runtimes", "grid"},
     {"pooling", "depthwise", "batch_norm", "data", "latency", "records"},

@@ -82,7 +82,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 def test_a_live_table_on_a_terminal(screen: io.StringIO) -> None:
     with SweepProgress(WORK, shown=True) as sweep:
         sweep(RunState("a", "running", 0.5, "epoch 1/2 loss 0.1", 987.0, is_news=True))
-        time.sleep(0.6)  # a refresh
+        sweep._live.refresh()
         sweep(RunState("a", "finished", 1.0, message="80.00%"))
     shown = screen.getvalue()
     for part in ("images/s", "epoch 1/2 loss 0.1", "987", "a  finished  80.00%", "0 of 3 runs finished"):
@@ -98,7 +98,7 @@ def test_names_are_shown_as_they_are(name: str, screen: io.StringIO) -> None:
         run.on_note(f"note {name}")
     with SweepProgress({name: Work("small", 1.0)}, shown=True) as sweep:
         sweep(RunState(name, "running", 0.5, f"what {name}", is_news=True))
-        time.sleep(0.6)  # a refresh
+        sweep._live.refresh()
         sweep(RunState(name, "failed", 1.0, message=f"message {name}"))
     for shown in (f"bar {name}", f"data {name}", f"note {name}", f"what {name}", f"message {name}", f"{name}  failed"):
         assert shown in screen.getvalue()

@@ -524,14 +524,14 @@ def test_a_process_that_is_stopped_before_it_begins(place: Place) -> None:
 
     def stop_first() -> None:
         while not (started := multiprocessing.active_children()):
-            time.sleep(0.01)
+            time.sleep(0.01)  # if none comes, the thread ends with the tests
         time.sleep(0.3)  # it has its run by then, and is still importing torch
         started[0].terminate()
 
-    stopping = threading.Thread(target=stop_first)
+    stopping = threading.Thread(target=stop_first, daemon=True)
     stopping.start()
     run_in_processes(runs, place, 1, states.append)
-    stopping.join()
+    stopping.join(60)
     assert [(state.name, state.state) for state in states if state.state != "running"] == [
         (runs[0].name, "failed"),
         (runs[1].name, "finished"),

@@ -105,7 +105,7 @@ def test_fewer_threads_than_asked_for(setting: str) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
     assert result.returncode == 0, result.stdout[-3000:]
     assert "passed" in result.stdout

@@ -470,6 +470,20 @@ def test_a_signal_saves_and_stops(finished: Path, tmp_path: Path, number: signal
     assert weights(out) == weights(finished)
 
 
+@pytest.mark.parametrize("epoch", [2, 3])
+def test_a_signal_between_the_steps_of_two_epochs_or_after_the_last(finished: Path, tmp_path: Path, epoch: int) -> None:
+    class Stopping(Quiet):
+        def on_epoch(self, record: dict[str, Any]) -> None:
+            if record["epoch"] == epoch:
+                signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        train(SMALL, tmp_path / "run", Stopping())
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    resume(tmp_path / "run", Quiet())
+    assert weights(tmp_path / "run") == weights(finished)
+
+
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     def impatient() -> None:
         signal.raise_signal(signal.SIGINT)

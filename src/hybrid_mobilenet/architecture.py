@@ -116,6 +116,8 @@ TABLES: dict[Family, tuple[Row, ...]] = {"mobilenet": TABLE_1, "mp3": TABLE_2, "
 LayerKind = Literal[
     "convolution", "depthwise", "pointwise", "max_pool", "fractional_max_pool", "global_average_pool", "fully_connected"
 ]
+#: Those behind which batch normalisation and activation stand.
+CONVOLUTIONS: tuple[LayerKind, ...] = ("convolution", "depthwise", "pointwise")
 
 
 @dataclass(frozen=True)

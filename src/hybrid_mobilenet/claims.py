@@ -15,7 +15,7 @@ from math import cos, pi, sin, sqrt, tan
 from statistics import NormalDist, mean, stdev
 from typing import Literal
 
-from .architecture import Family, resolve
+from .architecture import CONVOLUTIONS, Family, resolve
 from .cost import mult_adds_ratio, network_mult_adds, network_parameters
 from .grid import BASELINE, CONFIGURATIONS, DATA_SETS, PAPER_DATA_SETS
 from .recipe import Recipe, paper_recipe
@@ -590,9 +590,8 @@ def _dearer(one: Configuration, other: Configuration, *, least: float = 0.0, mos
 
 def _more_values(one: Configuration, other: Configuration) -> Comparison:
     def values(configuration: Configuration) -> int:
-        layers = resolve(*_ordered(configuration)).layers
-        kinds = ("convolution", "depthwise", "pointwise")
-        return sum(each.out_channels * each.out_size[0] * each.out_size[1] for each in layers if each.kind in kinds)
+        layers = [each for each in resolve(*_ordered(configuration)).layers if each.kind in CONVOLUTIONS]
+        return sum(each.out_channels * each.out_size[0] * each.out_size[1] for each in layers)
 
     ours, theirs = values(one), values(other)
     return Comparison("", f"{network_name(one)} {ours:,}, {network_name(other)} {theirs:,}", _counted(ours > theirs))

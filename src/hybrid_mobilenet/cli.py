@@ -6,14 +6,13 @@ What a command needs is imported inside it, so that `tables`, `cost` and every `
 from __future__ import annotations
 
 import json
-import signal
 import sys
+import warnings
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from textwrap import indent
-from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
@@ -22,7 +21,8 @@ from typer.core import TyperGroup
 from .architecture import FAMILIES, Activation, Family, PoolingSequence, Size, resolve
 from .errors import one_line, trace
 from .export import CALIBRATED, FILES
-from .recipe import CIFAR100_RECIPES, LEAST_STEPS, PAPER_RECIPES, Precision, Recipe, check_seed, paper_recipe
+from .recipe import CIFAR100_RECIPES, LEAST_STEPS, PAPER_RECIPES, Precision, Recipe, paper_recipe
+from .signals import stop_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -88,6 +88,8 @@ PassesOption = Annotated[int, typer.Option(help="Passes over random pooling regi
 
 def main() -> None:
     """Run the command line and exit: 0, 2 after a mistake of the user's (one line on stderr), 130 after Ctrl-C."""
+    # What Pillow warns of in pictures that can be read all the same, such as damaged EXIF blocks, is nobody's concern.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     app(prog_name="hybrid-mobilenet")
 
 
@@ -109,22 +111,6 @@ def report_problems(problems: list[str], interrupted: str = "") -> None:
         raise KeyboardInterrupt(interrupted)
     if problems:
         raise typer.Exit(USAGE_ERROR)
-
-
-@contextmanager
-def first_ctrl_c() -> Iterator[Event]:
-    """An event that the first Ctrl-C sets, so that what is under way is finished; a second one stops at once."""
-    pressed = Event()
-
-    def press(_number: int, _frame: object) -> None:
-        pressed.set()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def console(at_least: int = 0) -> Console:
@@ -297,9 +283,10 @@ def train(
 
     DATA that is a folder holds one subfolder of images per class, or such folders
     named train and test; without a test folder, a fifth of the images is held out.
-    Without --epochs it takes at least 4,000 steps: of few images, several passes to
-    an epoch. The state is saved after every epoch, every 5 minutes and at Ctrl-C. Several GPUs
-    or machines: torchrun --nproc-per-node gpu -m hybrid_mobilenet train DATA
+    Without --epochs it takes at least 4,000 steps: of few images, several passes
+    to an epoch. The state is saved after every epoch, every 5 minutes and at
+    Ctrl-C. Several GPUs or machines:
+      torchrun --nproc-per-node gpu -m hybrid_mobilenet train DATA
 
     [bold]Examples[/]
       [dim]the network that the paper recommends, on data that comes with it:[/]
@@ -313,7 +300,6 @@ def train(
     if resume is not None and (others := set(given) - {"resume", "device", "as_json"}):
         options = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in others))
         raise ValueError(f"--resume goes on with the settings that the run was started with: leave out {options}")
-    check_seed(seed, "--seed")
     if data is not None:
         settings = {
             "batch_size": batch_size,
@@ -576,7 +562,6 @@ def evaluate(
     from .runtimes import FileClassifier
     from .tables import class_table
 
-    check_seed(seed, "--seed")
     keep_freed_memory()
     classifier = load_classifier(model, passes, device)
     size, channels = image_shape(classifier)
@@ -596,7 +581,7 @@ def evaluate(
             result = tally(classifier.class_names, classifier.probabilities, test, on_images=done)
         else:
             result = evaluate_model(classifier, test, passes, seed, done)
-    notes = evaluation_notes(evaluated, result)
+    notes, printer = evaluation_notes(evaluated, result), console()
     if as_json:
         about = {"tested": evaluated.which, "of": evaluated.of, "used_in_training": evaluated.used_in_training}
         where = {"picture": str(picture) if picture else None}
@@ -605,7 +590,6 @@ def evaluate(
         count = f"all {evaluated.of:,}" if len(test) == evaluated.of else f"{len(test):,} of {evaluated.of:,}"
         of_split = "the test split of " if evaluated.which == "test split" else ""
         held_out = ", held out when the model was trained on it" if evaluated.which == "held out" else ""
-        printer = console()
         printer.print(
             class_table(result.per_class()),
             strong_first(
@@ -615,11 +599,14 @@ def evaluate(
             ),
             sep="\n",
         )
-        lines = [f"tested: {count} images of {of_split}{data}{held_out}", *(f"note: {note}" for note in notes)]
-        printer.print(*lines, *([f"confusion matrix in {picture}"] if picture else []), sep="\n")
+        printer.print(
+            f"tested: {count} images of {of_split}{data}{held_out}", *(f"note: {note}" for note in notes), sep="\n"
+        )
     if picture:  # last, so that a folder that cannot be written costs the picture alone
         title = f"{data}\n{result.accuracy:.2%} of {result.images:,} images right"
         draw_confusion(result.confusion, result.class_names, title, picture)
+        if not as_json:
+            printer.print(f"confusion matrix in {picture}")
 
 
 def evaluation_notes(evaluated: Evaluated, result: Evaluation) -> list[str]:
@@ -687,7 +674,7 @@ def predict(
         # On a terminal the rows themselves show how far it is: a bar would stand in their way.
         RunProgress(shown=not as_json and not sys.stdout.isatty()) as progress,
         json_list() if as_json else nullcontext() as add,
-        first_ctrl_c() as stop,
+        stop_signals() as stop,
     ):
         done = progress.counter("predicting", len(paths))
         for path in paths:
@@ -824,8 +811,9 @@ def benchmark(
     """Measure how fast models are, each in its runtime: one image at a time, and many at once.
 
     A run folder is measured in PyTorch on --device, and on the CPU every file in
-    its folder export. The models take turns, so that what slows the machine slows all alike.
-    FMP is what plain max pooling to the same sizes would save in ONNX Runtime.
+    its folder export. The models take turns, so that what slows the machine
+    slows all alike. FMP is what plain max pooling to the same sizes would save
+    in ONNX Runtime.
 
     [bold]Examples[/]
       hybrid-mobilenet benchmark runs/digits --threads 1 --threads 2

@@ -19,7 +19,8 @@ from .grid import Run
 from .machine import keep_freed_memory
 from .progress import RunState
 from .reproduce import STOPPED, KeptData, Place, Report, carry_out
-from .train import Interrupted, stop_signals
+from .signals import stop_signals
+from .train import Interrupted
 
 #: Seconds between looks whether the sweep is to stop.
 LOOK_EVERY = 0.5
@@ -80,7 +81,8 @@ def run_in_processes(runs: Sequence[Run], place: Place, jobs: int, report: Repor
     finally:  # none is left, but where the sweep is interrupted or has failed
         for _, process in working.values():
             process.terminate()
-        for _, process in working.values():
+        for connection, (_, process) in working.items():
+            connection.close()  # so that one which has just finished its run waits for no other
             process.join()
 
 

@@ -33,9 +33,7 @@ DATA_SETS: dict[str, DataSet] = {
 }
 PAPER_DATA_SETS = ("cifar10", "cifar100")
 
-#: Revision of the training code, as far as it decides what a run ends with. 1: until a resumed run was the same as one
-#: that was not interrupted (Adam's moments of the first convolution came back permuted). 2: that mended, and batch
-#: normalisation's statistics are computed anew for the last weights.
+#: Revision of the training code, as far as it decides what a run ends with: see `report.REVISIONS`.
 TRAINING = 2
 
 #: Family, delta and alpha of the paper's configurations, in the order of its tables.

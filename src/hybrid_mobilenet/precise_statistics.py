@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from .architecture import CONVOLUTIONS
 from .data import ImageDataset
 from .evaluate import ALONE, BATCH_SIZE, in_eval
 from .model import HybridMobileNet
@@ -22,9 +23,6 @@ from .processes import Processes
 #: Training images that the statistics are of: at the end of a run, and before each evaluation on validation images.
 #: docs/LOG.md has what other numbers give; together they take under 2 % of a run on CIFAR-10.
 FINAL_IMAGES, VALIDATION_IMAGES = 4096, 512
-
-#: Kinds of layers that are normalised.
-NORMALISED = ("convolution", "depthwise", "pointwise")
 
 
 @torch.no_grad()
@@ -46,7 +44,7 @@ def set_precise_statistics(
     Raises:
         DataError: where an image of a streamed data set cannot be read.
     """
-    layers = [layer for layer in model.network.layers if layer.kind in NORMALISED]
+    layers = [layer for layer in model.network.layers if layer.kind in CONVOLUTIONS]
     norms = [cast(nn.BatchNorm2d, model.get_submodule(f"{layer.name}.norm")) for layer in layers]
     channels = [norm.num_features for norm in norms]
     momenta = [norm.momentum for norm in norms]
@@ -76,8 +74,8 @@ def set_precise_statistics(
     for norm, its_mean, its_variance in zip(norms, mean.split(channels), variance.split(channels), strict=True):
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        norm.running_mean.copy_(its_mean)
-        norm.running_var.copy_(its_variance)
+        norm.running_mean.copy_(its_mean.to(norm.running_mean.dtype))  # here: not every device has float64
+        norm.running_var.copy_(its_variance.to(norm.running_var.dtype))
 
 
 def _gathered(norms: list[nn.BatchNorm2d], name: str) -> Tensor:

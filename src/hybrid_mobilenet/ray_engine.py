@@ -21,8 +21,9 @@ from .grid import Run
 from .machine import keep_freed_memory
 from .progress import RunState
 from .reproduce import STOPPED, KeptData, Place, Report, carry_out
+from .signals import stop_signals
 from .sources import DATA_VARIABLE
-from .train import Interrupted, stop_signals
+from .train import Interrupted
 
 #: How often a task whose worker died is started again.
 RETRIES = 3

@@ -63,14 +63,14 @@ PAPER = Recipe()
 SEEDS = 2**64
 
 
-def check_seed(seed: int, name: str = "seed") -> None:
+def check_seed(seed: int) -> None:
     """Refuse a seed that is out of range.
 
     Raises:
-        ValueError: where it is; `name` is what the message calls it.
+        ValueError: where it is.
     """
     if not 0 <= seed < SEEDS:
-        raise ValueError(f"{name} is {seed}, but must be 0 or more and less than 2**64 ({SEEDS})")
+        raise ValueError(f"seed is {seed}, but must be 0 or more and less than 2**64 ({SEEDS})")
 
 
 def derived_seed(seed: int, number: int) -> int:

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import platform
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -46,6 +45,7 @@ from .plots import CURVES_FILE, draw_curves
 from .precise_statistics import FINAL_IMAGES, VALIDATION_IMAGES, set_precise_statistics
 from .processes import Processes, joined
 from .recipe import PAPER, Precision, Recipe, check_seed, derived_seed
+from .signals import stop_signals
 from .sources import whole_name
 
 METRICS_FILE = "metrics.jsonl"
@@ -53,12 +53,12 @@ EVALUATION_FILE = "evaluation.json"
 
 #: Seconds between checkpoints within an epoch.
 SAVE_EVERY = 300.0
-#: Seconds within which one Ctrl-C may come twice: torchrun passes on what a terminal has sent to all processes.
-SAME_CTRL_C = 0.5
 #: Steps between looks at the loss: each look waits for the device.
 LOOK_EVERY = 20
 #: An epoch may leave out this share of the images, other ones each time, where they do not fill a batch.
 LEFT_OUT = 0.02
+#: So much better than a guess, in the mean of the classes, may a network be on few test images that only guesses.
+MOST_BY_LUCK = 0.1
 
 
 class After(IntEnum):
@@ -302,7 +302,10 @@ class _Run:
         self.setup, self.splits, self.out, self.monitor = setup, splits, out, monitor
         self.processes, self.progress = processes, progress
         self.recipe = recipe = setup.recipe
-        self.remembered = splits.remembered(monitor.on_data)
+        # As it is now: whatever becomes of the folder meanwhile, these images are trained on.
+        self.remembered = processes.together(
+            lambda: splits.remembered(monitor.on_data).encoded() if processes.first else b""
+        )
         self.record = asdict(setup) | {"data_fingerprint": splits.train.fingerprint, "processes": processes.size}
         # Machines may have the same images in different places: the fingerprint is of what they are.
         alike = self.record | {"data": None}
@@ -332,6 +335,9 @@ class _Run:
                 self.processes.by_first(partial(write_atomically, self.out / METRICS_FILE, lines))
                 self.monitor.on_epoch(epoch_record)
                 self.save()
+            # Each step looks whether to stop, but none comes after the last.
+            if self.processes.highest(int(stop.is_set())):
+                raise Interrupted
         return self.write_results()
 
     def train_one_epoch(self, stop: threading.Event) -> dict[str, Any]:
@@ -471,14 +477,14 @@ class _Run:
             "images": len(self.splits.train),
             "last_epoch": self.progress.history[-1],
         }
-        self.processes.by_first(lambda: write_atomically(self.out / SPLIT_FILE, self.remembered.encoded()))
+        self.processes.by_first(lambda: write_atomically(self.out / SPLIT_FILE, self.remembered))
         self.processes.by_first(lambda: self.model.save_pretrained(self.out))
         self.processes.by_first(lambda: draw_curves(self.progress.history, self.out / CURVES_FILE))
         evaluation = evaluate(self.model, self.splits.test, seed=self.setup.seed, processes=self.processes)
         record = (json.dumps(evaluation.record(), indent=2) + "\n").encode()
         self.processes.by_first(lambda: write_atomically(self.out / EVALUATION_FILE, record))
         self.processes.by_first((self.out / CHECKPOINT_FILE).unlink)
-        if warning := _at_chance(self.progress.history[-1], self.splits, evaluation):
+        if warning := _at_chance(self.progress.history[-1], evaluation):
             self.monitor.on_warning(warning)
         return evaluation
 
@@ -529,7 +535,7 @@ def _lengths(recipe: Recipe, images: int, steps: int, batch_size: int) -> str:
     """What was chosen for so few images, and why; nothing where the recipe says it all."""
     chosen = []
     if batch_size != recipe.batch_size:
-        chosen.append(f"batches of {batch_size} in place of {recipe.batch_size}, so that an epoch leaves out no image")
+        chosen.append(f"batches of {batch_size} in place of {recipe.batch_size}, so that an epoch takes all of them")
     if steps * batch_size >= 2 * images:
         chosen.append(
             f"{steps} steps an epoch, which is {steps * batch_size / images:.0f} passes over them, for at least "
@@ -538,21 +544,23 @@ def _lengths(recipe: Recipe, images: int, steps: int, batch_size: int) -> str:
     return f"{images} training images: {'; '.join(chosen)}" if chosen else ""
 
 
-def _at_chance(last_epoch: dict[str, Any], splits: Splits, test: Evaluation) -> str:
-    """A warning where a network that has learnt its training images only guesses on all others; else nothing."""
-    held_out, right = test.images, test.correct
-    if splits.validation is not None:
-        held_out += len(splits.validation)
-        right += round(last_epoch["validation_accuracy"] * len(splits.validation))
-    largest = max(map(sum, test.confusion)) / test.images
-    at_chance = right / held_out <= largest + math.sqrt(largest * (1 - largest) / held_out)
-    if not at_chance or last_epoch["accuracy"] < (1 + largest) / 2:
+def _at_chance(last_epoch: dict[str, Any], test: Evaluation) -> str:
+    """A warning where a network that has learnt its training images only guesses on all others; else nothing.
+
+    Whoever guesses is right on one in so many images as there are classes, in the mean over these, however many images
+    each of them has: also who always names the same class.
+    """
+    recalls = [(row[index] / sum(row), sum(row)) for index, row in enumerate(test.confusion) if any(row)]
+    chance, mean = 1 / len(recalls), sum(recall for recall, _ in recalls) / len(recalls)
+    error = chance * math.sqrt(sum(chance * (1 - chance) / images for _, images in recalls))
+    is_at_chance = len(recalls) > 1 and mean <= chance + min(error, MOST_BY_LUCK)
+    if not is_at_chance or last_epoch["accuracy"] < (1 + chance) / 2:
         return ""
     return (
-        f"the network is right on {last_epoch['accuracy']:.0%} of its training images, but on the {held_out} held-out "
-        f"ones on {right / held_out:.0%}, where always naming the commonest class gives {largest:.0%}: it cannot be "
-        "used. See whether the held-out images show the same things as the training images and are labelled as they "
-        "are, and add images"
+        f"the network is right on {last_epoch['accuracy']:.0%} of its training images, but on the {test.images} test "
+        f"images it is no better than a guess (right on {test.accuracy:.0%}; the mean over the {len(recalls)} classes "
+        f"is {mean:.0%}, by guessing {chance:.0%}): see whether the test images show the same things as the training "
+        "images and are labelled as they are, and add images"
     )
 
 
@@ -640,33 +648,3 @@ def _fetched(dataset: ImageDataset, batches: list[Tensor], *, pinned: bool) -> I
             if index + 1 < len(batches):
                 ahead = fetcher.submit(fetch, batches[index + 1])
             yield batch
-
-
-@contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C stops at once.
-
-    A second SIGTERM changes nothing: who stops a sweep stops its processes, and each may be told by others too.
-    """
-    stop, first = threading.Event(), 0.0
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
-        yield stop
-        return
-
-    def request(number: int, _frame: object) -> None:
-        nonlocal first
-        now = time.monotonic()
-        if not stop.is_set():
-            stop.set()
-            first = now
-        elif number == signal.SIGINT and now - first > SAME_CTRL_C:
-            raise KeyboardInterrupt
-
-    # A handler that is not Python's (None) could not be put back.
-    ours = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
-    before = {number: signal.signal(number, request) for number in ours}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

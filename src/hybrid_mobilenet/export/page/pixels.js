@@ -1,6 +1,6 @@
 // A picture, made what the network is given: the same pixels as the project's Python code makes with Pillow.
 
-/** Pillow's bound (PIL.Image.MAX_IMAGE_PIXELS), which the Python code keeps to. */
+/** Pillow's bound (PIL.Image.MAX_IMAGE_PIXELS); the Python code takes larger JPEGs, which it can decode at half size. */
 export const MAX_PIXELS = 89478485;
 
 /** Rows or columns read at once: a canvas for a whole photograph is more than some phones allow. */
