@@ -306,7 +306,7 @@ def test_evaluate(model: Path) -> None:
     with Image.open(model / "confusion.png") as picture:
         picture.load()
         assert picture.format == "PNG"
-        assert picture.size == (984, 888)
+        assert min(picture.size) > 700
 
 
 def test_evaluate_json_agrees_with_the_run(model: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 from .architecture import FAMILIES, Activation, Family, PoolingSequence, Size, resolve
 from .errors import one_line, trace
 from .export import CALIBRATED, FILES
-from .recipe import CIFAR100_RECIPES, LEAST_STEPS, PAPER_RECIPES, Precision, Recipe, paper_recipe
+from .recipe import CIFAR100_RECIPES, LEAST_STEPS, PAPER_RECIPES, Precision, Recipe, check_seed, paper_recipe
 from .signals import stop_signals
 
 if TYPE_CHECKING:
@@ -562,6 +562,7 @@ def evaluate(
     from .runtimes import FileClassifier
     from .tables import class_table
 
+    check_seed(seed)  # also where a runtime evaluates that needs none
     keep_freed_memory()
     classifier = load_classifier(model, passes, device)
     size, channels = image_shape(classifier)
