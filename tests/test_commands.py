@@ -353,10 +353,15 @@ def test_a_time_is_a_seed(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_picture_that_cannot_be_written_costs_the_picture_alone(model: Path, tmp_path: Path) -> None:
-    result = invoke("evaluate", model, "digits", "--json", "--out", tmp_path / "missing" / "picture.png")
-    assert result.exit_code == 2
-    assert result.stderr == f"error: {tmp_path / 'missing' / 'picture.png'}: No such file or directory\n"
-    assert json.loads(result.stdout)["images"] == 359
+    (tmp_path / "file").write_text("")
+    for out, reason in ((tmp_path / "file" / "picture.png", "File exists"), (tmp_path, "Is a directory")):
+        result = invoke("evaluate", model, "digits", "--json", "--out", out)
+        assert result.exit_code == 2
+        assert result.stderr.startswith("error: ")
+        assert result.stderr.endswith(f": {reason}\n")
+        assert json.loads(result.stdout)["images"] == 359
+    assert invoke("evaluate", model, "digits", "--out", tmp_path / "new" / "picture.png").exit_code == 0
+    assert (tmp_path / "new" / "picture.png").is_file()
 
 
 # Predict
@@ -374,10 +379,22 @@ def test_predict(model: Path, images: Path) -> None:
 
 def test_a_damaged_exif_block_leaves_no_word(model: Path, tmp_path: Path) -> None:
     for name, exif in (("garbage", b"no TIFF header"), ("cut off", b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\x01")):
-        Image.new("L", (8, 8), 90).save(tmp_path / f"{name}.jpg", exif=exif)
+        for kind in ("jpg", "png", "webp"):
+            Image.new("RGB", (8, 8), (90, 90, 90)).save(tmp_path / f"{name}.{kind}", exif=exif)
     result = shell("predict", model, tmp_path, "--json")
     assert (result.returncode, result.stderr) == (0, "")
-    assert len(json.loads(result.stdout)) == 2
+    assert len(json.loads(result.stdout)) == 6
+
+
+def test_paths_that_are_no_files_are_named_and_not_read(model: Path, images: Path, tmp_path: Path) -> None:
+    link, pipe = tmp_path / "link.png", tmp_path / "pipe.png"
+    link.symlink_to(tmp_path / "gone")
+    os.mkfifo(pipe)
+    result = shell("predict", model, link, pipe, images, "--json")
+    assert result.returncode == 2
+    assert len(json.loads(result.stdout)) == 3
+    for line, path in zip(result.stderr.splitlines(), (link, pipe), strict=True):
+        assert line.startswith(f"error: {path} is no regular file")
 
 
 def test_predict_json(model: Path, images: Path) -> None:

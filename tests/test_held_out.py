@@ -228,8 +228,14 @@ def test_validation_images_are_used_images(copied: Path, tmp_path: Path, seen: S
 
 def test_a_run_that_does_not_remember(run: Run, tmp_path: Path, seen: Seen) -> None:
     out = Path(shutil.copytree(run.out, tmp_path / "model"))
-    (out / "split.json").write_text('{"train": ["12", "not hexadecimal"]}')
-    assert "split.json does not say which images" in refused("evaluate", out, run.photos)
+    for damaged in (
+        b'{"train": ["12", "not hexadecimal"]}',
+        b'{"train": "abc", "validation": "", "held_out": ""}',
+        b'{"train": [], "validation": [], "held_out": []}',
+        b"\xff\xfe\x00",
+    ):
+        (out / "split.json").write_bytes(damaged)
+        assert "split.json is damaged and does not say which images" in refused("evaluate", out, run.photos)
     (out / "split.json").unlink()
     record = evaluated(out, run.photos)
     assert (record["tested"], record["used_in_training"]) == ("all", None)

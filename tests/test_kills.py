@@ -73,6 +73,15 @@ def test_a_process_killed_within_an_epoch_and_between_epochs(family: Family, tmp
     assert (killed / WEIGHTS_FILE).read_bytes() == (whole / WEIGHTS_FILE).read_bytes()
 
 
+def test_a_process_killed_before_it_has_saved_anything(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = f"digits --family mp3 --image-size 8 --epochs 1 --batch-size 500 --out {out}".split()
+    assert run((0, 0), *settings) == -signal.SIGKILL
+    (out / ".checkpoint.safetensors.0123abcd.tmp").write_bytes(b"")  # or while it saved for the first time
+    assert run(NEVER, *settings) == 0
+    assert (out / WEIGHTS_FILE).is_file()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_restored_moments_have_the_layout_of_their_parameters(family: Family, tmp_path: Path) -> None:
     """Fused kernels walk parameters and moments as flat memory: in another layout they would be permuted."""
@@ -84,12 +93,17 @@ def test_restored_moments_have_the_layout_of_their_parameters(family: Family, tm
         torch.autograd.backward(model(images).square().sum())
         optimizer.step()
 
-    model = HybridMobileNet(resolve(family, 0.25, 2, 10, 3, 16), dropout=0.0)
+    def channels_last() -> HybridMobileNet:
+        model = HybridMobileNet(resolve(family, 0.25, 2, 10, 3, 16), dropout=0.0)
+        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    model = channels_last()
+    assert not model.get_parameter("conv.conv.weight").is_contiguous()
     optimizer = adam(model, PAPER)
     step(model, optimizer)
     save_checkpoint(tmp_path, {}, Progress(), model, optimizer, random_states())
 
-    restored = HybridMobileNet(resolve(family, 0.25, 2, 10, 3, 16), dropout=0.0)
+    restored = channels_last()
     restored_optimizer = adam(restored, PAPER)
     restore(read_checkpoint(tmp_path)[2], restored, restored_optimizer)
     for parameter, its in zip(restored.parameters(), model.parameters(), strict=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -16,13 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hybrid_mobilenet import HybridMobileNet, resolve
 from hybrid_mobilenet.architecture import FAMILIES, Activation, Family
 from hybrid_mobilenet.kernels import depthwise as depthwise_kernel
 from hybrid_mobilenet.kernels import pointwise as pointwise_kernel
-from hybrid_mobilenet.model import ConvolutionBlock
+from hybrid_mobilenet.model import ConvolutionBlock, ModelError
 
 Change = Callable[[HybridMobileNet], object]
 
@@ -179,8 +181,6 @@ def prune_each(model: HybridMobileNet) -> None:
 
 
 def prune_all(model: HybridMobileNet) -> None:
-    # The function flattens weights by view, which no channels-last kernels of several channels allow.
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # torch's stubs lack it
     parameters = [(module, "weight") for module in model.modules() if isinstance(module, nn.Conv2d | nn.BatchNorm2d)]
     prune.global_unstructured(parameters, prune.L1Unstructured, amount=0.5)
 
@@ -517,3 +517,65 @@ def test_exported_it_gives_the_same() -> None:
     program = torch.export.export(model, (images(),))
     with torch.no_grad():
         torch.testing.assert_close(program.module()(images()), model(images()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_torch_func_gives_the_gradients_of_each_image(family: Family) -> None:
+    """torch.vmap over a whole network, in eval(), where images do not depend on each other."""
+    model, x, labels = network(family).eval(), images(3), torch.tensor([0, 1, 2])
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def loss(weights: dict[str, Tensor], image: Tensor, label: Tensor) -> Tensor:
+        return F.cross_entropy(torch.func.functional_call(model, weights, (image[None],)), label[None])
+
+    of_each = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(weights, x, labels)
+    for index in range(len(x)):
+        model.zero_grad()
+        torch.autograd.backward(F.cross_entropy(model(x[index : index + 1]), labels[index : index + 1]))
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(of_each[name][index], parameter.grad, rtol=1e-6, atol=1e-8)
+
+
+def test_what_patches_or_follows_torch_s_functions_is_called() -> None:
+    class Counting(TorchFunctionMode):
+        seen = 0
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.seen += func is F.batch_norm
+            return func(*args, **(kwargs or {}))
+
+    model = network()
+    with Counting() as counting:
+        model(images())
+    assert counting.seen == sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+    def patch(model: HybridMobileNet) -> None:
+        for conv in convolutions(model):
+            own = conv._conv_forward
+            conv._conv_forward = lambda *inputs, own=own: 2 * own(*inputs)  # type: ignore[method-assign]
+
+    assert_equal_to_its_modules(patch)
+
+
+@pytest.mark.parametrize("change", [prune_each, weight_norm, "activation", "classes"])
+def test_a_changed_model_is_not_saved_as_another(change: Change | str, tmp_path: Path) -> None:
+    model = network()
+    if change == "activation":
+        model.get_submodule("block3_pointwise").activation = nn.SiLU()
+    elif change == "classes":
+        model.classifier.linear = nn.Linear(model.classifier.linear.in_features, 7)  # type: ignore[arg-type, union-attr]
+    else:
+        change(model)  # type: ignore[operator]
+    with pytest.raises(ModelError, match=r"is what would be loaded: save the state_dict\(\)"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_pruned_model_is_saved_once_that_is_made_final(tmp_path: Path) -> None:
+    model = network().float().eval()
+    prune_each(model)
+    for conv in convolutions(model, depthwise=True):
+        prune.remove(conv, "weight")  # type: ignore[no-untyped-call]
+    model.save_pretrained(tmp_path)
+    x = images().float()
+    assert torch.equal(HybridMobileNet.from_pretrained(tmp_path)(x), model(x))

@@ -604,6 +604,7 @@ def evaluate(
             f"tested: {count} images of {of_split}{data}{held_out}", *(f"note: {note}" for note in notes), sep="\n"
         )
     if picture:  # last, so that a folder that cannot be written costs the picture alone
+        picture.parent.mkdir(parents=True, exist_ok=True)
         title = f"{data}\n{result.accuracy:.2%} of {result.images:,} images right"
         draw_confusion(result.confusion, result.class_names, title, picture)
         if not as_json:

@@ -231,12 +231,14 @@ class Remembered:
             return None
         try:
             fields = json.loads(file.read_bytes())
-            parts = (fields[name] for name in ("train", "validation", "held_out"))
+            parts = [fields[name] for name in ("train", "validation", "held_out")]
+            if not parts[0] or not all(isinstance(part, list) for part in parts):
+                raise ValueError
             return cls(*(np.array([int(content, 16) for content in part], np.uint64) for part in parts))
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise DataError(
-                f"{file} does not say which images the model was trained on ({error!r}): restore it, or delete it to "
-                "evaluate without knowing"
+                f"{file} is damaged and does not say which images the model was trained on: restore it, or delete it "
+                "to evaluate without knowing"
             ) from error
 
 
@@ -300,7 +302,14 @@ def load(
     if validation == 0:
         _read({"training": train, "test": test}, memory_bound, progress)
         return Splits(train, None, test, name, has_own_test)
-    train, held_out = _split(train, validation, f"validation {seed}", f"{source}: the validation split", progress)
+    train, held_out = _split(
+        train,
+        validation,
+        f"validation {seed}",
+        f"{source}: the validation split",
+        progress,
+        "add images, remove the class, or hold none out (--validation 0)",
+    )
     _read({"training": train, "validation": held_out, "test": test}, memory_bound, progress)
     return Splits(train, held_out, test, name, has_own_test)
 
@@ -453,7 +462,12 @@ def _with_test(source: str, images: ImageDataset, progress: Progress | None) -> 
 
 
 def _split(
-    dataset: ImageDataset, fraction: float, salt: str, problem: str, progress: Progress | None
+    dataset: ImageDataset,
+    fraction: float,
+    salt: str,
+    problem: str,
+    progress: Progress | None,
+    remedy: str = "add images, or remove the class",
 ) -> tuple[ImageDataset, ImageDataset]:
     """What remains, and what is held out.
 
@@ -473,7 +487,7 @@ def _split(
         if len(members) < 2:
             raise DataError(
                 f"{problem} needs two or more different images of every class, but {dataset.class_names[label]!r} has "
-                "one: add images, or remove the class"
+                f"one: {remedy}"
             )
         count = is_held_out[members].sum()
         allowed = min(max(count, 1), int(len(members) * (1 + fraction) / 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -29,6 +30,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         OSError: where it cannot be written (no permission, full disk), naming `path`; the old file is then intact.
     """
     try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         with _temporary(path, partial(Path.touch, exist_ok=False)) as temporary:
             with temporary.open("r+b") as file:
                 file.write(content)
@@ -67,7 +70,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
 @contextmanager
 def _temporary(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     """What `make` makes beside `path`. Its lock says that somebody is at it; a kill frees that."""
-    _remove_left_overs(path)
+    remove_left_overs(path)
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         make(temporary)
@@ -80,7 +83,7 @@ def _temporary(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
                 return
 
 
-def _remove_left_overs(path: Path) -> None:
+def remove_left_overs(path: Path) -> None:
     """Remove temporary files and folders of `path` that nobody holds a lock on."""
     name = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}\.tmp")
     with suppress(OSError):  # a folder that one may write to, but not list

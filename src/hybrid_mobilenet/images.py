@@ -212,8 +212,10 @@ def image_files(paths: Sequence[Path], report: Report = _raise) -> list[Path]:
             found = list(files_below(path, report)) if path.is_dir() else [path]
             if not found:
                 raise DataError(f"{path} holds no image: name a folder with files such as {listed(EXTENSIONS)}")
-            if not path.exists():
+            if not path.exists() and not path.is_symlink():
                 raise DataError(f"{path} does not exist{near(str(path))}: name an image or a folder of them")
+            if not path.is_dir() and not path.is_file():  # reading a pipe would wait for ever
+                raise DataError(f"{path} is no regular file (a broken link?): repair or remove it")
         except (DataError, OSError) as error:
             report(error)
         else:

@@ -210,7 +210,6 @@ class HybridMobileNet(nn.Module):
             if layer.kind != "global_average_pool":  # without weights or state: a mean in forward
                 self.add_module(layer.name, self._build(layer))
         self._initialise()
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
 
     def _build(self, layer: Layer) -> nn.Module:
         match layer.kind:
@@ -232,7 +231,9 @@ class HybridMobileNet(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self._normalised(images).contiguous(memory_format=torch.channels_last)
+        x = self._normalised(images)
+        if not torch._C._are_functorch_transforms_active():  # torch.vmap knows no memory formats
+            x = x.contiguous(memory_format=torch.channels_last)
         convolved: nn.Module | None = None
         modules: list[Any] = [getattr(self, layer.name, None) for layer in self.network.layers]
         for layer, module, following in zip(self.network.layers, modules, (*modules[1:], None), strict=True):
@@ -288,14 +289,34 @@ class HybridMobileNet(nn.Module):
         """Write `folder`/model.safetensors and `folder`/config.json, each whole or not at all.
 
         Raises:
+            ModelError: where the model is not built as config.json will say, so that another one would be loaded.
             OSError: where the folder cannot be written.
         """
+        self._check_parts()
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # safetensors refuses channels-last strides
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         write_atomically(folder / WEIGHTS_FILE, save(weights))
         write_atomically(folder / CONFIG_FILE, (json.dumps(self.config(), indent=2) + "\n").encode())
+
+    def _check_parts(self) -> None:
+        """Compare modules and weights with those that config.json stands for."""
+        with torch.device("meta"):
+            expected = HybridMobileNet(self.network, class_names=self.class_names, activation=self.activation)
+
+        def parts(model: HybridMobileNet) -> dict[str, str]:
+            modules = {name: type(module).__name__ for name, module in model.named_modules() if name}
+            return modules | {name: f"of shape {tuple(value.shape)}" for name, value in model.state_dict().items()}
+
+        own, its = parts(self), parts(expected)
+        for name in [*its, *own]:
+            if own.get(name) != its.get(name):
+                raise ModelError(
+                    f"{name} is {own.get(name, 'missing')}, but {its.get(name, 'missing')} in the model that "
+                    f"{CONFIG_FILE} describes, which is what would be loaded: save the state_dict() of a model with "
+                    "other parts yourself, or undo the change (prune.remove, parametrize.remove_parametrizations)"
+                )
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Self:

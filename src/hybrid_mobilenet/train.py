@@ -39,7 +39,7 @@ from .cuda_graph import CapturedSteps
 from .data import SPLIT_FILE, ImageDataset, Splits, load, normalisation
 from .devices import choose_device
 from .evaluate import Evaluation, evaluate
-from .files import write_atomically
+from .files import remove_left_overs, write_atomically
 from .model import HybridMobileNet
 from .plots import CURVES_FILE, draw_curves
 from .precise_statistics import FINAL_IMAGES, VALIDATION_IMAGES, set_precise_statistics
@@ -209,6 +209,8 @@ def train(setup: Setup, out: Path, monitor: Monitor, read: Read = read_data, dev
 
 def _prepare(setup: Setup, out: Path, monitor: Monitor, processes: Processes, read: Read, device: str) -> Splits:
     """Check all that can be checked before the first step, read the data and make the folder."""
+    if processes.first:
+        remove_left_overs(out / CHECKPOINT_FILE)  # of a run that was killed while it saved for the first time
     if processes.first and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(
             f"out is {str(out)!r}, which exists already: choose another folder with --out, go on with an unfinished "

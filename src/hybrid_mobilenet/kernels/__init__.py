@@ -43,6 +43,7 @@ def serve(x: Tensor) -> bool:
         and not _is_traced()
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._len_torch_function_stack()
     )
 
 
@@ -69,5 +70,6 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
         or _global_backward_hooks
         or _global_backward_pre_hooks
         or "forward" in own
+        or "_conv_forward" in own
         or "_compiled_call_impl" in own
     )
