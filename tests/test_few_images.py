@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from typer.testing import CliRunner
 
-from hybrid_mobilenet import HybridMobileNet, resolve
+from hybrid_mobilenet import HybridMobileNet, cli, resolve
 from hybrid_mobilenet import train as training
 from hybrid_mobilenet.architecture import FAMILIES, Family
 from hybrid_mobilenet.data import ImageDataset, Splits, load
@@ -177,9 +178,8 @@ def test_the_command_says_so_last(as_json: bool, folder: Path, tmp_path: Path) -
     for name, other in zip(COLOURS, [*COLOURS][1:] + [*COLOURS][:1], strict=True):
         shutil.copytree(folder / name, tmp_path / "data" / "test" / other)
     options = ["--epochs", "15", "--batch-size", "32", "--out", str(tmp_path / "run")] + ["--json"] * as_json
-    command = [sys.executable, "-m", "hybrid_mobilenet", "train", str(tmp_path / "data"), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(cli.app, ["train", str(tmp_path / "data"), *options])
+    assert done.exit_code == 0, done.stderr
     if as_json:
         (warning,) = json.loads(done.stdout)["warnings"]
     else:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
-from hybrid_mobilenet import HybridMobileNet, resolve
+from hybrid_mobilenet import HybridMobileNet, cli, resolve
 from hybrid_mobilenet.architecture import FAMILIES, Family
 from hybrid_mobilenet.checkpoint import (
     Progress,
@@ -73,13 +74,14 @@ def test_a_process_killed_within_an_epoch_and_between_epochs(family: Family, tmp
     assert (killed / WEIGHTS_FILE).read_bytes() == (whole / WEIGHTS_FILE).read_bytes()
 
 
-def test_a_process_killed_before_it_has_saved_anything(tmp_path: Path) -> None:
+def test_a_process_killed_while_it_saved_for_the_first_time(tmp_path: Path) -> None:
     out = tmp_path / "run"
+    out.mkdir()
+    (out / ".checkpoint.safetensors.0123abcd.tmp").write_bytes(b"")  # what it leaves
     settings = f"digits --family mp3 --image-size 8 --epochs 1 --batch-size 500 --out {out}".split()
-    assert run((0, 0), *settings) == -signal.SIGKILL
-    (out / ".checkpoint.safetensors.0123abcd.tmp").write_bytes(b"")  # or while it saved for the first time
-    assert run(NEVER, *settings) == 0
-    assert (out / WEIGHTS_FILE).is_file()
+    done = CliRunner().invoke(cli.app, ["train", *settings])
+    assert done.exit_code == 0, done.stderr
+    assert not list(out.glob(".*"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
