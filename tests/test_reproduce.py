@@ -477,8 +477,8 @@ def ends(process: int) -> bool:
 
 @pytest.mark.parametrize(
     ("number", "whom"),
-    [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.killpg), (signal.SIGKILL, os.kill)],
-    ids=["Ctrl-C", "SIGTERM to all", "SIGKILL"],  # a SIGTERM to the first process alone goes its way, as Ctrl-C does
+    [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.killpg), (signal.SIGTERM, os.kill), (signal.SIGKILL, os.kill)],
+    ids=["Ctrl-C", "SIGTERM to all", "SIGTERM", "SIGKILL"],
 )
 def test_what_stops_a_sweep_saves_every_process_s_run(
     place: Place, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, whom: Callable[[int, int], None]

@@ -30,7 +30,8 @@ FONTS = ("DejaVu Sans", "Noto Sans CJK SC", "Arial Unicode MS", "Microsoft YaHei
 @contextmanager
 def _names_as_they_are() -> Iterator[None]:
     """Names of classes and files in any script and of any length; dollar signs are not formulas here."""
-    fonts = [font for font in FONTS if font in get_font_names()]
+    installed = get_font_names()
+    fonts = [font for font in FONTS if font in installed]
     with (
         # The picture grows with the names, and not the axes shrink.
         mpl.rc_context({"text.parse_math": False, "font.family": fonts, "savefig.bbox": "tight"}),
