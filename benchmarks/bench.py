@@ -22,8 +22,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 import epoch
 import fractional_max_pool
 import training
-from hybrid_mobilenet import machine
-from hybrid_mobilenet.files import write_atomically
+from hybrid_mobilenet.common import machine
+from hybrid_mobilenet.common.files import write_atomically
 from report import Section
 
 PARTS = ("fmp", "train", "epoch")

@@ -10,10 +10,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from hybrid_mobilenet.data import load
-from hybrid_mobilenet.model import HybridMobileNet
-from hybrid_mobilenet.precise_statistics import FINAL_IMAGES, VALIDATION_IMAGES, set_precise_statistics
-from hybrid_mobilenet.recipe import paper_recipe
+from hybrid_mobilenet.data.dataset import load
+from hybrid_mobilenet.network.model import HybridMobileNet
+from hybrid_mobilenet.training.precise_statistics import FINAL_IMAGES, VALIDATION_IMAGES, set_precise_statistics
+from hybrid_mobilenet.training.recipe import paper_recipe
 from report import Figure, Section
 
 FOLDER = Path(__file__).parent

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 import plain_pytorch
-from hybrid_mobilenet.architecture import Network
+from hybrid_mobilenet.network.architecture import Network
 
 VERSION = plain_pytorch.VERSION
 

@@ -24,16 +24,16 @@ from typing import Any, get_args
 import torch
 from rich.console import Console
 
-from hybrid_mobilenet.architecture import resolve
-from hybrid_mobilenet.cuda_graph import CapturedSteps
-from hybrid_mobilenet.data import load
-from hybrid_mobilenet.files import write_atomically
-from hybrid_mobilenet.kernels import reference
-from hybrid_mobilenet.model import HybridMobileNet
-from hybrid_mobilenet.pooling import _kernels, random_sequence
-from hybrid_mobilenet.processes import Processes
-from hybrid_mobilenet.recipe import PAPER, Precision
-from hybrid_mobilenet.train import adam, engine, train_step
+from hybrid_mobilenet.common.files import write_atomically
+from hybrid_mobilenet.data.dataset import load
+from hybrid_mobilenet.layers.kernels import reference
+from hybrid_mobilenet.layers.pooling import _kernels, random_sequence
+from hybrid_mobilenet.network.architecture import resolve
+from hybrid_mobilenet.network.model import HybridMobileNet
+from hybrid_mobilenet.training.cuda_graph import CapturedSteps
+from hybrid_mobilenet.training.processes import Processes
+from hybrid_mobilenet.training.recipe import PAPER, Precision
+from hybrid_mobilenet.training.run import adam, engine, train_step
 from report import Cell, Figure, Section
 from training import COMPARISONS
 

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-from hybrid_mobilenet.architecture import FMP_RATIO, Layer, Network
+from hybrid_mobilenet.network.architecture import FMP_RATIO, Layer, Network
 
 VERSION = f"tensorflow {tf.__version__}"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from hybrid_mobilenet.architecture import Network
+from hybrid_mobilenet.network.architecture import Network
 
 VERSION = f"torch {torch.__version__}"
 

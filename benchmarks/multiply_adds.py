@@ -14,9 +14,9 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from hybrid_mobilenet.architecture import Network
-from hybrid_mobilenet.kernels.threads import compiled, number, numbers, run, team
-from hybrid_mobilenet.kernels.vectors import HAS_AVX512, add_product
+from hybrid_mobilenet.layers.kernels.cpu.threads import compiled, number, numbers, run, team
+from hybrid_mobilenet.layers.kernels.cpu.vectors import HAS_AVX512, add_product
+from hybrid_mobilenet.network.architecture import Network
 from matrix_product import MULT_ADDS
 
 VERSION = f"torch {torch.__version__}"

@@ -17,7 +17,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from hybrid_mobilenet.files import write_atomically
+from hybrid_mobilenet.common.files import write_atomically
 
 
 def conv(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybrid_mobilenet.architecture import Layer, Network
+from hybrid_mobilenet.network.architecture import Layer, Network
 
 VERSION = f"torch {torch.__version__}"
 

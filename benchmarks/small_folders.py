@@ -19,10 +19,10 @@ from pathlib import Path
 
 import torch
 
-from hybrid_mobilenet.data import ImageDataset, Splits, load
-from hybrid_mobilenet.progress import RunProgress
-from hybrid_mobilenet.recipe import paper_recipe
-from hybrid_mobilenet.train import Monitor, Setup, train
+from hybrid_mobilenet.cli.progress import RunProgress
+from hybrid_mobilenet.data.dataset import ImageDataset, Splits, load
+from hybrid_mobilenet.training.recipe import paper_recipe
+from hybrid_mobilenet.training.run import Monitor, Setup, train
 
 RESULTS = Path("runs/small-folders.jsonl")
 

@@ -11,7 +11,7 @@ import os
 import sys
 from importlib import import_module
 
-from hybrid_mobilenet.architecture import resolve
+from hybrid_mobilenet.network.architecture import resolve
 from timing import timed
 
 WARM_UP_STEPS = 3

@@ -12,8 +12,8 @@ from statistics import median
 from typing import TypeVar
 
 import matrix_product
-from hybrid_mobilenet.architecture import Family, Layer, Network, resolve
-from hybrid_mobilenet.cost import layer_mult_adds
+from hybrid_mobilenet.network.architecture import Family, Layer, Network, resolve
+from hybrid_mobilenet.network.cost import layer_mult_adds
 from report import Cell, Figure, Section
 from timing import Timed, interleave, speed_up
 from workers import Worker, WorkerError

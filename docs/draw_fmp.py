@@ -16,9 +16,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-from hybrid_mobilenet.architecture import FMP_RATIO, fractional_size
-from hybrid_mobilenet.files import write_atomically
-from hybrid_mobilenet.pooling import fractional_max_pool2d, random_sequence
+from hybrid_mobilenet.common.files import write_atomically
+from hybrid_mobilenet.layers.pooling import fractional_max_pool2d, random_sequence
+from hybrid_mobilenet.layers.sizes import fractional_size
+from hybrid_mobilenet.network.architecture import FMP_RATIO
 
 PICTURE = Path(__file__).with_name("fmp.png")
 CROP = (135, 45, 495, 405)  # of scikit-learn's flower.jpg: left, top, right, bottom

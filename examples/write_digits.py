@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hybrid_mobilenet.data import load
+from hybrid_mobilenet.data.dataset import load
 
 
 def write_digits(folder: Path) -> None:

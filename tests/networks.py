@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_mobilenet import HybridMobileNet, resolve
-from hybrid_mobilenet.architecture import Family, Size
-from hybrid_mobilenet.data import load
+from hybrid_mobilenet.data.dataset import load
+from hybrid_mobilenet.layers.sizes import Size
+from hybrid_mobilenet.network.architecture import Family
 
 
 def images(count: int, size: Size = (32, 32), channels: int = 3, seed: int = 0) -> Tensor:

@@ -97,17 +97,17 @@ def main(folder: Path) -> None:
     import lightning_fabric  # noqa: F401  it has settings of its own, which importing it makes
     import onnx  # noqa: F401
     import onnxruntime  # noqa: F401
+    from test_train import RECIPE, SMALL, Quiet
 
     from hybrid_mobilenet import HybridMobileNet
-    from hybrid_mobilenet.classify import load_classifier
-    from hybrid_mobilenet.data import load
-    from hybrid_mobilenet.estimate import estimate
-    from hybrid_mobilenet.evaluate import evaluate, probabilities
-    from hybrid_mobilenet.export.export import export
-    from hybrid_mobilenet.grid import select
-    from hybrid_mobilenet.reproduce import Place
-    from hybrid_mobilenet.train import Interrupted, resume, train
-    from test_train import RECIPE, SMALL, Quiet
+    from hybrid_mobilenet.data.dataset import load
+    from hybrid_mobilenet.deploy.classify import load_classifier
+    from hybrid_mobilenet.deploy.export import export
+    from hybrid_mobilenet.study.estimate import estimate
+    from hybrid_mobilenet.study.grid import select
+    from hybrid_mobilenet.study.reproduce import Place
+    from hybrid_mobilenet.training.evaluate import evaluate, probabilities
+    from hybrid_mobilenet.training.run import Interrupted, resume, train
 
     datasets.disable_progress_bars()
     parquet(folder / "data.parquet")

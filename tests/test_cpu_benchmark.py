@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from hybrid_mobilenet import resolve
-from hybrid_mobilenet.architecture import Layer
-from hybrid_mobilenet.cost import layer_mult_adds, network_mult_adds
+from hybrid_mobilenet.network.architecture import Layer
+from hybrid_mobilenet.network.cost import layer_mult_adds, network_mult_adds
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

@@ -1,8 +1,9 @@
-"""A module imports only from strictly lower levels; the lowest need the standard library alone; only `cli` prints."""
+"""A folder imports only from folders below it, `common` needs no other; only the command line prints."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,91 +14,43 @@ import hybrid_mobilenet
 
 PACKAGE = Path(hybrid_mobilenet.__file__).parent
 
-#: Lowest first. The first test below fails for a module that is missing here: say where it belongs.
-LEVELS: tuple[set[str], ...] = (
-    {"architecture", "devices", "errors", "files", "machine", "serve", "signals"},
-    {"cost", "paper", "recipe", "plots", "progress", "images", "processes"},
-    {"kernels", "tables", "sources", "runtimes", "grid"},
-    {"pooling", "depthwise", "batch_norm", "data", "latency", "records"},
-    {"pointwise"},
-    {"model", "claims"},
-    {"checkpoint", "report"},
-    {"evaluate"},
-    {"cuda_graph", "export", "precise_statistics"},
-    {"train"},
-    {"reproduce", "classify", "benchmark"},
-    {"estimate", "engines", "ray_engine"},
-    {"cli"},
-    {"__main__"},
-)
-LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-STANDARD_LIBRARY_ONLY = {
-    "__init__",
-    "architecture",
-    "errors",
-    "files",
-    "machine",
-    "serve",
-    "cost",
-    "paper",
-    "recipe",
-    "grid",
-    "records",
-    "claims",
-}
+#: Highest first. `study` and `deploy` are side by side: neither imports the other.
+FLOORS = ({"cli"}, {"study", "deploy"}, {"training"}, {"data"}, {"network"}, {"layers"}, {"common"})
+FLOOR = {folder: floor for floor, folders in enumerate(FLOORS) for folder in folders}
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 
-def module(path: Path) -> str:
-    """The module of a file below the package; a subpackage is one module."""
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+def folder(path: Path) -> str:
+    """The folder of the package that a file is in; the package itself is "." and the highest floor."""
+    return path.relative_to(PACKAGE).parts[0] if path.parent != PACKAGE else "."
 
 
-def imported(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Line, top-level module outside the package (or ""), and module of the package (or "") of each import."""
-    inside = len(path.relative_to(PACKAGE).parts)
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and module, from the package's name on where it is the package's, of each import."""
+    package = ["hybrid_mobilenet", *path.relative_to(PACKAGE).parts[:-1]]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield node.lineno, alias.name.partition(".")[0], ""
+            yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            if node.level == 0:
-                yield node.lineno, str(node.module).partition(".")[0], ""
-            elif node.level == inside and node.module:
-                yield node.lineno, "", node.module.partition(".")[0]
-            elif node.level == inside:
-                for alias in node.names:
-                    yield node.lineno, "", alias.name
-            else:
-                yield node.lineno, "", module(path)  # a subpackage's module importing its sibling
+            base = package[: len(package) - node.level + 1] if node.level else []
+            yield from ((node.lineno, ".".join([*base, *filter(None, [node.module]), a.name])) for a in node.names)
 
 
 def ids(path: Path) -> str:
     return str(path.relative_to(PACKAGE))
 
 
-def test_every_module_has_a_level() -> None:
-    assert {module(path) for path in SOURCES} - {"__init__"} - set(LEVEL) == set()
-
-
 @pytest.mark.parametrize("path", SOURCES, ids=ids)
-def test_imports_only_from_lower_levels(path: Path) -> None:
-    importer = module(path)
-    for line, outside, name in imported(path):
-        assert outside != "hybrid_mobilenet", f"{path}:{line}: import from the package relatively"
-        if not name or importer == "__init__" or name == "__version__":
-            continue
-        siblings = name == importer and path.parent != PACKAGE
-        assert siblings or LEVEL[name] < LEVEL[importer], f"{path}:{line}: {importer} must not import {name}"
+def test_imports_only_from_lower_folders(path: Path) -> None:
+    for line, module in imported(path):
+        root, _, rest = module.partition(".")
+        target = rest.partition(".")[0]
+        if root == "hybrid_mobilenet" and target not in (folder(path), "__version__") and folder(path) != ".":
+            assert FLOOR[folder(path)] < FLOOR[target], f"{path}:{line}: {folder(path)} must not import {module}"
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if module(path) in STANDARD_LIBRARY_ONLY], ids=ids)
-def test_the_lowest_need_the_standard_library_only(path: Path) -> None:
-    assert {outside for _, outside, _ in imported(path)} - {""} <= sys.stdlib_module_names
-
-
-@pytest.mark.parametrize("path", [path for path in SOURCES if module(path) != "cli"], ids=ids)
+@pytest.mark.parametrize("path", [path for path in SOURCES if folder(path) != "cli"], ids=ids)
 def test_only_the_command_line_prints_or_exits(path: Path) -> None:
     forbidden = {"print", "exit", "quit", "SystemExit", "sys.exit", "os._exit", "sys.stdout.write", "sys.stderr.write"}
     used = {
@@ -108,15 +61,26 @@ def test_only_the_command_line_prints_or_exits(path: Path) -> None:
     assert not forbidden & set(used), f"{path}: {used}"
 
 
+@pytest.mark.parametrize(
+    "module",
+    ["network.cost", "study.claims", "study.paper", "study.grid", "study.records", "training.recipe", "common.files"],
+)
+def test_facts_need_no_torch(module: str) -> None:
+    script = f"import sys, hybrid_mobilenet.{module}; sys.exit(bool({{'torch', 'numpy', 'rich'}} & set(sys.modules)))"
+    environment = {"PYTHONPATH": str(PACKAGE.parent)}
+    assert subprocess.run([sys.executable, "-c", script], env=environment, check=False).returncode == 0
+
+
 def test_the_checks_see_what_they_look_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "PACKAGE", tmp_path)
-    bad = tmp_path / "cost.py"
-    bad.write_text("from .train import fit\nimport torch\nfrom . import model\nprint(1)\n")
-    assert list(imported(bad)) == [(1, "", "train"), (2, "torch", ""), (3, "", "model")]
-    for test in (
-        test_imports_only_from_lower_levels,
-        test_the_lowest_need_the_standard_library_only,
-        test_only_the_command_line_prints_or_exits,
-    ):
+    (tmp_path / "deploy/web").mkdir(parents=True)
+    bad = tmp_path / "deploy/web/page.py"
+    bad.write_text("from ...study.grid import Run\nimport torch\nfrom . import serve\nprint(1)\n")
+    assert list(imported(bad)) == [
+        (1, "hybrid_mobilenet.study.grid.Run"),
+        (2, "torch"),
+        (3, "hybrid_mobilenet.deploy.web.serve"),
+    ]
+    for test in (test_imports_only_from_lower_folders, test_only_the_command_line_prints_or_exits):
         with pytest.raises(AssertionError):
             test(bad)

@@ -22,10 +22,10 @@ from PIL import Image
 from typer.core import TyperGroup
 
 import hybrid_mobilenet
-from hybrid_mobilenet import cli
-from hybrid_mobilenet.data import load
-from hybrid_mobilenet.images import image_files, read_image
-from hybrid_mobilenet.paper import RESULTS
+from hybrid_mobilenet.cli import app as cli
+from hybrid_mobilenet.data.dataset import load
+from hybrid_mobilenet.data.images import image_files, read_image
+from hybrid_mobilenet.study.paper import RESULTS
 from scripts import script
 
 ROOT = Path(__file__).parents[1]

@@ -44,11 +44,11 @@ def test_the_wheel_trains_outside_the_checkout(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "model.safetensors").stat().st_size > 100_000
 
-    where = "import hybrid_mobilenet.train as t; print(t.__file__, t.__version__)"
+    where = "import hybrid_mobilenet.training.run as t; print(t.__file__, t.__version__)"
     file, version = subprocess.run(
         [python, "-c", where], cwd=tmp_path, env=variables, capture_output=True, text=True, check=True
     ).stdout.split()
     assert Path(file).is_relative_to(own)
     assert version in wheel.name
     page = ("page/index.html", "page/style.css", "page/worker.js", "page/icon.svg", "run_page.mjs")
-    assert all((Path(file).parent / "export" / name).is_file() for name in page)
+    assert all((Path(file).parent / "deploy/web" / name).is_file() for name in page)

@@ -16,18 +16,18 @@ from typing import Any
 
 import pytest
 import torch
+from test_train import SMALL, STEPS, Quiet, before_step, poison
 
 from hybrid_mobilenet import HybridMobileNet
-from hybrid_mobilenet import train as training
-from hybrid_mobilenet.architecture import Size
-from hybrid_mobilenet.checkpoint import read_checkpoint
-from hybrid_mobilenet.data import ImageDataset, load
-from hybrid_mobilenet.evaluate import Evaluation, evaluate
-from hybrid_mobilenet.images import DataError
-from hybrid_mobilenet.pooling import FractionalMaxPool2d
-from hybrid_mobilenet.processes import OtherProcessFailed, Processes, ProcessLost
-from hybrid_mobilenet.train import Interrupted, TrainingDiverged
-from test_train import SMALL, STEPS, Quiet, before_step, poison
+from hybrid_mobilenet.data.dataset import ImageDataset, load
+from hybrid_mobilenet.data.images import DataError
+from hybrid_mobilenet.layers.pooling import FractionalMaxPool2d
+from hybrid_mobilenet.layers.sizes import Size
+from hybrid_mobilenet.training import run as training
+from hybrid_mobilenet.training.checkpoint import read_checkpoint
+from hybrid_mobilenet.training.evaluate import Evaluation, evaluate
+from hybrid_mobilenet.training.processes import OtherProcessFailed, Processes, ProcessLost
+from hybrid_mobilenet.training.run import Interrupted, TrainingDiverged
 
 FOLDER, RANK = Path(sys.argv[1]), int(os.environ["RANK"])
 

@@ -9,13 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .architecture import resolve as resolve
-    from .model import HybridMobileNet as HybridMobileNet
-    from .pooling import FractionalMaxPool2d as FractionalMaxPool2d
+    from .layers.pooling import FractionalMaxPool2d as FractionalMaxPool2d
+    from .network.architecture import resolve as resolve
+    from .network.model import HybridMobileNet as HybridMobileNet
 
     __version__: str
 
-_MODULE_OF = {"FractionalMaxPool2d": "pooling", "HybridMobileNet": "model", "resolve": "architecture"}
+_MODULE_OF = {
+    "FractionalMaxPool2d": "layers.pooling",
+    "HybridMobileNet": "network.model",
+    "resolve": "network.architecture",
+}
 
 __all__ = ["FractionalMaxPool2d", "HybridMobileNet", "__version__", "resolve"]
 

@@ -1,0 +1,1 @@
+"""Files, plots, signals and facts about the machine: used by every other folder, and using none."""

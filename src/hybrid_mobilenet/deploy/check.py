@@ -1,0 +1,97 @@
+"""An exported model against the model it was made from."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..data.dataset import load_test
+from ..network.model import HybridMobileNet
+from .deployed import ExportError
+from .runtimes import FileClassifier
+
+#: Largest difference of a logit to PyTorch's that float32 exports may have; in proportion where logits are above 10.
+TOLERANCE = 1e-4
+
+#: Least signal-to-noise ratio of int8 exports, in dB: trained networks have 25 to 30, and broken ones less than 5.
+INT8_SIGNAL_TO_NOISE = 10.0
+
+CHECKED_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the logits of an exported file are from PyTorch's, on real images.
+
+    Attributes:
+        difference: the largest of any logit.
+        signal_to_noise: variance of the logits, class by class, over the mean square of the differences, in dB.
+        images: on which it was measured.
+    """
+
+    difference: float
+    signal_to_noise: float
+    images: int
+
+
+def float_parity(model: HybridMobileNet, exported: FileClassifier, images: Tensor | None) -> Parity:
+    """Compare a float32 export with PyTorch.
+
+    Args:
+        model: in eval() or not; its fixed regions are compared.
+        exported: the export, in its runtime.
+        images: uint8 (n, C, H, W), real images; the handwritten digits, resized, if None.
+
+    Raises:
+        ExportError: where a logit differs by more than `TOLERANCE`.
+    """
+    parity, largest = _compare(model, exported, images)
+    allowed = TOLERANCE * max(1.0, largest / 10)
+    if not parity.difference <= allowed:  # not "above", so that NaN fails too
+        raise ExportError(
+            f"the exported model disagrees with PyTorch in {exported.runtime}: logits differ by "
+            f"{parity.difference:.2g}, but at most {allowed:.2g} is rounding; no file was written: please report it, "
+            "with the versions installed"
+        )
+    return parity
+
+
+def int8_parity(model: HybridMobileNet, exported: FileClassifier, images: Tensor | None) -> Parity:
+    """Compare an int8 export with PyTorch; arguments as for `float_parity`.
+
+    Raises:
+        ExportError: where the signal-to-noise ratio of the logits is below `INT8_SIGNAL_TO_NOISE`.
+    """
+    parity, _ = _compare(model, exported, images)
+    if not parity.signal_to_noise >= INT8_SIGNAL_TO_NOISE:
+        raise ExportError(
+            f"the int8 model disagrees with PyTorch in {exported.runtime}: the logits' signal-to-noise ratio is "
+            f"{parity.signal_to_noise:.1f} dB, but must be {INT8_SIGNAL_TO_NOISE:g} or more; no file was written: "
+            "calibrate on images like those it was trained on (--data), or export to float32"
+        )
+    return parity
+
+
+def _compare(model: HybridMobileNet, exported: FileClassifier, images: Tensor | None) -> tuple[Parity, float]:
+    """Where they differ, and the largest logit."""
+    if images is None:
+        digits = load_test("digits", image_size=model.network.image_size, channels=model.network.in_channels)
+        images = digits.batch(torch.arange(CHECKED_IMAGES))
+    images = images[:CHECKED_IMAGES]
+    with torch.no_grad():
+        # In double precision, so that the difference is the export's rounding alone, not PyTorch's too.
+        expected = copy.deepcopy(model).cpu().double().eval()(images.double() / 255)
+    logits, probabilities = exported.outputs(images)
+    if not torch.allclose(probabilities, logits.softmax(1), atol=1e-5, equal_nan=True):
+        raise ExportError(
+            f"the probabilities are not the softmax of the logits in {exported.runtime}: please report it"
+        )
+    noise = (logits - expected).square().mean().item()
+    signal = (expected - expected.mean(0)).square().mean().item()
+    decibels = 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else math.inf if noise == 0 else -math.inf
+    parity = Parity((logits - expected).abs().max().item(), decibels, len(images))
+    return parity, expected.abs().max().item()

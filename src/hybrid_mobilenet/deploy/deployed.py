@@ -1,0 +1,230 @@
+"""A network as devices run it: bytes in, probabilities out, batch normalisation folded, pooling by standard operators.
+
+Every exporter starts from this module; it is the model in eval() up to rounding.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .. import __version__
+from ..layers.pooling import pseudorandom_sequence
+from ..network.architecture import Family, Layer, Network, resolve
+from ..network.model import ACTIVATIONS, Classifier, ConvolutionBlock, HybridMobileNet
+
+
+class ExportError(ValueError):
+    """A model that cannot be exported, or whose exported form does not do what the model does."""
+
+
+class Normalise(nn.Module):
+    """Bytes to centred maps: uint8 (N, H, W, C) to float32 (N, C, H, W).
+
+    Only the mean is subtracted here, so that the padding of the first convolution stays zero; the deviation is folded
+    into that convolution.
+    """
+
+    mean: Tensor
+
+    def __init__(self, mean: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)  # of the bytes, (C,)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.float() - self.mean).permute(0, 3, 1, 2)
+
+
+class Repeat(nn.Module):
+    """The channels `copies` times, one copy after another: (N, C, H, W) to (N, copies * C, H, W)."""
+
+    def __init__(self, copies: int) -> None:
+        super().__init__()
+        self.copies = copies
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x] * self.copies, 1)
+
+
+class GridMaxPool(nn.Module):
+    """Max pooling over fixed regions: their pixels gathered to a grid of equal regions, then plain max pooling.
+
+    A region narrower than `window` has its last pixel several times.
+
+    Args:
+        rows: int64 (H_out * window,), the input row of each row of the grid.
+        columns: the same for columns.
+        window: rows and columns of a region.
+        width: columns of the maps.
+        channels: of the maps.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, rows: Tensor, columns: Tensor, window: int, width: int, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", rows)
+        self.register_buffer("columns", columns)
+        self.window, self.width, self.channels = window, width, channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Over NHWC whole pixels are copied.
+        grid = x.permute(0, 2, 3, 1).index_select(1, self.rows).index_select(2, self.columns)
+        return nn.functional.max_pool2d(grid.permute(0, 3, 1, 2), self.window)
+
+
+class Average(nn.Module):
+    """Global average pooling of maps of so many pixels: (N, C, H, W) to (N, C)."""
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        self.pixels = pixels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+class Deployed(nn.Module):
+    """The steps of a model in eval(), named after its layers.
+
+    Args:
+        model: the model; it is left as it is.
+
+    Shape:
+        - Input: (N, H, W, in_channels) uint8, RGB or grey, 0..255.
+        - Output: logits and probabilities, float32 (N, classes) each.
+    """
+
+    def __init__(self, model: HybridMobileNet) -> None:
+        super().__init__()
+        network = model.network
+        self.network = network
+        self.class_names = model.class_names
+        self.steps = nn.Sequential()
+        self.steps.add_module("normalise", Normalise(255 * model.mean.detach().flatten().cpu()))
+        for layer in network.layers:
+            match layer.kind:
+                case "max_pool":
+                    pool: nn.Module = nn.MaxPool2d(layer.kernel, layer.stride, padding=layer.kernel // 2)
+                    self.steps.add_module(layer.name, pool)
+                case "fractional_max_pool":
+                    self.steps.add_module(layer.name, fixed_pool(layer, model.overlapping))
+                case "global_average_pool":
+                    self.steps.add_module(layer.name, Average(layer.in_size[0] * layer.in_size[1]))
+                case "fully_connected":
+                    self.steps.add_module(
+                        layer.name, _copy_of(cast(Classifier, model.get_submodule(layer.name)).linear)
+                    )
+                case _:
+                    block = cast(ConvolutionBlock, model.get_submodule(layer.name))
+                    if layer.kind == "depthwise" and layer.out_channels > layer.in_channels:
+                        copies = layer.out_channels // layer.in_channels
+                        self.steps.add_module(f"{layer.name}_repeat", Repeat(copies))
+                    self.steps.add_module(layer.name, folded(block))
+                    self.steps.add_module(f"{layer.name}_{model.activation}", ACTIVATIONS[model.activation]())
+        first = cast(nn.Conv2d, self.steps.get_submodule(network.layers[0].name))
+        first.weight.data /= 255 * model.std.detach().cpu().view(1, -1, 1, 1)
+        self.eval()
+        self.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.steps(images)
+        return logits, logits.softmax(1)
+
+
+def folded(block: ConvolutionBlock) -> nn.Conv2d:
+    """The convolution of a block with its batch normalisation folded in: the same function in eval()."""
+    norm, old = block.norm, block.conv
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    # In double precision, so that folding costs less than the float32 arithmetic it replaces; the host has it always.
+    mean, variance, weight, bias = (
+        tensor.detach().cpu().double() for tensor in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
+    scale = weight / (variance + norm.eps).sqrt()
+    convolution = nn.Conv2d(
+        old.in_channels,
+        old.out_channels,
+        old.kernel_size[0],
+        old.stride[0],
+        old.padding[0],
+        groups=old.groups,
+        device="meta",  # where no weights are drawn: the caller's random state stays as it is
+    )
+    weights = (old.weight.detach().cpu().double() * scale.view(-1, 1, 1, 1)).float().contiguous()
+    convolution.weight = nn.Parameter(weights)
+    convolution.bias = nn.Parameter((bias - mean * scale).float())
+    return convolution
+
+
+def fixed_pool(layer: Layer, overlapping: bool) -> nn.Module:
+    """A fractional max pooling layer over its fixed regions, those of the model in eval()."""
+    sizes = list(zip(layer.in_size, layer.out_size, strict=True))
+    if not overlapping and all(n_in == 2 * n_out for n_in, n_out in sizes):
+        return nn.MaxPool2d(2)
+    window = 3 if overlapping else 2
+    rows, columns = (_grid(n_in, n_out, window) for n_in, n_out in sizes)
+    return GridMaxPool(rows, columns, window, layer.in_size[1], layer.in_channels)
+
+
+def _grid(n_in: int, n_out: int, window: int) -> Tensor:
+    """The pixels of the regions of one axis, `window` for each region: int64 (n_out * window,)."""
+    sequence = pseudorandom_sequence(n_in, n_out, 0.5)
+    # The last pixel of a region is the one before the next region, or the first of that where regions overlap.
+    last = (sequence[1:] - (0 if window == 3 else 1)).clamp_max(n_in - 1)
+    pixels = sequence[:-1, None] + torch.arange(window)
+    return torch.minimum(pixels, last[:, None]).flatten()
+
+
+def _copy_of(linear: nn.Linear) -> nn.Linear:
+    copy = nn.Linear(linear.in_features, linear.out_features, device="meta")
+    copy.weight = nn.Parameter(linear.weight.detach().cpu().clone())
+    copy.bias = nn.Parameter(linear.bias.detach().cpu().clone())
+    return copy
+
+
+def metadata(model: HybridMobileNet) -> dict[str, str]:
+    """What an exported file says of itself: texts by name, lists as JSON."""
+    network = model.network
+    height, width = network.image_size
+    colours = "RGB" if network.in_channels == 3 else f"{network.in_channels} channel(s)"
+    return {
+        "producer": "hybrid-mobilenet",
+        "version": __version__,
+        "family": network.family,
+        "alpha": f"{network.alpha:g}",
+        "delta": str(network.delta),
+        "image_size": json.dumps(list(network.image_size)),
+        "in_channels": str(network.in_channels),
+        "class_names": json.dumps(list(model.class_names)),
+        "preprocessing": (
+            f"images: uint8 (N, {height}, {width}, {network.in_channels}), {colours}, 0..255, as decoded; crop the "
+            f"centre to the shape of {height}x{width} and resize it to that size; normalisation is in the graph"
+        ),
+        "outputs": "logits and probabilities: float32 (N, classes), in the order of class_names",
+    }
+
+
+def network_of(properties: Mapping[str, str]) -> Network | None:
+    """The network that a file with such `metadata` holds; None where it is not of this project."""
+    if properties.get("producer") != "hybrid-mobilenet":
+        return None
+    height, width = json.loads(properties["image_size"])
+    family = cast(Family, properties["family"])
+    classes = len(json.loads(properties["class_names"]))
+    alpha, delta, in_channels = float(properties["alpha"]), int(properties["delta"]), int(properties["in_channels"])
+    return resolve(family, alpha, delta, classes, in_channels, (height, width))
+
+
+def single_image_metadata(model: HybridMobileNet) -> dict[str, str]:
+    """`metadata` of a file that takes one image at a time."""
+    texts = metadata(model)
+    return texts | {
+        "preprocessing": texts["preprocessing"].replace("(N, ", "(1, "),
+        "outputs": texts["outputs"].replace("(N, ", "(1, "),
+    }

@@ -1,0 +1,177 @@
+"""onnxruntime-web: fetched with npm, kept in the user's cache, and run in Node to check a page before it is written."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...common.files import write_atomically
+from ..deployed import ExportError
+from ..runtimes import FileClassifier, Outputs
+
+VERSION = "1.30.0"
+PACKAGE = f"onnxruntime-web@{VERSION}"
+
+#: Of the package as published, from `npm view onnxruntime-web@VERSION dist.integrity`.
+INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+
+#: Of its files the ones that run a model in WebAssembly.
+RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+
+#: What a page's folder tells of its model: class names, image size.
+MODEL_FILE = "model.json"
+
+RUNNER = Path(__file__).parent / "run_page.mjs"
+NPM_SECONDS = 600
+
+
+def cached_package() -> Path:
+    """Where the package is kept after the first export, and where it may be put by hand."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "hybrid-mobilenet" / f"onnxruntime-web-{VERSION}.tgz"
+
+
+def runtime_files() -> dict[str, bytes]:
+    """The files that a page needs to run a model, by name.
+
+    They come from the cache, or else through npm, which knows the user's registry and proxy. Either way the package
+    must be the published one, byte for byte.
+
+    Raises:
+        ExportError: where it is not in the cache and npm is missing or does not get it.
+    """
+    path = cached_package()
+    package = path.read_bytes() if path.is_file() else b""
+    if not _is_published(package):
+        package = _fetched()
+        if not _is_published(package):
+            raise ExportError(
+                f"npm's {PACKAGE} is not the published one (its sha512 differs): see npm's registry setting"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, package)
+    files: dict[str, bytes] = {}
+    with tarfile.open(
+        fileobj=io.BytesIO(package), mode="r|gz"
+    ) as archive:  # in one pass: going back is decompressing anew
+        for member in archive:
+            name = member.name.removeprefix("package/dist/")
+            if name in RUNTIME_FILES and (content := archive.extractfile(member)):
+                files[name] = content.read()
+    return files
+
+
+def _is_published(package: bytes) -> bool:
+    digest = base64.b64encode(hashlib.sha512(package).digest()).decode()
+    return f"sha512-{digest}" == INTEGRITY
+
+
+def _fetched() -> bytes:
+    npm = _program("npm")
+    by_hand = f"connect and try again, or put the file that `npm pack {PACKAGE}` makes elsewhere at {cached_package()}"
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--loglevel=error", "--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
+        try:
+            done = subprocess.run(
+                [npm, "pack", PACKAGE, *options],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=NPM_SECONDS,
+            )
+        except subprocess.TimeoutExpired:
+            raise ExportError(f"npm has not fetched {PACKAGE} in {NPM_SECONDS} seconds: {by_hand}") from None
+        packages = list(Path(folder).glob("*.tgz"))
+        if done.returncode or len(packages) != 1:
+            # "npm error" before each line, "npm ERR!" until npm 9; the first one that says more than a code or a number
+            said = re.findall(r"^npm (?:error|ERR!) (?!code |errno |syscall )(.+)$", done.stderr, re.MULTILINE)
+            why = said[0] if said else f"exit status {done.returncode}"
+            raise ExportError(f"npm cannot fetch {PACKAGE} ({why}): {by_hand}")
+        return packages[0].read_bytes()
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise ExportError(
+            f"{name} is not installed, and a page needs it once, when it is made: install Node.js with npm"
+        )
+    return found
+
+
+class WebClassifier(FileClassifier):
+    """An exported page's model in the page's own onnxruntime-web, run by Node; a context manager that ends it.
+
+    Args:
+        folder: of the page.
+        threads: that one image or batch is computed on.
+
+    Raises:
+        ExportError: where Node is not installed.
+    """
+
+    runtime = "onnxruntime-web"
+
+    def __init__(self, folder: Path, threads: int = 1) -> None:
+        node = _program("node")
+        description = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
+        self.class_names = tuple(description["class_names"])
+        self.image_size, self.in_channels = tuple(description["image_size"]), description["in_channels"]
+        # A file, not a pipe: whoever fills a pipe that nobody reads waits for ever.
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115  closed in __exit__
+        self._node = subprocess.Popen(
+            [node, str(RUNNER), str(folder), str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._messages,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._node.kill()
+        self._node.communicate()
+        self._messages.close()
+
+    def run(self, images: NDArray[np.uint8]) -> Outputs:
+        """Classify images, uint8 (N, H, W, in_channels).
+
+        Raises:
+            ExportError: where Node or onnxruntime-web fails, with what it said.
+        """
+        assert self._node.stdin
+        assert self._node.stdout
+        shape = len(images), len(self.class_names)
+        length = 2 * 4 * shape[0] * shape[1]
+        try:
+            self._node.stdin.write(struct.pack("<I", len(images)) + images.tobytes())
+            self._node.stdin.flush()
+            answer = self._node.stdout.read(length)
+        except BrokenPipeError:
+            answer = b""
+        if len(answer) != length:
+            self._node.communicate()
+            self._messages.seek(0)
+            said = self._messages.read().decode(errors="replace")
+            error = next(
+                (line for line in said.splitlines() if "Error" in line), f"exit status {self._node.returncode}"
+            )
+            raise ExportError(f"onnxruntime-web does not run the model in Node ({error.strip()}): update Node.js")
+        logits, probabilities = np.frombuffer(answer, np.float32).reshape(2, *shape).copy()
+        return logits, probabilities

@@ -1,0 +1,1 @@
+"""The layers: fractional max pooling, and depthwise and pointwise convolutions that train fast."""

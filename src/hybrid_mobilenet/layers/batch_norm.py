@@ -1,0 +1,95 @@
+"""Batch normalisation with the ReLU behind it: torch's function, faster in training."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .fast_path import has_triton, is_plain, serve
+
+
+def batch_norm(x: Tensor, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
+    """What `norm` makes of maps, cut off at zero if `relu`.
+
+    Args:
+        x: (N, C, H, W), floating point, fastest in channels-last memory format.
+        norm: a BatchNorm2d, whose running statistics change as in torch; anything else is called.
+        relu: whether a ReLU follows.
+
+    Returns:
+        (N, C, H, W).
+    """
+    if (is_training_on_cpu(x, norm) or _is_training_on_cuda(x, norm)) and norm.num_features == x.shape[1]:
+        x = x.contiguous(memory_format=torch.channels_last)
+        cast(Tensor, norm.num_batches_tracked).add_(1)
+        return cast(Tensor, _BatchNorm.apply(x, norm.weight, norm.bias, norm, relu))  # type: ignore[no-untyped-call]
+    x = norm(x)
+    # In place only where nobody else can hold what is cut off: a hook, or a layer that needs its result for backward.
+    return F.relu(x, inplace=is_plain(norm, nn.BatchNorm2d)) if relu else x
+
+
+def is_training_on_cpu(x: Tensor, norm: nn.BatchNorm2d) -> bool:
+    """Whether the CPU's kernel does what torch does here, of maps of as many channels as the layer has."""
+    return x.is_cpu and x.dtype in (torch.float32, torch.float64) and _is_training(x, norm)
+
+
+def _is_training_on_cuda(x: Tensor, norm: nn.BatchNorm2d) -> bool:
+    return x.is_cuda and x.is_floating_point() and has_triton() and _is_training(x, norm)
+
+
+def _is_training(x: Tensor, norm: nn.BatchNorm2d) -> bool:
+    """Whether it is training as usual. Kernels read and write where its tensors lie, so that these must be as usual."""
+    if not (
+        serve(x)
+        and is_plain(norm, nn.BatchNorm2d)
+        and norm.training
+        and norm.track_running_stats
+        and norm.momentum is not None
+        and x.shape[0] * x.shape[2] * x.shape[3] > 1
+    ):
+        return False
+    parameters, buffers, on_cpu = norm._parameters, norm._buffers, x.is_cpu
+    for tensor in (parameters["weight"], parameters["bias"], buffers["running_mean"], buffers["running_var"]):
+        if (
+            tensor is None
+            or tensor.numel() != norm.num_features
+            or not tensor.is_contiguous()
+            or tensor.is_cpu != on_cpu
+            or (on_cpu and tensor.dtype != x.dtype)
+        ):
+            return False
+    return True
+
+
+def _kernel(device: torch.device) -> ModuleType:
+    """Imported where it is needed: numba and triton take long to load."""
+    if device.type == "cuda":
+        from .kernels.cuda import batch_norm as cuda
+
+        return cuda
+    from .kernels.cpu import batch_norm
+
+    return batch_norm
+
+
+class _BatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, _weight: Tensor, _bias: Tensor, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
+        y, saved = _kernel(x.device).forward(x, norm, relu)
+        ctx.save_for_backward(x, saved)
+        ctx.relu = relu
+        return cast(Tensor, y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, saved = ctx.saved_tensors
+        x = x.contiguous(memory_format=torch.channels_last)  # hooks on saved tensors may have laid it out anew
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        dx, (of_bias, of_weight) = _kernel(x.device).backward(gradient, x, saved, ctx.relu)
+        return dx, of_weight, of_bias, None, None

@@ -1,0 +1,181 @@
+"""A training run's state on disk, so that a killed run goes on where it stood, bit for bit.
+
+One safetensors file holds the weights, the optimiser's moments and the random generators' states as tensors, and the
+rest as JSON in its header; it is written to a temporary name and renamed, so that a kill at any moment leaves the last.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ..common.files import write_atomically
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+CPU = torch.device("cpu")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be resumed from: absent, damaged, or of another program."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands. `step` is the next batch of `epoch`; the sums are over the epoch's batches so far."""
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    step_seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def random_states(regions: torch.Generator | None = None, device: torch.device = CPU) -> dict[str, Tensor]:
+    """The states of torch's default generators, the device's too, and of the pooling regions' where it is another."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    if regions is not None:
+        states["regions"] = regions.get_state()
+    return states
+
+
+def save_checkpoint(
+    folder: Path,
+    setup: dict[str, Any],
+    progress: Progress,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    random: dict[str, Tensor],
+) -> None:
+    """Write the run's state to `folder`.
+
+    Args:
+        folder: the run folder.
+        setup: what the run was started with (network, recipe, data, seed), as JSON.
+        progress: where it stands.
+        model: its state_dict is stored.
+        optimizer: its state is stored.
+        random: by name, the `random_states` of the process, or those of several processes stacked.
+
+    Raises:
+        OSError: where it cannot be written; the previous checkpoint is then intact.
+    """
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
+    tensors |= {f"random.{name}": state for name, state in random.items()}
+    header = {"setup": json.dumps(setup), "progress": json.dumps(asdict(progress))}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(folder / CHECKPOINT_FILE, save(contiguous, header))
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Progress, dict[str, Tensor]]:
+    """The setup, the progress and the tensors of a run folder's checkpoint.
+
+    Raises:
+        CheckpointError: where there is none, or it is damaged or of another program.
+    """
+    path = folder / CHECKPOINT_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"there is no {CHECKPOINT_FILE} in {folder}: name the folder of a run that `train` started"
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        return json.loads(header["setup"]), Progress(**json.loads(header["progress"])), tensors
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or not a checkpoint of hybrid-mobilenet ({error}): start the run anew in another folder"
+        ) from error
+
+
+def restore(
+    tensors: dict[str, Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    regions: torch.Generator | None = None,
+    process: int = 0,
+) -> None:
+    """Put a checkpoint's tensors into the model, the optimiser and the random generators.
+
+    Args:
+        tensors: of the checkpoint.
+        model: gets its weights and statistics.
+        optimizer: gets its state.
+        regions: generator of the pooling regions, where it is not torch's default one.
+        process: whose generators these are, where the checkpoint holds those of several.
+
+    Raises:
+        CheckpointError: where they do not fit the model.
+    """
+    try:
+        model.load_state_dict(_under("model", tensors))
+        _restore_optimizer(_under("optimizer", tensors), optimizer)
+        random = {
+            name: states if states.dim() < 2 else states[process].clone()
+            for name, states in _under("random", tensors).items()
+        }
+        torch.set_rng_state(random["cpu"])
+        device = next(model.parameters()).device
+        if device.type == "cuda" and "cuda" in random:
+            torch.cuda.set_rng_state(random["cuda"], device)
+        elif device.type == "mps" and "mps" in random:
+            torch.mps.set_rng_state(random["mps"])
+        if regions is not None:
+            regions.set_state(random["regions"])
+    except (RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
+        first_line = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"the checkpoint does not fit its own network ({first_line}): start the run anew in another folder"
+        ) from error
+
+
+def _restore_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimiser its state: each moment in the memory layout of its parameter, as the optimiser makes them.
+
+    Fused kernels walk a parameter, its gradient and its moments as flat memory, in step. A file holds tensors in
+    contiguous layout, whatever they had.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        number, key = name.split(".")
+        state.setdefault(int(number), {})[key] = tensor
+    _check_optimizer_state(state, parameters)
+    for index, parameter in enumerate(parameters):
+        for key, tensor in state.get(index, {}).items():
+            if tensor.shape == parameter.shape:
+                kept = torch.empty_like(parameter, dtype=tensor.dtype, memory_format=torch.preserve_format)
+                state[index][key] = kept.copy_(tensor)
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _check_optimizer_state(state: dict[int, dict[str, Tensor]], parameters: list[Tensor]) -> None:
+    # The optimiser would read past the end of a tensor that is too small.
+    whole = not state or sorted(state) == list(range(len(parameters)))
+    if not whole or len({frozenset(tensors) for tensors in state.values()}) > 1:
+        raise ValueError("the optimiser's state is not whole")
+    for index, tensors in state.items():
+        for name, tensor in tensors.items():
+            if tensor.shape not in (parameters[index].shape, torch.Size()):  # Adam counts its steps in a scalar
+                raise ValueError(f"{name} of parameter {index} has shape {tuple(tensor.shape)}")
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    start = f"{prefix}."
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}

@@ -1,0 +1,354 @@
+"""Which images of a folder are tested: none that was trained on, and all that were not."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import hybrid_mobilenet
+from hybrid_mobilenet.cli import app as cli
+from hybrid_mobilenet.data import dataset as data
+from hybrid_mobilenet.data.dataset import ImageDataset, Splits
+from hybrid_mobilenet.training import evaluate as evaluation
+from hybrid_mobilenet.training import run as training
+
+COUNTS = {"bee": 25, "cat": 22, "dog": 20}
+SIDE = 16
+NETWORK = ["--family", "mobilenet", "--alpha", "0.25", "--delta", "1", "--image-size", str(SIDE), "--epochs", "2"]
+NETWORK += ["--validation", "0"]
+ENVIRONMENT = os.environ | {
+    "PYTHONPATH": str(Path(hybrid_mobilenet.__file__).parents[1]),
+    "COLUMNS": "200",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def picture(path: Path, seed: int) -> None:
+    """Noise, in colour, of the size that the network takes, so that its pixels stay."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), np.uint8)).save(path)
+
+
+def folder_of(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
+    for name, count in counts.items():
+        for index in range(count):
+            picture(root / name / f"{index:03}.png", seed := seed + 1)
+    return root
+
+
+def content(file: Path) -> bytes:
+    return np.array(Image.open(file)).tobytes()
+
+
+def contents(folder: Path) -> set[bytes]:
+    return {content(file) for file in folder.rglob("*.png")}
+
+
+def pixels_of(dataset: ImageDataset) -> set[bytes]:
+    return {image.permute(1, 2, 0).numpy().tobytes() for image in dataset.batch(torch.arange(len(dataset)))}
+
+
+def shell(*arguments: str | Path, cwd: Path) -> str:
+    command = [sys.executable, "-m", "hybrid_mobilenet", *map(str, arguments)]
+    ran = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=cwd, check=False, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def invoke(*arguments: str | Path) -> str:
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, list(map(str, arguments)))
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def refused(*arguments: str | Path) -> str:
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, list(map(str, arguments)))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
+@dataclass
+class Seen:
+    """The images that commands in this process trained on and tested, by their pixels."""
+
+    trained: set[bytes]
+    tested: set[bytes]
+
+
+def watch(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    seen = Seen(set(), set())
+    load: Callable[..., Splits] = data.load
+    tally: Callable[..., evaluation.Evaluation] = evaluation.tally
+
+    def watched_load(*arguments: Any, **options: Any) -> Splits:
+        splits = load(*arguments, **options)
+        seen.trained = pixels_of(splits.train)
+        return splits
+
+    def watched_tally(*arguments: Any, **options: Any) -> evaluation.Evaluation:
+        seen.tested = pixels_of(next(each for each in arguments if isinstance(each, ImageDataset)))
+        return tally(*arguments, **options)
+
+    monkeypatch.setattr(training, "load", watched_load)
+    monkeypatch.setattr(evaluation, "tally", watched_tally)
+    return seen
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    return watch(monkeypatch)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, the folder that it was trained on, and its images."""
+
+    out: Path
+    photos: Path
+    trained: set[bytes]
+    held_out: set[bytes]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("run")
+    photos = folder_of(folder / "photos", COUNTS)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        seen = watch(monkeypatch)
+        invoke("train", photos, *NETWORK, "--out", folder / "model")
+    assert not seen.trained & seen.tested
+    assert seen.trained | seen.tested == contents(photos)
+    return Run(folder / "model", photos, seen.trained, seen.tested)
+
+
+@pytest.fixture
+def copied(run: Run, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run.photos, tmp_path / "copied"))
+
+
+def evaluated(*arguments: str | Path) -> dict[str, Any]:
+    record = json.loads(invoke("evaluate", *arguments, "--json"))
+    assert isinstance(record, dict)
+    return record
+
+
+# The folder that was trained on
+
+
+def test_the_folder_trained_on_gives_the_images_held_out(run: Run, seen: Seen) -> None:
+    record = evaluated(run.out, run.photos)
+    assert seen.tested == run.held_out
+    about = {"tested": "held out", "of": 67, "images": len(run.held_out), "used_in_training": 0, "notes": []}
+    assert {key: record[key] for key in about} == about
+    expected = json.loads((run.out / "evaluation.json").read_text())
+    assert record["confusion"] == expected["confusion"]
+    text = invoke("evaluate", run.out, run.photos)
+    count = f"{len(run.held_out)} of 67"
+    assert f"tested: {count} images of {run.photos}, held out when the model was trained on it" in text
+
+
+@pytest.mark.parametrize("name", ["000.png", "0000.png", "zzz.png"])
+@pytest.mark.parametrize("animal", COUNTS)
+def test_a_picture_more(run: Run, copied: Path, seen: Seen, animal: str, name: str) -> None:
+    picture(copied / animal / name, 999)  # the first takes another's place
+    record = evaluated(run.out, copied)
+    assert not seen.tested & run.trained
+    assert seen.tested == run.held_out & contents(copied)
+    (note,) = record["notes"]
+    assert note.startswith("left out, since they came after training: 1 of the images;")
+
+
+def test_a_picture_more_in_a_process_of_its_own(run: Run, copied: Path) -> None:
+    picture(copied / "bee" / "0000.png", 999)
+    record = json.loads(shell("evaluate", run.out, "copied", "--json", cwd=copied.parent))
+    assert (record["tested"], record["images"], record["of"]) == ("held out", len(run.held_out), 68)
+    assert record["confusion"] == json.loads((run.out / "evaluation.json").read_text())["confusion"]
+
+
+def test_a_class_more_is_named(run: Run, copied: Path) -> None:
+    picture(copied / "elk" / "1.png", 999)
+    assert "the data has images of 'elk', but the model knows 3 classes (bee, cat, dog)" in refused(
+        "evaluate", run.out, copied
+    )
+
+
+def test_moved_and_renamed(run: Run, copied: Path, tmp_path: Path, seen: Seen) -> None:
+    moved = copied.rename(tmp_path / "moved")
+    for animal in COUNTS:
+        for index, file in enumerate(sorted((moved / animal).iterdir())):
+            file.rename(file.with_name(f"{index * 7 % 31:02} renamed.png"))
+    record = evaluated(run.out, moved)
+    assert seen.tested == run.held_out
+    assert record["tested"] == "held out"
+
+
+def test_a_folder_four_times_as_large_is_still_the_one_trained_on(run: Run, copied: Path, seen: Seen) -> None:
+    folder_of(copied / "bee", {"new": 200}, seed=5000)
+    record = evaluated(run.out, copied)
+    assert seen.tested == run.held_out
+    assert record["of"] == 267
+
+
+def test_duplicates_are_trained_on_or_tested(run: Run, copied: Path, tmp_path: Path, seen: Seen) -> None:
+    for file in [*copied.rglob("*.png")]:
+        shutil.copy(file, file.with_name(f"again {file.name}"))
+    invoke("train", copied, *NETWORK, "--out", tmp_path / "model")
+    assert seen.trained | seen.tested == contents(copied)
+    assert not seen.trained & seen.tested
+    # Nor does it matter for the others that there are duplicates.
+    assert (seen.trained, seen.tested) == (run.trained, run.held_out)
+
+
+def test_validation_images_are_used_images(copied: Path, tmp_path: Path, seen: Seen) -> None:
+    invoke("train", copied, *NETWORK, "--validation", "0.3", "--out", tmp_path / "model")
+    trained, held_out = seen.trained, seen.tested
+    watched = contents(copied) - trained - held_out
+    assert watched
+    for file in copied.rglob("*.png"):
+        if content(file) in trained | held_out:
+            file.unlink()
+    record = evaluated(tmp_path / "model", copied)
+    assert (record["tested"], record["used_in_training"]) == ("all", len(watched))
+    assert seen.tested == watched
+
+
+def test_a_run_that_does_not_remember(run: Run, tmp_path: Path, seen: Seen) -> None:
+    out = Path(shutil.copytree(run.out, tmp_path / "model"))
+    for damaged in (
+        b'{"train": ["12", "not hexadecimal"]}',
+        b'{"train": "abc", "validation": "", "held_out": ""}',
+        b'{"train": [], "validation": [], "held_out": []}',
+        b"\xff\xfe\x00",
+    ):
+        (out / "split.json").write_bytes(damaged)
+        assert "split.json is damaged and does not say which images" in refused("evaluate", out, run.photos)
+    (out / "split.json").unlink()
+    record = evaluated(out, run.photos)
+    assert (record["tested"], record["used_in_training"]) == ("all", None)
+    assert seen.tested == contents(run.photos)
+    (note,) = record["notes"]
+    assert note.startswith("no split.json of its run is there, so that it is not known which images")
+
+
+def test_split_json_is_what_sha256sum_says(run: Run) -> None:
+    record = json.loads((run.out / "split.json").read_text())
+    files = {hashlib.sha256(file.read_bytes()).hexdigest()[:16]: file for file in run.photos.rglob("*.png")}
+    for name, wanted in (("train", run.trained), ("held_out", run.held_out)):
+        assert {content(files[start]) for start in record[name]} == wanted
+    assert record["validation"] == []
+
+
+# Other folders
+
+
+def test_another_folder_is_tested_whole(run: Run, tmp_path: Path, seen: Seen) -> None:
+    other = folder_of(tmp_path / "other", {"bee": 10, "cat": 10, "dog": 10}, seed=7000)
+    record = evaluated(run.out, other)
+    assert seen.tested == contents(other)
+    about = {"tested": "all", "of": 30, "images": 30, "used_in_training": 0, "notes": []}
+    assert {key: record[key] for key in about} == about
+    assert f"tested: all 30 images of {other}\n" in invoke("evaluate", run.out, other)
+
+
+def test_a_folder_with_its_own_test_images(tmp_path: Path, seen: Seen) -> None:
+    folder_of(tmp_path / "d" / "train", COUNTS)
+    test = folder_of(tmp_path / "d" / "test", {"bee": 8, "cat": 8, "dog": 8}, seed=7000)
+    out = tmp_path / "model"
+    invoke("train", tmp_path / "d", *NETWORK, "--out", out)
+    record = evaluated(out, tmp_path / "d")
+    assert seen.tested == contents(test)
+    assert record["tested"] == "test split"
+    assert f"tested: all 24 images of the test split of {tmp_path / 'd'}\n" in invoke("evaluate", out, tmp_path / "d")
+    record = evaluated(out, test)
+    assert seen.tested == contents(test)
+    assert record["tested"] == "all"
+    record = evaluated(out, tmp_path / "d" / "train")  # as asked for, but not in silence
+    assert (record["images"], record["used_in_training"]) == (67, 67)
+    assert record["notes"] == ["the model has seen 67 of these images in training"]
+
+
+def test_some_images_that_the_model_has_seen(run: Run, tmp_path: Path) -> None:
+    other = folder_of(tmp_path / "other", {"bee": 10, "cat": 10, "dog": 10}, seed=7000)
+    seen_one = next(file for file in sorted(run.photos.rglob("*.png")) if content(file) in run.trained)
+    shutil.copy(seen_one, other / "bee" / "seen.png")
+    record = evaluated(run.out, other)
+    assert (record["tested"], record["images"], record["used_in_training"]) == ("all", 31, 1)
+
+
+# Classes
+
+
+@pytest.mark.parametrize("names", [["bee", "dog"], ["cat"]])
+def test_fewer_classes(run: Run, tmp_path: Path, names: list[str]) -> None:
+    other = folder_of(tmp_path / "other", dict.fromkeys(names, 10), seed=7000)
+    record = evaluated(run.out, other)
+    assert record["images"] == 10 * len(names)
+    assert list(record["per_class"]) == list(COUNTS)
+    for index, (name, figures) in enumerate(record["per_class"].items()):
+        assert sum(record["confusion"][index]) == figures["images"] == 10 * (name in names)
+        wanted = record["confusion"][index][index] / 10 if name in names else None
+        assert figures["recall"] == wanted
+    assert record["notes"] == [f"no images of {', '.join(name for name in COUNTS if name not in names)}"]
+    text = invoke("evaluate", run.out, other)
+    assert [line.split()[0] for line in text.splitlines() if line.strip()[:3] in COUNTS] == names
+
+
+def test_the_class_s_name_decides_not_its_place(run: Run, tmp_path: Path) -> None:
+    """A folder of dogs alone has them as its class 0, which the model calls bees."""
+    dogs = Path(shutil.copytree(run.photos / "dog", tmp_path / "other" / "dog")).parent
+    record = evaluated(run.out, dogs)
+    expected = json.loads((run.out / "evaluation.json").read_text())
+    assert record["tested"] == "held out"
+    assert record["confusion"][2] == expected["confusion"][2]
+    assert record["confusion"][:2] == [[0, 0, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("empty", ["cat", "elk"])
+def test_an_empty_class_folder_is_noted(run: Run, tmp_path: Path, empty: str) -> None:
+    other = folder_of(tmp_path / "other", {"bee": 10, "cat": 10, "dog": 10}, seed=7000)
+    shutil.rmtree(other / empty, ignore_errors=True)
+    (other / empty).mkdir()
+    record = evaluated(run.out, other)
+    assert record["images"] == 10 * len(set(COUNTS) - {empty})
+    assert record["notes"] == [f"no images of {empty}"]
+    assert f"note: no images of {empty}\n" in invoke("evaluate", run.out, other)
+
+
+def test_no_images_at_all(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "other" / "bee").mkdir(parents=True)
+    assert "class folder" in refused("evaluate", run.out, tmp_path / "other")
+
+
+# Exported files
+
+
+def test_an_exported_file(run: Run, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(run.out, tmp_path / "model"))
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "confusion.png").write_bytes(b"of another program")
+    shell("export", out, "--to", "onnx", cwd=work)
+    file = out / "export" / "model.onnx"
+    record = json.loads(shell("evaluate", file, run.photos, "--json", cwd=work))
+    assert (work / "confusion.png").read_bytes() == b"of another program"
+    assert (record["tested"], record["images"], record["picture"]) == ("held out", len(run.held_out), None)
+    shell("evaluate", file, run.photos, "--out", "there.png", cwd=work)
+    assert (work / "confusion.png").read_bytes() == b"of another program"
+    assert sorted(path.name for path in work.iterdir()) == ["confusion.png", "there.png"]
+    assert (work / "there.png").read_bytes().startswith(b"\x89PNG")
+    assert not (out / "export" / "confusion.png").exists()

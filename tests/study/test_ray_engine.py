@@ -1,0 +1,151 @@
+"""A sweep on a Ray cluster of this machine; `make test-ray` installs Ray and runs these tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import hybrid_mobilenet
+from hybrid_mobilenet.cli import app as cli
+from hybrid_mobilenet.study.engines.local import run_here
+from hybrid_mobilenet.study.engines.ray import _check_room
+from hybrid_mobilenet.study.grid import Run, select
+from hybrid_mobilenet.study.records import read_record, record_path
+from hybrid_mobilenet.study.reproduce import Place
+from hybrid_mobilenet.training.checkpoint import read_checkpoint
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed: make test-ray installs it and runs this"
+)
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
+    "PYTHONPATH": str(Path(hybrid_mobilenet.__file__).parents[1]),
+    "OMP_NUM_THREADS": "1",
+}
+ONLY = ["data=digits", "alpha=0.25", "delta=2", "family=mobilenet,fmp"]
+
+
+def sweep(place: Place, epochs: int) -> subprocess.Popen[str]:
+    # Where these tests run in the background of a shell, SIGINT is ignored, and a child would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    only = [text for condition in ONLY for text in ("--only", condition)]
+    folders = ["--results", str(place.results), "--runs", str(place.runs)]
+    command = [sys.executable, "-m", "hybrid_mobilenet", "reproduce", "--engine", "ray", "--epochs", str(epochs)]
+    return subprocess.Popen(
+        [*command, *only, *folders], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+
+
+def lines_until(process: subprocess.Popen[str], pattern: str) -> list[str]:
+    """What a sweep tells, up to the first line with this pattern."""
+    assert process.stderr is not None
+    seen = []
+    for line in process.stderr:
+        seen.append(line)
+        if re.search(pattern, line):
+            return seen
+    raise AssertionError(f"{pattern} is not in: {''.join(seen)}")
+
+
+def worker(place: Place, run: Run) -> int:
+    """The process that works on a run, as its lock says."""
+    text = (place.runs / f"{place.folder(run).name}.lock").read_text()
+    return int(re.match(r"process (\d+) on ", text)[1])  # type: ignore[index]
+
+
+def ends(process: int) -> bool:
+    """Whether a process ends within some seconds."""
+    for _ in range(100):
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@needs_ray
+def test_a_killed_worker_s_run_goes_on_in_another(tmp_path: Path) -> None:
+    runs = select(ONLY, epochs=4)
+    undisturbed = Place(tmp_path / "undisturbed" / "results", tmp_path / "undisturbed" / "runs")
+    run_here(runs, undisturbed, lambda _: None)
+
+    place = Place(tmp_path / "results", tmp_path / "runs")
+    process = sweep(place, epochs=4)
+    lines_until(process, "fmp.*epoch 2/4")
+    killed = worker(place, runs[1])
+    os.kill(killed, signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    assert worker(place, runs[1]) != killed
+    assert "2 of 2 runs have their record" in stdout
+    # What was done before the kill is not done again, but for the epoch that may not have been saved yet.
+    assert "fmp-d2-a0.25-seed0  epoch 1/4" not in stderr
+    for run in runs:
+        ours, theirs = (read_record(record_path(each.results, run)) for each in (place, undisturbed))
+        assert ours.test == theirs.test
+        assert [line["loss"] for line in ours.epochs] == [line["loss"] for line in theirs.epochs]
+        assert ours.environment["threads"] == 1
+
+
+@needs_ray
+def test_ctrl_c_saves_what_the_workers_do(tmp_path: Path) -> None:
+    place = Place(tmp_path / "results", tmp_path / "runs")
+    process = sweep(place, epochs=100)
+    lines_until(process, "epoch 1/100")
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=300)
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr.splitlines()[-1] == "error: stopped and saved; the same command goes on"
+    (begun,) = (run for run in select(ONLY, epochs=100)[:1] if place.folder(run).exists())
+    assert read_checkpoint(place.folder(begun))[1].epoch >= 1
+    assert ends(worker(place, begun))
+
+
+@needs_ray
+def test_an_address_without_a_cluster() -> None:
+    result = CliRunner().invoke(
+        cli.app, ["reproduce", "--engine", "ray", "--address", "127.0.0.1:1", "--only", ONLY[0]]
+    )
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == (
+        "error: no Ray cluster answers at 127.0.0.1:1 (Connection refused): start it with `ray start --head`, or leave "
+        "out --address and RAY_ADDRESS for a cluster of this machine\n"
+    )
+
+
+def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    result = CliRunner().invoke(cli.app, ["reproduce", "--engine", "ray", "--only", "data=digits"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == "error: --engine ray needs Ray: pip install 'hybrid-mobilenet[ray]'\n"
+
+
+@pytest.mark.parametrize("arguments", [["--jobs", "2"], ["--dry-run"]])
+def test_what_is_about_this_machine_alone(arguments: list[str]) -> None:
+    result = CliRunner().invoke(cli.app, ["reproduce", "--engine", "ray", *arguments])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--cpus and --gpus decide how many runs go on at once" in result.stderr
+
+
+def test_no_machine_has_room() -> None:
+    nodes: list[dict[str, Any]] = [
+        {"Alive": True, "Resources": {"CPU": 4.0}},
+        {"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}},
+        {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+    ]
+    for cpus, gpus in ((4, 0), (2, 1), (1, 0.25)):
+        _check_room(nodes, cpus, gpus)
+    with pytest.raises(
+        ValueError, match=r"--cpus is 4 and --gpus 1, but no machine .* \(4 CPUs and 0 GPUs, 2 CPUs and 1"
+    ):
+        _check_room(nodes, 4, 1)

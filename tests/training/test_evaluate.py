@@ -1,0 +1,193 @@
+"""Evaluation against scikit-learn's, Graham's averaging against its definition, and the pictures."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, log_loss
+from torch import Tensor, nn
+
+from hybrid_mobilenet.common import plots
+from hybrid_mobilenet.data.dataset import ImageDataset, load
+from hybrid_mobilenet.network.architecture import Family, resolve
+from hybrid_mobilenet.network.model import HybridMobileNet
+from hybrid_mobilenet.training.evaluate import Evaluation, evaluate, probabilities
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageDataset:
+    return load("digits", image_size=16, channels=1).test
+
+
+def all_images(dataset: ImageDataset) -> Tensor:
+    return dataset.batch(torch.arange(len(dataset)))
+
+
+def network(digits: ImageDataset, family: Family = "fmp", classes: int = 10) -> HybridMobileNet:
+    """An untrained network whose predictions differ from image to image."""
+    torch.manual_seed(5)
+    model = HybridMobileNet(resolve(family, 0.25, 1, classes, 1, 16), mean=(0.3,), std=(0.4,)).train()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None  # moving statistics are then those of the images from the first batch on
+        for _ in range(5):
+            model(all_images(digits))
+    return model
+
+
+def test_figures_are_scikit_learn_s(digits: ImageDataset) -> None:
+    model = network(digits)
+    result = evaluate(model, digits)
+    with torch.no_grad():
+        logits = model.eval()(all_images(digits))
+    truth, predicted = digits.labels.numpy(), logits.argmax(1).numpy()
+    assert len(set(predicted)) > 2
+    assert result.accuracy == pytest.approx(accuracy_score(truth, predicted), abs=1e-15)
+    assert [list(row) for row in result.confusion] == confusion_matrix(truth, predicted, labels=range(10)).tolist()
+    assert (result.images, result.correct) == (359, int((truth == predicted).sum()))
+    assert result.loss == pytest.approx(log_loss(truth, logits.double().softmax(1).numpy()), rel=1e-5)
+    report = classification_report(
+        truth, predicted, labels=range(10), target_names=list(digits.class_names), output_dict=True, zero_division=0
+    )
+    for name, figures in result.per_class().items():
+        for ours, theirs in (("precision",) * 2, ("recall",) * 2, ("f1", "f1-score"), ("images", "support")):
+            assert figures[ours] == pytest.approx(report[name][theirs], abs=1e-12), (name, ours)
+    record = result.record()
+    assert list(record) == ["accuracy", "correct", "images", "loss", "passes", "per_class", "confusion"]
+    assert record["accuracy"] == result.accuracy
+
+
+def test_a_class_without_images_or_predictions() -> None:
+    result = Evaluation(("a", "b", "c"), ((2, 0, 1), (0, 0, 0), (1, 0, 0)), 0.5, 1)
+    assert result.accuracy == 0.5
+    assert result.per_class() == {
+        "a": {"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "images": 3},
+        "b": {"precision": None, "recall": None, "f1": None, "images": 0},
+        "c": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "images": 1},
+    }
+    assert result.absent == ("b",)
+
+
+def test_one_class_has_a_recall_alone() -> None:
+    result = Evaluation(("a", "b"), ((3, 1), (0, 0)), 0.5, 1)
+    assert result.per_class()["a"] == {"precision": None, "recall": 0.75, "f1": None, "images": 4}
+
+
+def test_one_pass_is_the_softmax_of_fixed_regions(digits: ImageDataset) -> None:
+    model = network(digits)
+    images = all_images(digits)[:50]
+    with torch.no_grad():
+        expected = model.eval()(images).double().softmax(1).float()
+    assert torch.equal(probabilities(model, images), expected)
+    torch.testing.assert_close(expected.sum(1), torch.ones(50))
+
+
+@pytest.mark.parametrize("passes", [2, 5])
+def test_passes_are_averaged_over_fresh_random_regions(digits: ImageDataset, passes: int) -> None:
+    model = network(digits)
+    images = all_images(digits)[:50]
+    torch.manual_seed(9)
+    result = probabilities(model, images, passes)
+
+    model.eval()
+    for pool in model.fractional_max_pools():
+        pool.train()
+    torch.manual_seed(9)
+    with torch.no_grad():
+        each = torch.stack([model(images).double().softmax(1) for _ in range(passes)])
+    torch.testing.assert_close(result, each.mean(0).float(), rtol=1e-6, atol=1e-7)
+    assert not torch.equal(each[0], each[1])
+
+
+def test_evaluation_averages_by_its_seed_and_leaves_the_generator_alone(digits: ImageDataset) -> None:
+    model = network(digits)
+    before = torch.get_rng_state()
+    results = [evaluate(model, digits, 3, seed) for seed in (4, 4, 5)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert results[0] == results[1]
+    assert results[0].loss != results[2].loss
+    assert results[0].passes == 3
+    # 359 images are two batches: the regions of the second follow those of the first.
+    torch.manual_seed(4)
+    p = torch.cat([probabilities(model, images, 3) for images in torch.split(all_images(digits), 256)])
+    expected = -p.gather(1, digits.labels[:, None]).log().mean().item()
+    assert results[0].loss == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_every_mode_is_put_back(digits: ImageDataset, training: bool) -> None:
+    model = network(digits).train(training)
+    model.fractional_max_pools()[0].train(not training)
+    modes = [module.training for module in model.modules()]
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    evaluate(model, digits, 2)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    with pytest.raises(RuntimeError):
+        probabilities(model, torch.zeros(1, 7, 16, 16), 2)
+    assert [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.parametrize(("family", "passes"), [("mobilenet", 2), ("mp3", 12), ("fmp", 0), ("fmp", -1)])
+def test_passes_that_make_no_sense(digits: ImageDataset, family: Family, passes: int) -> None:
+    with pytest.raises(ValueError, match=f"^passes is {passes}, but must be 1 or more.*this network is {family}$"):
+        evaluate(network(digits, family), digits, passes)
+
+
+def test_other_classes(digits: ImageDataset) -> None:
+    with pytest.raises(
+        ValueError, match=r"of '3', '4', '5', '6' and 3 more, but the model knows 3 classes \(0, 1, 2\)"
+    ):
+        evaluate(network(digits, classes=3), digits)
+
+
+def test_progress_counts_every_image(digits: ImageDataset) -> None:
+    counts: list[int] = []
+    evaluate(network(digits, "mobilenet"), digits, on_images=counts.append)
+    assert counts == [256, 103]
+
+
+def picture(path: Path) -> Image.Image:
+    image = Image.open(io.BytesIO(path.read_bytes()))
+    image.load()
+    assert image.format == "PNG"
+    assert len(set(image.convert("L").tobytes())) > 10  # not blank
+    return image
+
+
+@pytest.mark.parametrize("classes", [2, 10, 30, 100])
+def test_a_confusion_matrix_of_any_size(tmp_path: Path, classes: int) -> None:
+    path = tmp_path / "confusion.png"
+    confusion = [[5 * (i == j) + (j == 0) for j in range(classes)] for i in range(classes)]
+    plots.draw_confusion(confusion, [f"class {index}" for index in range(classes)], "Title", path)
+    width, height = picture(path).size
+    assert 400 < height < width < 2000
+
+
+def test_names_are_not_taken_for_formulas(tmp_path: Path) -> None:
+    names = ["$\\nonsense$", "a_b^c", "$1", "%"]
+    plots.draw_confusion([[1] * 4] * 4, names, "$\\more$ {nonsense", tmp_path / "confusion.png")
+    picture(tmp_path / "confusion.png")
+
+
+def test_long_names_and_those_of_any_script_fit(tmp_path: Path) -> None:
+    """Nor is there a warning: in tests it would be an error."""
+    path = tmp_path / "confusion.png"
+    plots.draw_confusion([[1] * 3] * 3, ["\u732b", "\U0001f408", "short"], "Title", path)
+    plain = picture(path).size
+    plots.draw_confusion([[1] * 3] * 3, ["\u732b", "\U0001f408", "long" * 40], "Title", path)
+    assert all(long > short + 500 for long, short in zip(picture(path).size, plain, strict=True))
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 60])
+@pytest.mark.parametrize("validation", [False, True])
+def test_curves(tmp_path: Path, epochs: int, validation: bool) -> None:
+    keys = ["loss", "accuracy", *(["validation_loss", "validation_accuracy"] if validation else [])]
+    history = [{"epoch": epoch + 1} | dict.fromkeys(keys, 1 / (epoch + 1)) for epoch in range(epochs)]
+    plots.draw_curves(history, tmp_path / "curves.png")
+    assert picture(tmp_path / "curves.png").size == (1080, 432)
