@@ -1,12 +1,11 @@
-"""What a benchmark found: tables for the terminal, records for the JSON file, README's section on speed.
+"""Results of a benchmark: tables for the terminal, records for the JSON file, and docs/SPEED.md.
 
-python benchmarks/report.py prints that section as results/bench.json has it.
+python benchmarks/report.py prints docs/SPEED.md from results/bench.json.
 """
 
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,11 +16,11 @@ from rich.table import Table
 
 RESULTS = Path(__file__).parent.parent / "results" / "bench.json"
 
-#: What training is compared with: its name in the record, and how it is written.
+#: What training is compared with: its name in the record, and its description.
 SIDES = {
-    "plain PyTorch": "plain PyTorch, as one writes it first: NCHW, grouped convolutions, Adam by its defaults",
-    "good PyTorch": "good PyTorch: the same modules channels-last, fused Adam, and torch.compile where that is faster",
-    "Keras": "Keras on TensorFlow, its step compiled to a graph",
+    "plain PyTorch": "**Plain PyTorch**, as first written: NCHW, grouped convolutions, Adam with defaults",
+    "good PyTorch": "**Good PyTorch**: the same modules, channels-last, fused Adam, torch.compile where faster",
+    "Keras": "**Keras** on TensorFlow, with the training step compiled to a graph",
 }
 
 
@@ -101,40 +100,31 @@ def _json(cell: Cell) -> Any:
 
 
 def speed(record: Mapping[str, Any]) -> str:
-    """README's section on speed, in Markdown: the record alone has its figures.
+    """docs/SPEED.md: every figure in it is from the record.
 
     Args:
-        record: what bench.py wrote after a full run.
+        record: written by bench.py after a full run.
     """
 
     def rows(title: str) -> list[dict[str, Any]]:
-        """Of the sections whose titles begin so."""
+        """Rows of the sections whose titles start with `title`."""
         return [row for section in record["sections"] if section["title"].startswith(title) for row in section["rows"]]
 
     training = {threads: rows(f"Training, images/s, batch 128, {threads} thread") for threads in (1, 2)}
     sides = [side for side in SIDES if training[1][0].get(side) is not None]
-    pooling, environment = rows("Fractional max pooling"), record["environment"]
+    environment = record["environment"]
     scaling = _range(rows("Training on two threads"), "two threads over one", ".1f")
-    faster = _listed([f"{row['faster than torch']['value']:.0f}" for row in pooling])
-    channels = _listed([row["map"].partition(" ")[0] for row in pooling])
-    first = _range(pooling, "times, first pass", ".0f")
     machine = ", ".join([environment["processor"], *(environment["vector_instructions"] or [])])
-    day, cores = environment["date"][:10], environment["processors"]
-    text = (
-        "All take their framework's own fractional max pooling. The second thread makes a step "
-        f"{scaling} times as fast. The pooling layer alone, forward and backward on one thread, is {faster} times as "
-        f"fast as torch's ({channels} channels), and {first} times at its first pass behind torch's, in a cold cache. "
-        f"All figures are medians of one `make bench` ({day}) on {cores} cores: {machine}. "
-        "[results/bench.json](results/bench.json) has them with their environment."
-    )
+    compiled = rows("Good PyTorch")
     return "\n".join(
         [
-            "Training steps on a CPU in float32, batch 128, beside the same networks on the same cores, in turns:",
+            "# Training speed",
             "",
-            *(
-                _wrapped(f"- {SIDES[side]}{_compiling(rows('Good PyTorch')) if side == 'good PyTorch' else ''}", "  ")
-                for side in sides
-            ),
+            "Training steps on a CPU in float32 with batches of 128 images, compared with the same networks in:",
+            "",
+            *(f"- {SIDES[side]}" for side in sides),
+            "",
+            "Each uses its own framework's fractional max pooling.",
             "",
             f"| Network | Threads | images/s |{''.join(f' over {side} |' for side in sides)}",
             f"|---|---:|---:|{'---:|' * len(sides)}",
@@ -145,33 +135,48 @@ def speed(record: Mapping[str, Any]) -> str:
                 for row in networks
             ),
             "",
-            _wrapped(text),
+            f"Two threads are {scaling}x as fast as one.",
+            *_compiling(compiled),
+            "",
+            "## The pooling layer alone",
+            "",
+            "Forward and backward on one thread, compared with `torch.nn.FractionalMaxPool2d`:",
+            "",
+            "| Map | Speedup | First, cold-cache call |",
+            "|---|---:|---:|",
+            *(
+                f"| {row['map']} | {row['faster than torch']['value']:.0f}x | {row['times, first pass']:.0f}x |"
+                for row in rows("Fractional max pooling")
+            ),
+            "",
+            "## How this was measured",
+            "",
+            f"By `make bench` on {environment['date'][:10]}, on {environment['processors']} cores: {machine}.",
+            "All sides took turns on the same cores, and every figure is a median.",
+            "[results/bench.json](../results/bench.json) has all figures with their environment.",
         ]
     )
 
 
-def _compiling(rows: list[dict[str, Any]]) -> str:
-    """What torch.compile did for good PyTorch."""
+def _compiling(rows: list[dict[str, Any]]) -> list[str]:
+    """How torch.compile did for good PyTorch, in sentences."""
     compiled = [row for row in rows if row["compiled"] is not None]
-    counts = sum(row["counts"] == "compiled" for row in rows)
-    took = f" (its first step takes {_range(compiled, 'first step, compiling, s', '.0f')} s)" if compiled else ""
-    failed = f"; it failed for {len(rows) - len(compiled)}" if len(compiled) < len(rows) else ""
-    return f", as for {counts} of these {len(rows)}{took}{failed}"
+    if not compiled:
+        return []
+    faster = sum(row["counts"] == "compiled" for row in rows)
+    failed = len(rows) - len(compiled)
+    return [
+        f"torch.compile is the faster one in {faster} of these {len(rows)} cases.",
+        f"Its first step takes {_range(compiled, 'first step, compiling, s', '.0f')} s.",
+        *([f"It failed in {failed} cases."] if failed else []),
+    ]
 
 
 def _range(rows: list[dict[str, Any]], key: str, form: str) -> str:
-    """The lowest and the highest of a column."""
+    """Minimum and maximum of a column."""
     values = [row[key]["value"] if isinstance(row[key], dict) else row[key] for row in rows]
     low, high = format(min(values), form), format(max(values), form)
     return low if low == high else f"{low} to {high}"
-
-
-def _listed(values: list[str]) -> str:
-    return f"{', '.join(values[:-1])} and {values[-1]}"
-
-
-def _wrapped(text: str, indent: str = "") -> str:
-    return textwrap.fill(text, 120, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
 
 
 if __name__ == "__main__":

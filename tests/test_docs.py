@@ -1,7 +1,8 @@
-"""What README, CONTRIBUTING and the Makefile tell people to type works, and the README's tree and table are true."""
+"""Commands in README, docs, CONTRIBUTING and the Makefile work, and the tables hold the figures of the records."""
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import os
@@ -29,13 +30,25 @@ from hybrid_mobilenet.study.paper import RESULTS
 from scripts import script
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+README, CONTRIBUTING, CHANGELOG, NETWORKS, DEPLOYMENT, COMMANDS_GUIDE, ARCHITECTURE, SPEED_REPORT, DECISIONS = (
+    (ROOT / name).read_text(encoding="utf-8")
+    for name in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "docs/NETWORKS.md",
+        "docs/DEPLOYMENT.md",
+        "docs/COMMANDS.md",
+        "docs/ARCHITECTURE.md",
+        "docs/SPEED.md",
+        "docs/DECISIONS.md",
+    )
+)
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
-#: Folders whose every file stands in the README's tree.
-LISTED = ("src/hybrid_mobilenet", "benchmarks", "docs", "examples")
+#: Everything that tells people what to type. docs/LOG.md is a record of what was typed when.
+GUIDES = (README, CONTRIBUTING, NETWORKS, DEPLOYMENT, COMMANDS_GUIDE, ARCHITECTURE)
 
 
 def fenced(text: str, language: str) -> list[str]:
@@ -56,7 +69,8 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in found]
 
 
-COMMANDS = [arguments for text in (README, CONTRIBUTING, MAKEFILE) for arguments in commands(text)]
+COMMANDS = [arguments for text in (*GUIDES, MAKEFILE) for arguments in commands(text)]
+COMMAND_NAMES = [command.name for command in typer.main.get_command(cli.app).commands.values()]  # type: ignore[attr-defined]
 PARSED = [arguments for arguments in COMMANDS if "--help" not in arguments]
 QUICK = [arguments for arguments in COMMANDS if {"--help", "tables", "cost"} & set(arguments)]
 
@@ -64,7 +78,7 @@ QUICK = [arguments for arguments in COMMANDS if {"--help", "tables", "cost"} & s
 TARGETS = sorted(
     {
         target
-        for text in (README, CONTRIBUTING, CI)
+        for text in (*GUIDES, CI)
         for target in re.findall(r"(?:^|`)make (?:--no-print-directory )?([a-z]+)", text, re.MULTILINE)
     }
 )
@@ -79,9 +93,10 @@ def parse(arguments: list[str]) -> None:
 
 
 def test_commands_are_found() -> None:
-    for text in (README, MAKEFILE):
-        assert {"train", "evaluate", "predict"} <= {arguments[0] for arguments in commands(text)}
-    assert {"demo", "test", "check", "bench"} <= set(TARGETS)
+    assert {"train", "predict"} <= {arguments[0] for arguments in commands(README)}
+    assert {"train", "evaluate", "predict"} <= {arguments[0] for arguments in commands(MAKEFILE)}
+    assert set(COMMAND_NAMES) <= {arguments[0] for arguments in COMMANDS}
+    assert {"demo", "test", "quick", "check", "bench", "docs"} <= set(TARGETS)
 
 
 @pytest.mark.parametrize("arguments", PARSED, ids=" ".join)
@@ -107,7 +122,7 @@ def test_quick_commands_run(arguments: list[str]) -> None:
     assert result.stdout
 
 
-@pytest.mark.parametrize("block", fenced(README, "python"))
+@pytest.mark.parametrize("block", [block for text in GUIDES for block in fenced(text, "python")])
 def test_python_examples_print_what_they_say(block: str) -> None:
     expected = re.findall(r"^print\(.*\)  # (.*)$", block, re.MULTILINE)
     output = io.StringIO()
@@ -144,34 +159,28 @@ def test_ci_runs_the_readme_s_test_command_last() -> None:
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
-def tree() -> dict[str, str]:
-    """Path and purpose of every line of the README's tree."""
-    (block,) = fenced(README, "text")
-    purposes: dict[str, str] = {}
-    folders: list[str] = []
-    for line in block.splitlines():
-        indent, name, purpose = re.fullmatch(r"( *)(\S+) *(.*)", line).groups()  # type: ignore[union-attr]
-        del folders[len(indent) // 2 :]
-        purposes["".join([*folders, name])] = purpose
-        if name.endswith("/"):
-            folders.append(name)
-    return purposes
+SOURCES = ROOT / "src" / "hybrid_mobilenet"
 
 
-def test_the_tree_names_what_exists_with_a_purpose() -> None:
-    for path, purpose in tree().items():
-        assert (ROOT / path).exists(), path
-        assert purpose or any(other != path and other.startswith(path) for other in tree()), path
+def test_every_folder_says_what_it_is_for() -> None:
+    """In one line, which docs/ARCHITECTURE.md repeats."""
+    for path in SOURCES.rglob("__init__.py"):
+        if path.parent == SOURCES:
+            continue
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        assert len(docstring.splitlines()) == 1, path
+        if path.parent.parent == SOURCES:
+            assert f"| `{path.parent.name}/` | {docstring} |" in ARCHITECTURE.splitlines(), path
 
 
-def test_every_source_file_stands_in_the_tree() -> None:
-    files = {
-        path.relative_to(ROOT).as_posix()
-        for folder in LISTED
-        for path in (ROOT / folder).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
-    assert files - set(tree()) == set()
+def test_where_is_what_names_files_that_exist() -> None:
+    table = ARCHITECTURE.partition("\n## Where is what\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (.+\?) \| (.+) \|$", table, re.MULTILINE)
+    assert len(rows) >= 10
+    for question, answer in rows:
+        files = re.findall(r"`([\w/.]+)`", answer)
+        assert files, question
+        assert all((SOURCES / file).is_file() for file in files), question
 
 
 def test_the_table_has_the_paper_s_figures() -> None:
@@ -182,25 +191,20 @@ def test_the_table_has_the_paper_s_figures() -> None:
         for r in RESULTS
         if r.classes == 10
     ]
-    assert [line for line in README.splitlines() if re.match(r"\| (mobilenet|mp3|fmp) ", line)] == expected
+    assert [line for line in NETWORKS.splitlines() if re.match(r"\| (mobilenet|mp3|fmp) ", line)] == expected
 
 
-def section(title: str) -> str:
-    """The text of one of README's sections."""
-    return README.partition(f"\n## {title}\n\n")[2].partition("\n## ")[0]
-
-
-def test_the_section_on_speed_is_the_record_s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_on_speed_is_the_record_s(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     report = import_module("report")
     expected: str = report.speed(json.loads(report.RESULTS.read_text(encoding="utf-8")))
-    assert section("Speed").splitlines() == expected.splitlines(), "paste what benchmarks/report.py prints"
+    assert SPEED_REPORT.splitlines() == expected.splitlines(), "python benchmarks/report.py > docs/SPEED.md"
 
 
 def test_latencies_are_the_record_s() -> None:
     record = json.loads((ROOT / "results" / "latency.json").read_text(encoding="utf-8"))
     found = {(row["model"], row["threads"]): row for row in record["measurements"]}
-    rows = re.findall(r"^\|([^|]*)\| (.*), (float32|int8) \| (.*) \|$", section("On a device"), re.MULTILINE)
+    rows = re.findall(r"^\|([^|]*)\| (.*), (float32|int8) \| (.*) \|$", DEPLOYMENT, re.MULTILINE)
     assert len(rows) == sum(threads == 1 and model.count("/") > 1 for model, threads in found)
     network = ""
     for name, runtime, number, figures in rows:
@@ -215,7 +219,7 @@ def test_latencies_are_the_record_s() -> None:
         f"{100 * found[f'runs/fmp-d2-a0.25/export/{file}', 1]['pooling_share']:.0f} %"
         for file in ("model.onnx", "model.int8.onnx")
     ]
-    assert re.findall(rf"[\d.]+ %|{SPEED}", section("On a device")) == shares
+    assert re.findall(rf"[\d.]+ %|{SPEED}", DEPLOYMENT) == shares
 
 
 #: A speed, or a quotient of speeds.
@@ -225,15 +229,14 @@ SPEED = r"[\d.,]+x(?= )|[\d.,]+ (?:times|s|ms|us|minutes|seconds|images/s)(?=\W)
 def test_speeds_stand_where_the_records_are() -> None:
     for claim in ("was 6.8x as fast", "1.6 to 9 times as fast", "at 45,000 images/s, of", "twice as fast", "in 30 s."):
         assert re.findall(SPEED, claim)
-    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    rest = README.replace(section("Speed"), "").replace(section("On a device"), "")
-    assert re.findall(SPEED, rest + changelog) == []
+    for text in (README, CHANGELOG, COMMANDS_GUIDE, NETWORKS, ARCHITECTURE):
+        assert re.findall(SPEED, text) == []
 
 
 def test_accuracies_are_the_records() -> None:
     records = [json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "results" / "reproduce").glob("*.json")]
     checked = 0
-    for title, table in re.findall(r"^\| (CIFAR-\S+), 10,000 test images .*\n((?:\|.*\n)+)", README, re.MULTILINE):
+    for title, table in re.findall(r"^\| (CIFAR-\S+), 10,000 test images .*\n((?:\|.*\n)+)", NETWORKS, re.MULTILINE):
         for line in table.splitlines()[1:]:
             name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
             suffix, delta, alpha = re.match(r"MobileNet(?:\+(\w+))? d(\d) a([\d.]+)", name).groups()  # type: ignore[union-attr]
@@ -253,12 +256,42 @@ def test_accuracies_are_the_records() -> None:
     assert checked == 9
 
 
-@pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
-def test_files_named_in_prose_exist(text: str) -> None:
-    linked = re.findall(r"\]\((?!https?:)([^)]+)\)", text)
-    quoted = re.findall(r"`((?:src|tests|docs|examples|benchmarks|\.ci)/[\w./-]+)`", text)
-    assert linked or quoted
-    assert [name for name in (*linked, *quoted) if not (ROOT / name).exists()] == []
+def test_the_readme_s_table_is_of_the_same_figures() -> None:
+    """Each row joins one of docs/NETWORKS.md's accuracies for each data set with the paper's cost."""
+    ours = {
+        (title, name.strip().partition(",")[0]): cells
+        for title, table in re.findall(r"^\| (CIFAR-\S+), 10,000 test images .*\n((?:\|.*\n)+)", NETWORKS, re.MULTILINE)
+        for name, *cells in (line.strip("|").split("|") for line in table.splitlines()[1:])
+    }
+    rows = re.findall(r"^\| (\S+ d\d a\S+) \| (.*) \|$", README.replace("**", ""), re.MULTILINE)
+    assert len(rows) == 4
+    for name, figures in rows:
+        key = name if name.startswith("MobileNet") else f"MobileNet+{name}"
+        cells = [ours[title, key] for title in ("CIFAR-10", "CIFAR-100")]
+        accuracies = [text for row in cells for text in (row[3].partition("(")[0].strip(), row[2].strip())]
+        family, delta, alpha = re.match(r"(\w+) d(\d) a([\d.]+)", name).groups()  # type: ignore[union-attr]
+        (cost,) = [
+            result
+            for result in RESULTS
+            if (result.classes, result.family, result.delta, result.alpha)
+            == (10, family.lower(), int(delta), float(alpha))
+        ]
+        assert figures.split(" | ") == [*accuracies, f"{cost.mult_adds} M", f"{cost.parameters} M"], name
+
+
+MARKDOWN = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+    (ROOT / "docs").glob("*.md")
+)
+
+
+@pytest.mark.parametrize("path", MARKDOWN, ids=lambda path: path.name)
+def test_files_named_in_prose_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    linked = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", text)
+    assert [name for name in linked if not (path.parent / name).exists()] == []
+    if path.name != "LOG.md":  # names of its day
+        quoted = re.findall(r"`((?:src|tests|docs|examples|benchmarks|\.ci)/[\w./-]+)`", text)
+        assert [name for name in quoted if not (ROOT / name).exists()] == []
 
 
 def test_the_picture_is_drawn_anew(tmp_path: Path) -> None:
