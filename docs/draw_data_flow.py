@@ -6,6 +6,7 @@ Usage: python docs/draw_data_flow.py
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -49,7 +50,7 @@ def draw(path: Path) -> None:
         axes.text(x + WIDTH / 2, y + HEIGHT - 0.22, title, ha="center", va="center", weight="bold", size=11)
         axes.text(x + WIDTH / 2, y + HEIGHT - 0.5, file, ha="center", va="center", size=9, family="monospace")
         axes.text(x + WIDTH / 2, y + 0.35, purpose, ha="center", va="center", size=9)
-    for (x, y), (next_x, next_y) in zip(corners, corners[1:], strict=False):
+    for (x, y), (next_x, next_y) in pairwise(corners):
         same_row = y == next_y
         start = (x + WIDTH, y + HEIGHT / 2) if same_row else (x + WIDTH / 2, y)
         end = (next_x, next_y + HEIGHT / 2) if same_row else (next_x + WIDTH / 2, next_y + HEIGHT)
