@@ -51,4 +51,4 @@ def test_the_wheel_trains_outside_the_checkout(tmp_path: Path) -> None:
     assert Path(file).is_relative_to(own)
     assert version in wheel.name
     page = ("page/index.html", "page/style.css", "page/worker.js", "page/icon.svg", "run_page.mjs")
-    assert all((Path(file).parent / "deploy/web" / name).is_file() for name in page)
+    assert all((Path(file).parents[1] / "deploy/web" / name).is_file() for name in page)
