@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
-from hybrid_mobilenet import HybridMobileNet, __version__, resolve
+from hybrid_mobilenet import HybridMobileNet, __version__
 from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.data.dataset import load, load_test
 from hybrid_mobilenet.deploy.check import float_parity
@@ -105,7 +105,7 @@ def test_options_of_the_model_are_exported(options: dict[str, Any]) -> None:
 
 def test_greyscale() -> None:
     torch.manual_seed(0)
-    model = HybridMobileNet(resolve("fmp", 0.25, 1, 10, 1, 8), mean=[0.3], std=[0.4]).eval()
+    model = HybridMobileNet("fmp", 0.25, 1, 10, 1, 8, mean=[0.3], std=[0.4]).eval()
     some = images(4, (8, 8), 1)
     with torch.no_grad():
         expected = model(some)
