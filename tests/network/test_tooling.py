@@ -212,7 +212,9 @@ def test_what_a_hook_on_a_whole_block_returns_goes_on(whole: str, block: str) ->
     plain = copy.deepcopy(model)
     for each, name in ((model, whole), (plain, f"features.{block}.pointwise_activation")):
         each.get_submodule(name).register_forward_hook(lambda _module, _inputs, output: 2 * output)
-        each.get_submodule(name).register_full_backward_pre_hook(lambda _module, gradients: (3 * gradients[0],))
+        each.get_submodule(name).register_full_backward_pre_hook(
+            lambda _module, gradients: (3 * gradients[0],)  # type: ignore[index]
+        )
     results = run(model, model, images()), run(lambda x: by_its_modules(plain, x), plain, images())
     torch.testing.assert_close(*results, rtol=1e-6, atol=1e-8)
     assert not torch.allclose(results[0]["logits"], run(network(), network(), images())["logits"])
