@@ -138,6 +138,12 @@ def test_max_pooling_reads_the_pixel_before_and_the_one_after(size: tuple[int, i
             assert torch.equal(pooled[:, :, i, j], window.amax((2, 3)))
 
 
+def test_whole_numbers_are_a_normalisation_too() -> None:
+    model = HybridMobileNet(**SMALL.choices(), mean=(0, 0, 0), std=(1, 1, 1)).eval()
+    x = torch.rand(4, 3, 16, 20)
+    assert torch.equal(model.normalise(x), x)
+
+
 def test_bytes_and_fractions_give_the_same_logits() -> None:
     model = HybridMobileNet(**SMALL.choices()).eval()
     images = torch.randint(0, 256, (4, 3, 16, 20), dtype=torch.uint8)

@@ -22,6 +22,7 @@ from .architecture import Activation, Layer
 #: Keras's epsilon. Larger than PyTorch's 1e-5, it keeps channels of little variance from being blown up.
 BATCH_NORM_EPSILON = 1e-3
 
+#: Built not in place: hooks on the gradients of the normalisation would not work.
 ACTIVATIONS: dict[Activation, type[nn.ReLU | nn.ReLU6]] = {"relu": nn.ReLU, "relu6": nn.ReLU6}
 
 

@@ -119,7 +119,7 @@ class HybridMobileNet(nn.Module):
         for name, given, default in (("mean", mean, 0.5), ("std", std, 0.25)):
             values = list(given) if given is not None else [default] * in_channels
             _check_normalisation(name, values, in_channels)
-            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1))
+            self.register_buffer(name, torch.tensor(values, dtype=torch.get_default_dtype()).view(-1, 1, 1))
         self.activation: Activation = activation
         self.dropout = dropout
         self.sequence: PoolingSequence = sequence
@@ -192,10 +192,12 @@ class HybridMobileNet(nn.Module):
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """The maps of every resolution, from the highest to the lowest, for a detector or a segmentation head.
 
-        Each is the last one of its resolution: the input of the next pooling layer or strided block. The number of maps
-        does not depend on the size of the images. From one to the next the side shrinks by a factor of 2, or of 1.44 in
-        the family "fmp". The first ones have half the side of the images in the family "mobilenet", and their full side
-        in the others.
+        Each is the last one of its resolution, which the next pooling layer or strided block reads. Their number does
+        not depend on the size of the images. Strides, which are the side of the images over that of the maps:
+
+        - "mobilenet": 2, 4, 8, 16, 32;
+        - "mp3": 1, 2, 4, 8, 16, 32;
+        - "fmp": 1, 1.44, 1.44^2, ..., 1.44^7, up to the rounding of map sizes.
 
         Shape:
             - Input: (N, in_channels, H, W), as for the network itself.
