@@ -28,7 +28,6 @@ from hybrid_mobilenet.common.files import write_atomically
 from hybrid_mobilenet.data.dataset import load
 from hybrid_mobilenet.layers.kernels import reference
 from hybrid_mobilenet.layers.pooling import _kernels, random_sequence
-from hybrid_mobilenet.network.architecture import resolve
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.training.cuda_graph import CapturedSteps
 from hybrid_mobilenet.training.processes import Processes
@@ -162,7 +161,7 @@ def training_step(
     """A whole training step of a network on digits that are on the device, alone or as a CUDA graph."""
     network = COMPARISONS[comparison]
     torch.manual_seed(0)
-    model = HybridMobileNet(resolve(network.family, network.alpha, network.delta)).train()
+    model = HybridMobileNet(network.family, network.alpha, network.delta).train()
     torch.set_float32_matmul_precision("high")  # as `train` does
     fabric = engine(precision, Processes())
     optimizer = adam(model, PAPER)

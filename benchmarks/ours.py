@@ -20,7 +20,7 @@ def training_step(network: Network, batch: int, threads: int) -> Callable[[], ob
     torch.set_num_threads(threads)
     keep_freed_memory()  # as `train` does
     torch.manual_seed(0)
-    model = HybridMobileNet(network).train()
+    model = HybridMobileNet(**network.choices()).train()
     fabric = Fabric(accelerator="cpu", devices=1)
     module, optimizer = fabric.setup(model, torch.optim.Adam(model.parameters(), fused=True))
     images = torch.randint(256, (batch, network.in_channels, *network.image_size), dtype=torch.uint8)

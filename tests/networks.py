@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hybrid_mobilenet import HybridMobileNet, resolve
+from hybrid_mobilenet import HybridMobileNet
 from hybrid_mobilenet.data.dataset import load
 from hybrid_mobilenet.layers.sizes import Size
 from hybrid_mobilenet.network.architecture import Family
@@ -27,7 +27,7 @@ def network(
 ) -> HybridMobileNet:
     """A network as if trained: statistics of images, scales and shifts of its own, logits that depend on the image."""
     torch.manual_seed(0)
-    model = HybridMobileNet(resolve(family, alpha, delta, classes, 3, size), **options).train()
+    model = HybridMobileNet(family, alpha, delta, classes, 3, size, **options).train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -44,7 +44,7 @@ def network(
 def trained(family: Family, **options: Any) -> HybridMobileNet:
     """A network that has begun to tell digits of 16x16 pixels: with random weights, rounding would drown the logits."""
     torch.manual_seed(0)
-    model = HybridMobileNet(resolve(family, 0.25, 2, 10, 3, 16), **options).train()
+    model = HybridMobileNet(family, 0.25, 2, 10, 3, 16, **options).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     digits = load("digits", image_size=16).train
     for step in range(100):

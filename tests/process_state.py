@@ -142,7 +142,8 @@ def main(folder: Path) -> None:
         model.save_pretrained(folder / "saved")
     with unchanged("load_parquet"):
         load(str(folder / "data.parquet"), image_size=8, channels=1)
-    untrained = HybridMobileNet(model.network)  # of a short run, rounding is as large as an export may differ
+    # After a short run, rounding is as large as an export may differ.
+    untrained = HybridMobileNet(**model.network.choices())
     with unchanged("export"):
         export(untrained, "onnx", folder / "export", test=splits.test)
     with unchanged("load_classifier"):

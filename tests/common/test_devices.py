@@ -10,7 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from typer.testing import CliRunner
 
-from hybrid_mobilenet import HybridMobileNet, resolve
+from hybrid_mobilenet import HybridMobileNet
 from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.common.devices import choose_device
 from hybrid_mobilenet.deploy import benchmark, classify
@@ -29,7 +29,7 @@ COMMANDS = {
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    HybridMobileNet(resolve("fmp", 0.25, 1, 10, 1, (8, 8))).eval().save_pretrained(tmp_path / "run")
+    HybridMobileNet("fmp", 0.25, 1, 10, 1, (8, 8)).eval().save_pretrained(tmp_path / "run")
     return tmp_path / "run"
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from hybrid_mobilenet import HybridMobileNet, resolve
+from hybrid_mobilenet import HybridMobileNet
 from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.common import plots
 from hybrid_mobilenet.deploy import benchmark
@@ -36,7 +36,7 @@ def invoke(*arguments: str | Path) -> Result:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with an exported file."""
     torch.manual_seed(0)
-    model = HybridMobileNet(resolve("fmp", 0.25, 1, 10, 3, 32)).eval()
+    model = HybridMobileNet("fmp", 0.25, 1, 10, 3, 32).eval()
     folder = tmp_path_factory.mktemp("run")
     model.save_pretrained(folder)
     (folder / "export").mkdir()
@@ -94,13 +94,13 @@ def test_benchmark(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("overlapping", [False, True])
 def test_plain_pooling_in_place_of_fractional(tmp_path: Path, overlapping: bool) -> None:
     torch.manual_seed(0)
-    network = resolve("fmp", 0.25, 1)
+    model = HybridMobileNet("fmp", 0.25, overlapping=overlapping).eval()
     path = tmp_path / "model.onnx"
-    path.write_bytes(onnx_bytes(HybridMobileNet(network, overlapping=overlapping).eval()))
+    path.write_bytes(onnx_bytes(model))
     content = with_plain_pooling(path)
     assert content
     kinds = {node.name: node.op_type for node in onnx.load_from_string(content).graph.node}
-    layers = [layer.name for layer in network.layers if layer.kind == "fractional_max_pool"]
+    layers = [layer.name for layer in model.network.layers if layer.kind == "fractional_max_pool"]
     assert [kinds[name] for name in layers] == ["MaxPool"] * len(layers)
     assert "Gather" not in kinds.values()
     images = np.zeros((2, 32, 32, 3), np.uint8)
@@ -148,7 +148,7 @@ def test_long_names_leave_the_axis_of_times_its_width(tmp_path: Path) -> None:
 
 def test_no_share_where_no_pooling_is_fractional(tmp_path: Path) -> None:
     path = tmp_path / "strided.onnx"
-    path.write_bytes(onnx_bytes(HybridMobileNet(resolve("mobilenet", 0.25, 1)).eval()))
+    path.write_bytes(onnx_bytes(HybridMobileNet("mobilenet", 0.25, 1).eval()))
     assert with_plain_pooling(path) is None
     assert all(with_plain_pooling(peer) is None for peer in peers.write_peers(tmp_path))
 

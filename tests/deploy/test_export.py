@@ -14,10 +14,10 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
-from hybrid_mobilenet import HybridMobileNet, __version__, resolve
+from hybrid_mobilenet import HybridMobileNet, __version__
 from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.data.dataset import load, load_test
 from hybrid_mobilenet.deploy.check import float_parity
@@ -105,12 +105,28 @@ def test_options_of_the_model_are_exported(options: dict[str, Any]) -> None:
 
 def test_greyscale() -> None:
     torch.manual_seed(0)
-    model = HybridMobileNet(resolve("fmp", 0.25, 1, 10, 1, 8), mean=[0.3], std=[0.4]).eval()
+    model = HybridMobileNet("fmp", 0.25, 1, 10, 1, 8, mean=[0.3], std=[0.4]).eval()
     some = images(4, (8, 8), 1)
     with torch.no_grad():
         expected = model(some)
     logits, _ = OnnxClassifier(onnx_bytes(model)).outputs(some)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_another_classifier_is_exported(by_hand: bool) -> None:
+    model = HybridMobileNet("fmp", 0.25, 1, 10, 1, 8).eval()
+    if by_hand:
+        model.classifier.linear = nn.Linear(256, 3)
+        model.class_names = ["a", "b", "c"]
+    else:
+        model.reset_classifier(3, ["a", "b", "c"])
+    some = images(4, (8, 8), 1)
+    with torch.no_grad():
+        expected = model(some)
+    classifier = OnnxClassifier(onnx_bytes(model))
+    assert classifier.class_names == ("a", "b", "c")
+    torch.testing.assert_close(classifier.outputs(some)[0], expected, rtol=0, atol=1e-5)
 
 
 def test_the_deployed_network_leaves_the_model_as_it_is(fmp: HybridMobileNet) -> None:

@@ -117,7 +117,7 @@ def test_options_of_the_model_are_exported(runtime: str, options: dict[str, Any]
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_greyscale(runtime: str) -> None:
     torch.manual_seed(0)
-    model = HybridMobileNet(resolve("fmp", 0.25, 4, 10, 1, 8), mean=[0.3], std=[0.4]).eval()
+    model = HybridMobileNet("fmp", 0.25, 4, 10, 1, 8, mean=[0.3], std=[0.4]).eval()
     some = images(4, (8, 8), 1)
     with torch.no_grad():
         expected = model(some)

@@ -26,7 +26,7 @@ from PIL import ExifTags, Image
 from playwright.sync_api import Browser, JSHandle, Page, expect, sync_playwright
 
 import hybrid_mobilenet
-from hybrid_mobilenet import HybridMobileNet, resolve
+from hybrid_mobilenet import HybridMobileNet
 from hybrid_mobilenet.data.dataset import load_test
 from hybrid_mobilenet.data.images import read_image
 from hybrid_mobilenet.deploy.deployed import ExportError
@@ -74,8 +74,7 @@ def real_images() -> torch.Tensor:
 def model() -> HybridMobileNet:
     torch.manual_seed(0)
     names = [f"class {letter}" for letter in "ABCDEFGHIJ"]
-    network = resolve("fmp", alpha=0.25, delta=2, classes=10)
-    return trained(HybridMobileNet(network, class_names=names))
+    return trained(HybridMobileNet("fmp", alpha=0.25, delta=2, class_names=names))
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +82,8 @@ def grey_model() -> HybridMobileNet:
     """Many classes with long names, for wide and grey images."""
     torch.manual_seed(1)
     names = [f"number {number} of a hundred, with-a-name-that-does-not-break-anywhere-at-all" for number in range(100)]
-    network = resolve("mobilenet", alpha=0.25, delta=1, classes=100, in_channels=1, image_size=(24, 40))
-    return trained(HybridMobileNet(network, class_names=names))
+    model = HybridMobileNet("mobilenet", alpha=0.25, in_channels=1, image_size=(24, 40), class_names=names)
+    return trained(model)
 
 
 def exported(model: HybridMobileNet, folder: Path) -> Path:

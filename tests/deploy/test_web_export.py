@@ -15,7 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from hybrid_mobilenet import HybridMobileNet, resolve
+from hybrid_mobilenet import HybridMobileNet
 from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.common.files import writing_folder
 from hybrid_mobilenet.deploy.deployed import ExportError
@@ -40,8 +40,7 @@ needs_npm = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def model() -> HybridMobileNet:
     torch.manual_seed(0)
-    network = resolve("mp3", alpha=0.25, delta=1, classes=3, in_channels=1, image_size=(16, 24))
-    return HybridMobileNet(network, class_names=["a", "b", "ü"]).eval()
+    return HybridMobileNet("mp3", 0.25, in_channels=1, image_size=(16, 24), class_names=["a", "b", "ü"]).eval()
 
 
 @pytest.fixture(scope="module")

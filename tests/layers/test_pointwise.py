@@ -1,4 +1,4 @@
-"""A pointwise convolution between two normalisations: the kernel against torch's layers, and when it runs."""
+"""Pointwise convolution, alone and between two normalisations: against torch's layers, and when which one runs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hybrid_mobilenet import HybridMobileNet, resolve
+from hybrid_mobilenet import HybridMobileNet
 from hybrid_mobilenet.layers.kernels.cpu import pointwise as kernel
-from hybrid_mobilenet.layers.pointwise import can_fuse, fused_convolution
+from hybrid_mobilenet.layers.pointwise import can_fuse, fused_convolution, pointwise_convolution
 from hybrid_mobilenet.network.architecture import FAMILIES, Activation, Family
 
 #: Images, rows and columns: less than the rows of a tile, one block of pixels, several blocks and a part of one.
@@ -28,13 +29,13 @@ class Layers(nn.Sequential):
 
     def __init__(self, channels: int, out_channels: int, dtype: torch.dtype = torch.float64) -> None:
         torch.manual_seed(0)
-        before, behind = (nn.BatchNorm2d(count, eps=1e-3) for count in (channels, out_channels))
-        for norm in (before, behind):
+        before, after = (nn.BatchNorm2d(count, eps=1e-3) for count in (channels, out_channels))
+        for norm in (before, after):
             nn.init.uniform_(norm.weight, -2, 2)
             nn.init.normal_(norm.bias)
         conv = nn.Conv2d(channels, out_channels, 1, bias=False)
-        super().__init__(before, nn.ReLU(), conv, behind, nn.ReLU())
-        self.fused = before, conv, behind
+        super().__init__(before, nn.ReLU(), conv, after, nn.ReLU())
+        self.fused = before, conv, after
         self.to(dtype)
 
     def gradients(self, y: Tensor, x: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
@@ -45,6 +46,41 @@ def maps(images: int, channels: int, height: int, width: int, dtype: torch.dtype
     """Far from zero in the mean, where a sum of squares would lose its digits."""
     x = 3 * torch.randn(images, channels, height, width, dtype=dtype) + 10
     return x.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+def whole_numbers(*shape: int) -> Tensor:
+    """Small integers as floats: their sums and products are exact in any order."""
+    return torch.randint(-8, 9, shape).float()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 2), (4, 1), (2, 3), (5, 5), (6, 6)])
+def test_alone_it_is_a_1x1_convolution_however_it_runs(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 9, 1, bias=False)
+    with torch.no_grad():
+        conv.weight.copy_(whole_numbers(9, 6, 1, 1))
+    x = whole_numbers(3, 6, *size).contiguous(memory_format=torch.channels_last).requires_grad_()
+    with torch.no_grad():
+        assert torch.equal(pointwise_convolution(x, conv), F.conv2d(x, conv.weight))
+    F.relu(pointwise_convolution(x, conv)).square().sum().backward()  # type: ignore[no-untyped-call]
+    other = x.detach().clone().requires_grad_()
+    weight = conv.weight.detach().clone().requires_grad_()
+    F.relu(F.conv2d(other, weight)).square().sum().backward()  # type: ignore[no-untyped-call]
+    for ours, theirs in ((x.grad, other.grad), (conv.weight.grad, weight.grad)):
+        assert ours is not None
+        assert theirs is not None
+        assert torch.equal(ours, theirs)
+        assert ours.any()
+
+
+def test_alone_it_is_a_matrix_product_of_small_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear = Mock(wraps=F.linear)
+    monkeypatch.setattr(F, "linear", linear)
+    pointwise_convolution(torch.rand(2, 6, 2, 2), nn.Conv2d(6, 9, 1, bias=False))
+    assert linear.call_count == 1
+    pointwise_convolution(torch.rand(2, 6, 2, 3), nn.Conv2d(6, 9, 1, bias=False))
+    pointwise_convolution(torch.rand(2, 6, 2, 2), nn.Conv2d(6, 9, 1))  # a bias
+    assert linear.call_count == 1
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -107,16 +143,16 @@ def test_other_numbers_of_channels_are_torch_s(channels: tuple[int, int]) -> Non
 
 
 def test_it_is_for_training_on_the_cpu() -> None:
-    x, (before, conv, behind) = maps(2, 16, 3, 3), Layers(16, 16).fused
-    assert can_fuse(x, before, conv, behind)
-    assert not can_fuse(x.float(), before, conv, behind)
-    assert not can_fuse(maps(1, 16, 1, 1), before, conv, behind)  # torch says what is wrong with one pixel
-    assert not can_fuse(x, before, nn.Conv2d(16, 16, 1).double(), behind)  # a bias
-    assert not can_fuse(x, before, nn.Conv2d(16, 16, 3, bias=False).double(), behind)
+    x, (before, conv, after) = maps(2, 16, 3, 3), Layers(16, 16).fused
+    assert can_fuse(x, before, conv, after)
+    assert not can_fuse(x.float(), before, conv, after)
+    assert not can_fuse(maps(1, 16, 1, 1), before, conv, after)  # torch says what is wrong with one pixel
+    assert not can_fuse(x, before, nn.Conv2d(16, 16, 1).double(), after)  # a bias
+    assert not can_fuse(x, before, nn.Conv2d(16, 16, 3, bias=False).double(), after)
     with torch.no_grad():
-        assert not can_fuse(x, before, conv, behind)
-    assert not can_fuse(x, before, conv, copy.deepcopy(behind).eval())
-    assert not can_fuse(x, copy.deepcopy(before).eval(), conv, behind)
+        assert not can_fuse(x, before, conv, after)
+    assert not can_fuse(x, before, conv, copy.deepcopy(after).eval())
+    assert not can_fuse(x, copy.deepcopy(before).eval(), conv, after)
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
@@ -129,15 +165,14 @@ def test_a_network_trains_as_with_torch_s_layers(
     monkeypatch.setattr(kernel, "forward", forward)
     for ours in (True, False):
         torch.manual_seed(0)
-        network = resolve(family, 0.5, 2, image_size=16)
-        model = HybridMobileNet(network, dropout=0, activation=activation).double()
+        model = HybridMobileNet(family, 0.5, 2, image_size=16, dropout=0, activation=activation).double()
         if not ours:
-            monkeypatch.setattr("hybrid_mobilenet.network.model.can_fuse", lambda *_: False)
+            monkeypatch.setattr("hybrid_mobilenet.network.blocks.can_fuse", lambda *_: False)
         torch.manual_seed(1)  # the same pooling regions
         logits = model(torch.rand(3, 3, 16, 16, dtype=torch.float64))
         logits.square().sum().backward()
         results.append((logits, model.state_dict(), [parameter.grad for parameter in model.parameters()]))
-    pointwise = sum(layer.kind == "pointwise" for layer in network.layers)
+    pointwise = sum(layer.kind == "pointwise" for layer in model.network.layers)
     assert forward.call_count == (pointwise if activation == "relu" else 0)
     torch.testing.assert_close(*results)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import math
 from itertools import pairwise
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybrid_mobilenet.layers.sizes import fractional_size, strided_size
+from hybrid_mobilenet.network import architecture
 from hybrid_mobilenet.network.architecture import FAMILIES, FMP_RATIO, Family, Layer, Network, resolve, scaled
 
 # Output channels and side of the input map of every block, then of every pooling layer's input and output: read off
@@ -82,6 +84,43 @@ def test_layers_fit_together_for_any_rectangle(family: Family, height: int, widt
     # Each axis goes its own way: the transposed image gives the transposed maps.
     transposed = resolve(family, image_size=(width, height))
     assert [layer.out_size[::-1] for layer in transposed.layers] == [layer.out_size for layer in network.layers]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_hold_all_layers_in_order(family: Family) -> None:
+    network = resolve(family, 0.25, 2)
+    blocks = list(network.blocks())
+    assert [layer for _, layers in blocks for layer in layers] == list(network.layers)
+    for name, layers in blocks:
+        if name.startswith("block"):
+            assert [layer.name for layer in layers] == [f"{name}_depthwise", f"{name}_pointwise"]
+        else:
+            assert [layer.name for layer in layers] == [name]
+    assert [name for name, _ in blocks if name.startswith("block")] == [f"block{number + 1}" for number in range(13)]
+
+
+def test_the_choices_give_the_network_again() -> None:
+    network = resolve("fmp", 0.25, 2, classes=7, in_channels=1, image_size=(24, 48))
+    assert resolve(**network.choices()) == network
+
+
+@pytest.mark.parametrize("image_size", [8, 32])
+def test_pooling_and_strides_shrink(image_size: int) -> None:
+    shrinking = {
+        family: [layer.name for layer in resolve(family, image_size=image_size).layers if layer.shrinks]
+        for family in FAMILIES
+    }
+    assert shrinking == {
+        "mobilenet": ["conv", *(f"block{number}_depthwise" for number in (2, 4, 6, 12))],
+        "mp3": [f"pool{number}" for number in range(1, 6)],
+        "fmp": [f"pool{number}" for number in range(1, 8)],
+    }
+
+
+def test_the_examples_of_the_docstrings_run() -> None:
+    results = doctest.testmod(architecture)
+    assert results.attempted >= 2
+    assert results.failed == 0
 
 
 def test_a_rectangle_by_hand() -> None:

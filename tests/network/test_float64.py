@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from hybrid_mobilenet import HybridMobileNet, resolve
+from hybrid_mobilenet import HybridMobileNet
 from hybrid_mobilenet.cli.progress import RunProgress
 from hybrid_mobilenet.data.dataset import load
 from hybrid_mobilenet.deploy.deployed import Deployed
@@ -61,7 +61,7 @@ def without_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("without_float64")
 def test_it_is_refused() -> None:
-    model = HybridMobileNet(resolve("mp3", 0.25, 2, 10, 3, 16))
+    model = HybridMobileNet("mp3", 0.25, 2, 10, 3, 16)
     with pytest.raises(TypeError, match="no float64"):
         model(torch.rand(2, 3, 16, 16)).double()
     with pytest.raises(TypeError, match="no float64"):

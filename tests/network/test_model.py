@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 import json
 import pickle
@@ -20,9 +21,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybrid_mobilenet.network import model as model_module
-from hybrid_mobilenet.network.architecture import FAMILIES, Activation, Family, Layer, Network, resolve
+from hybrid_mobilenet.network.architecture import CONVOLUTIONS, FAMILIES, Activation, Family, Network, resolve
 from hybrid_mobilenet.network.cost import network_mult_adds, network_parameters
-from hybrid_mobilenet.network.model import ConvolutionBlock, HybridMobileNet, ModelError
+from hybrid_mobilenet.network.model import HybridMobileNet, ModelError
 from hybrid_mobilenet.study.paper import RESULTS
 
 SMALL = resolve("fmp", 0.25, 2, classes=3, in_channels=3, image_size=(16, 20))
@@ -59,7 +60,7 @@ class MultAdds(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
 
 def counted(network: Network) -> tuple[int, int, int]:
     """Mult-Adds of one image, and parameters in Keras's and in PyTorch's counting, of the network as a live module."""
-    model = HybridMobileNet(network).eval()
+    model = HybridMobileNet(**network.choices()).eval()
     with torch.no_grad(), MultAdds() as mult_adds:
         logits = model(torch.rand(1, network.in_channels, *network.image_size))
     assert logits.shape == (1, network.classes)
@@ -108,98 +109,27 @@ def test_other_images_cost_what_is_declared(family: Family, image_size: tuple[in
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_map_has_the_declared_shape(family: Family) -> None:
     network = resolve(family, 0.25, 2, image_size=(17, 40))
-    model = HybridMobileNet(network)
+    model = HybridMobileNet(**network.choices())
     shapes: dict[nn.Module, tuple[int, ...]] = {}
-    for module in model.children():
+    for module in model.modules():
         module.register_forward_hook(lambda module, _inputs, output: shapes.update({module: tuple(output.shape)}))
     model(torch.rand(2, 3, 17, 40))
-    *layers, average, classifier = network.layers
-    for layer in layers:
-        assert shapes.pop(model.get_submodule(layer.name)) == (2, layer.out_channels, *layer.out_size)
+    *blocks, (_, (average,)), (_, (classifier,)) = network.blocks()
+    assert [name for name, _ in model.features.named_children()] == [name for name, _ in blocks]
+    for name, layers in blocks:
+        block = model.features.get_submodule(name)
+        assert shapes[block] == (2, layers[-1].out_channels, *layers[-1].out_size)
+        if len(layers) == 2:
+            assert shapes[block.get_submodule("depthwise")] == (2, layers[0].out_channels, *layers[0].out_size)
     assert average.kind == "global_average_pool"
-    assert list(shapes.values()) == [(2, classifier.out_channels)]
-
-
-def whole_numbers(*shape: int) -> Tensor:
-    """Small integers as floats: their sums and products are exact in any order."""
-    return torch.randint(-8, 9, shape).float()
-
-
-def with_whole_weights(layer: Layer) -> ConvolutionBlock:
-    block = ConvolutionBlock(layer, nn.ReLU()).eval()
-    with torch.no_grad():
-        block.conv.weight.copy_(whole_numbers(*block.conv.weight.shape))
-    return block
-
-
-@pytest.mark.parametrize("delta", [1, 2, 3])
-def test_delta_by_repeated_channels_is_a_grouped_convolution(delta: int) -> None:
-    channels = 5
-    layer = Layer("block", "depthwise", channels, channels * delta, (6, 7), (3, 4), 3, 2)
-    block = with_whole_weights(layer)
-    x = whole_numbers(2, channels, 6, 7)
-    # Grouped convolution puts map m of channel c at c * delta + m, we put it at m * C + c.
-    ours = torch.arange(channels * delta).view(delta, channels).t().reshape(-1)
-    maps = F.conv2d(x, block.conv.weight[ours], stride=2, padding=1, groups=channels)
-    with torch.no_grad():
-        expected = F.relu(block.norm(maps))
-        assert torch.equal(block(x)[:, ours], expected)
-    assert expected.any()
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 2), (2, 2), (4, 1), (2, 3), (5, 5)])
-@pytest.mark.parametrize("training", [False, True])
-def test_a_pointwise_layer_is_a_1x1_convolution_however_it_runs(size: tuple[int, int], training: bool) -> None:
-    block = with_whole_weights(Layer("block", "pointwise", 6, 9, size, size))
-    x = whole_numbers(3, 6, *size).contiguous(memory_format=torch.channels_last)
-    plain = nn.BatchNorm2d(9, eps=block.norm.eps)
-    block.train(training)
-    plain.train(training)
-    with torch.no_grad():
-        expected = F.relu(plain(F.conv2d(x, block.conv.weight)))
-        torch.testing.assert_close(block(x), expected, rtol=1e-6, atol=1e-6)
-    # Before normalisation, whose sums may run in another order, equality is exact.
-    block.norm = nn.Identity()  # type: ignore[assignment]
-    with torch.no_grad():
-        assert torch.equal(block(x), F.relu(F.conv2d(x, block.conv.weight)))
-
-
-def test_gradients_do_not_depend_on_how_a_pointwise_layer_runs() -> None:
-    for size in ((1, 1), (2, 2), (6, 6)):
-        block = with_whole_weights(Layer("block", "pointwise", 6, 9, size, size))
-        block.norm = nn.Identity()  # type: ignore[assignment]
-        x = whole_numbers(3, 6, *size).contiguous(memory_format=torch.channels_last).requires_grad_()
-        block(x).square().sum().backward()
-        other = x.detach().clone().requires_grad_()
-        weight = block.conv.weight.detach().clone().requires_grad_()
-        F.relu(F.conv2d(other, weight)).square().sum().backward()  # type: ignore[no-untyped-call]
-        for ours, theirs in ((x.grad, other.grad), (block.conv.weight.grad, weight.grad)):
-            assert ours is not None
-            assert theirs is not None
-            assert torch.equal(ours, theirs)
-            assert ours.any()
-
-
-@pytest.mark.parametrize("size", [(8, 8), (7, 10)])
-@pytest.mark.parametrize("kind", ["convolution", "depthwise"])
-def test_a_strided_convolution_is_centred_on_even_pixels(size: tuple[int, int], kind: Any) -> None:
-    # Padding of one pixel on every side; TensorFlow's "same" would centre on odd pixels where the size is even.
-    height, width = size
-    layer = Layer("conv", kind, 1, 1, size, (-(-height // 2), -(-width // 2)), 3, 2)
-    block = ConvolutionBlock(layer, nn.ReLU()).eval()
-    block.norm = nn.Identity()  # type: ignore[assignment]
-    with torch.no_grad():
-        block.conv.weight.zero_()
-        block.conv.weight[:, :, 1, 1] = 1
-        x = torch.arange(1.0, height * width + 1).view(1, 1, height, width)
-        assert torch.equal(block(x), x[:, :, ::2, ::2])
+    assert shapes[model.classifier] == shapes[model] == (2, classifier.out_channels)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 10), (1, 2)])
 def test_max_pooling_reads_the_pixel_before_and_the_one_after(size: tuple[int, int]) -> None:
-    model = HybridMobileNet(resolve("mp3", 0.25))
+    model = HybridMobileNet("mp3", 0.25)
     x = -torch.rand(1, 2, *size)  # padding must never win, not even over negative numbers
-    pooled = model.get_submodule("pool1")(x)
+    pooled = model.features.get_submodule("pool1")(x)
     height, width = size
     assert pooled.shape[2:] == (-(-height // 2), -(-width // 2))
     for i in range(pooled.shape[2]):
@@ -208,8 +138,14 @@ def test_max_pooling_reads_the_pixel_before_and_the_one_after(size: tuple[int, i
             assert torch.equal(pooled[:, :, i, j], window.amax((2, 3)))
 
 
+def test_whole_numbers_are_a_normalisation_too() -> None:
+    model = HybridMobileNet(**SMALL.choices(), mean=(0, 0, 0), std=(1, 1, 1)).eval()
+    x = torch.rand(4, 3, 16, 20)
+    assert torch.equal(model.normalise(x), x)
+
+
 def test_bytes_and_fractions_give_the_same_logits() -> None:
-    model = HybridMobileNet(SMALL).eval()
+    model = HybridMobileNet(**SMALL.choices()).eval()
     images = torch.randint(0, 256, (4, 3, 16, 20), dtype=torch.uint8)
     with torch.no_grad():
         assert torch.equal(model(images), model(images.float() / 255))
@@ -218,9 +154,10 @@ def test_bytes_and_fractions_give_the_same_logits() -> None:
 
 def test_normalisation_is_inside() -> None:
     mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 1.5)
-    model = HybridMobileNet(SMALL, mean=mean, std=std).eval()
-    plain = HybridMobileNet(SMALL, mean=(0.0,) * 3, std=(1.0,) * 3).eval()
-    plain.load_state_dict(model.state_dict())
+    model = HybridMobileNet(**SMALL.choices(), mean=mean, std=std).eval()
+    plain = HybridMobileNet(**SMALL.choices(), mean=(0.0,) * 3, std=(1.0,) * 3).eval()
+    plain.features.load_state_dict(model.features.state_dict())
+    plain.classifier.load_state_dict(model.classifier.state_dict())
     x = torch.rand(4, 3, 16, 20)
     with torch.no_grad():
         assert torch.equal(model(x), plain((x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)))
@@ -230,28 +167,18 @@ def test_normalisation_is_inside() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("training", [False, True])
 def test_maps_stay_channels_last(family: Family, training: bool) -> None:
-    model = HybridMobileNet(resolve(family, 0.25, 2, image_size=16)).train(training)
+    model = HybridMobileNet(family, 0.25, 2, image_size=16).train(training)
     maps: list[Tensor] = []
-    for module in model.children():
+    for module in model.features.children():
         module.register_forward_hook(lambda _module, _inputs, output: maps.append(output))
-    model(torch.rand(2, 3, 16, 16))
-    *maps, logits = maps
-    assert len(maps) >= 27
+    logits = model(torch.rand(2, 3, 16, 16))
+    assert len(maps) >= 14
     assert all(map_.is_contiguous(memory_format=torch.channels_last) for map_ in maps)
     assert logits.is_contiguous()
 
 
-def test_relu6_clips_at_6() -> None:
-    layer = Layer("conv", "convolution", 1, 1, (4, 4), (4, 4), 3)
-    blocks = [ConvolutionBlock(layer, activation).eval() for activation in (nn.ReLU(), nn.ReLU6())]
-    blocks[1].load_state_dict(blocks[0].state_dict())
-    x = 100 * torch.randn(2, 1, 4, 4)
-    with torch.no_grad():
-        relu, relu6 = (block(x) for block in blocks)
-    assert relu.max() > 6
-    assert relu6.max() == 6
-    assert torch.equal(relu.clamp(max=6), relu6)
-    models = [HybridMobileNet(SMALL, activation=activation) for activation in ("relu", "relu6")]
+def test_the_activation_is_that_of_all_blocks() -> None:
+    models = [HybridMobileNet(**SMALL.choices(), activation=activation) for activation in ("relu", "relu6")]
     models[1].load_state_dict(models[0].state_dict())
     noise = 50 * torch.randn(4, 3, 16, 20)
     models[0].train()(noise)
@@ -260,7 +187,7 @@ def test_relu6_clips_at_6() -> None:
 
 
 def test_regions_are_random_in_training_and_fixed_in_evaluation() -> None:
-    model = HybridMobileNet(SMALL, dropout=0.0)
+    model = HybridMobileNet(**SMALL.choices(), dropout=0.0)
     x = torch.rand(4, 3, 16, 20)
     with torch.no_grad():
         model.eval()
@@ -272,15 +199,15 @@ def test_regions_are_random_in_training_and_fixed_in_evaluation() -> None:
             pool.train()
         assert not torch.equal(model(x), model(x))
     assert len(model.fractional_max_pools()) == 7
-    assert HybridMobileNet(resolve("mp3", 0.25)).fractional_max_pools() == []
+    assert HybridMobileNet("mp3", 0.25).fractional_max_pools() == []
 
 
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
 @pytest.mark.parametrize("family", ["mp3", "fmp"])
 def test_what_is_pooled_has_been_through_the_activation(family: Family, activation: Activation) -> None:
     torch.manual_seed(0)
-    model = HybridMobileNet(resolve(family, 0.25, 1), activation=activation).eval()
-    block, pool = model.get_submodule("conv"), model.get_submodule("pool1")
+    model = HybridMobileNet(family, 0.25, 1, activation=activation).eval()
+    block, pool = model.features.get_submodule("conv"), model.features.get_submodule("pool1")
     maps = block(100 * torch.randn(2, 3, 32, 32))
     activate = nn.ReLU() if activation == "relu" else nn.ReLU6()
     assert maps.min() == 0
@@ -290,7 +217,7 @@ def test_what_is_pooled_has_been_through_the_activation(family: Family, activati
 
 def test_weights_start_glorot_uniform() -> None:
     torch.manual_seed(0)
-    model = HybridMobileNet(resolve("mobilenet", 0.5))
+    model = HybridMobileNet("mobilenet", 0.5)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 4:
             fan_in, fan_out = parameter[0].numel(), parameter.shape[0] * parameter[0, 0].numel()
@@ -305,7 +232,7 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     states = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
-        states.append(HybridMobileNet(SMALL).state_dict())
+        states.append(HybridMobileNet(**SMALL.choices()).state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])
 
@@ -315,6 +242,9 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     [
         ({"class_names": ["a", "b"]}, "class_names has 2 different names in 2, but the network has 3 classes"),
         ({"class_names": ["a", "b", "a"]}, "class_names has 2 different names in 3, but the network has 3 classes"),
+        ({"family": "vgg"}, "family is 'vgg', but must be one of mobilenet, mp3, fmp"),
+        ({"alpha": 0.3}, "alpha is 0.3"),
+        ({"image_size": 4}, "image_size is 4x4"),
         ({"mean": [0.5]}, r"mean is \[0.5\], but must hold one number per input channel \(3\)"),
         ({"mean": [0.5, 0.5, float("nan")]}, "mean is .*nan"),
         ({"std": [1.0, 1.0, 0.0]}, "each above 0"),
@@ -325,13 +255,13 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 )
 def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        HybridMobileNet(SMALL, **options)
+        HybridMobileNet(**SMALL.choices() | options)
 
 
 def trained(network: Network = SMALL) -> HybridMobileNet:
     """A model whose every number differs from a fresh one's."""
     model = HybridMobileNet(
-        network,
+        **network.choices(),
         class_names=["cat", "dog", 'ünï "x"'],
         mean=(0.4, 0.5, 0.6),
         std=(0.1, 0.2, 0.3),
@@ -381,16 +311,207 @@ def test_config_json_holds_what_is_needed_to_build_the_model(saved: Path) -> Non
     config = json.loads((saved / "config.json").read_text())
     assert list(config) == [
         "family", "alpha", "delta", "in_channels", "image_size", "class_names",
-        "mean", "std", "activation", "dropout", "sequence", "overlapping", "training",
+        "activation", "dropout", "sequence", "overlapping", "training",
     ]  # fmt: skip
     assert config["class_names"] == ["cat", "dog", 'ünï "x"']
     assert (config["image_size"], config["sequence"], config["overlapping"]) == ([16, 20], "pseudorandom", True)
-    assert config["mean"] == pytest.approx([0.4, 0.5, 0.6])
 
 
-def test_weights_are_named_after_the_layers(saved: Path) -> None:
-    layers = {layer.name for layer in SMALL.layers if layer.kind not in ("fractional_max_pool", "global_average_pool")}
-    assert {name.partition(".")[0] for name in load_file(saved / "model.safetensors")} == layers
+def test_weights_are_named_after_the_blocks(saved: Path) -> None:
+    weights = load_file(saved / "model.safetensors")
+    assert {name.partition(".")[0] for name in weights} == {"mean", "std", "features", "classifier"}
+    blocks = {name for name, layers in SMALL.blocks() if layers[0].kind in CONVOLUTIONS}
+    assert {name.split(".")[1] for name in weights if name.startswith("features.")} == blocks
+    assert {name.split(".")[2] for name in weights if name.startswith("features.block7.")} == {
+        "depthwise", "depthwise_norm", "pointwise", "pointwise_norm",
+    }  # fmt: skip
+    assert weights["mean"].flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
+    assert weights["std"].flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_the_choices_are_those_of_the_rows() -> None:
+    model = HybridMobileNet("fmp", 0.25, 2, 3, 1, (16, 20))
+    assert model.network == resolve("fmp", 0.25, 2, 3, 1, (16, 20))
+    assert HybridMobileNet("mp3", 0.25).network == resolve("mp3", 0.25)
+    assert HybridMobileNet(**SMALL.choices()).network == SMALL
+
+
+def test_as_many_classes_as_names() -> None:
+    model = HybridMobileNet("mp3", 0.25, class_names=["cat", "dog", "bird"])
+    assert (model.network.classes, model.class_names) == (3, ("cat", "dog", "bird"))
+    assert HybridMobileNet("mp3", 0.25, classes=3).class_names == ("0", "1", "2")
+    assert HybridMobileNet("mp3", 0.25).network.classes == 10
+    with pytest.raises(ValueError, match="classes is 1, but must be a whole number"):
+        HybridMobileNet("mp3", 0.25, class_names=["cat"])
+
+
+# Features
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("training", [False, True])
+def test_features_then_the_mean_then_the_classifier(family: Family, training: bool) -> None:
+    model = HybridMobileNet(family, 0.25, 2, image_size=16, dropout=0).train(training)
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+
+    def maps_and_logits(forward: Callable[[], Tensor]) -> Tensor:
+        torch.manual_seed(1)  # the same regions
+        with torch.no_grad():
+            return forward()
+
+    logits = maps_and_logits(lambda: model(images))
+    maps = maps_and_logits(lambda: model.forward_features(images))
+    assert torch.equal(maps_and_logits(lambda: model.features(model.normalise(images))), maps)
+    with torch.no_grad():
+        assert torch.equal(model.classifier(maps.mean((2, 3))), logits)
+
+
+@pytest.mark.parametrize(
+    ("family", "last", "sides"),
+    [
+        # read off Tables 1 to 3: the input of every strided block, every pooling layer, and of the average
+        ("mobilenet", ["block1", "block3", "block5", "block11", "block13"], [16, 8, 4, 2, 1]),
+        ("mp3", ["conv", "block1", "block3", "block5", "block11", "block13"], [32, 16, 8, 4, 2, 1]),
+        (
+            "fmp",
+            ["conv", "block2", "block4", "block6", "block8", "block10", "block12", "block13"],
+            [32, 22, 15, 10, 6, 4, 2, 1],
+        ),
+    ],
+)
+def test_feature_maps_are_the_last_of_every_resolution(family: Family, last: list[str], sides: list[int]) -> None:
+    model = HybridMobileNet(family, 0.25, 2).eval()
+    seen: dict[str, Tensor] = {}
+    for name in last:
+        block = model.features.get_submodule(name)
+        block.register_forward_hook(lambda _module, _inputs, output, name=name: seen.update({name: output}))
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        maps = model.feature_maps(images)
+        assert torch.equal(maps[-1], model.forward_features(images))
+    assert [each.shape[2:] for each in maps] == [(side, side) for side in sides]
+    for each, name in zip(maps, last, strict=True):
+        torch.testing.assert_close(each, seen[name], rtol=0, atol=0)
+    # As many of small images, whose maps cannot shrink as often.
+    assert [each.shape[1] for each in model.feature_maps(images[:, :, :8, :8])] == [each.shape[1] for each in maps]
+
+
+def test_feature_maps_pass_gradients_to_all_blocks_before_them() -> None:
+    model = HybridMobileNet("fmp", 0.25, 2)
+    model.feature_maps(torch.rand(4, 3, 32, 32))[2].square().sum().backward()  # type: ignore[no-untyped-call]
+    reached = {name.split(".")[1] for name, each in model.named_parameters() if each.grad is not None}
+    assert reached == {"conv", "block1", "block2", "block3", "block4"}
+
+
+# Another classifier
+
+
+def test_a_reset_classifier_is_new_and_the_rest_stays(tmp_path: Path) -> None:
+    model = trained()
+    before = copy.deepcopy(model.state_dict())
+    torch.manual_seed(5)
+    model.reset_classifier(4, ["a", "b", "c", "d"])
+    after = model.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in after.items() if not name.startswith("classifier"))
+    assert after["classifier.linear.weight"].shape == (4, 256)
+    assert 0.8 < after["classifier.linear.weight"].abs().max() / (6 / (256 + 4)) ** 0.5 <= 1  # Glorot's bound
+    assert not after["classifier.linear.bias"].any()
+    assert model.network == resolve(**SMALL.choices() | {"classes": 4})
+    assert model.class_names == ("a", "b", "c", "d")
+    assert not any(module.training for module in model.modules())
+    assert model.classifier.get_submodule("dropout").p == 0.25
+    model.save_pretrained(tmp_path)
+    same(HybridMobileNet.from_pretrained(tmp_path), model)
+    model.reset_classifier(5)
+    assert list(model.class_names) == ["0", "1", "2", "3", "4"]
+
+
+def test_a_reset_classifier_is_where_the_model_is() -> None:
+    model = HybridMobileNet(**SMALL.choices()).double()
+    model.reset_classifier(4)
+    assert model(torch.rand(2, 3, 16, 20)).dtype == torch.float64
+    assert model.classifier.training
+    there = HybridMobileNet(**SMALL.choices()).to("meta")
+    there.reset_classifier(4)
+    assert {parameter.device.type for parameter in there.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("classes", "names", "message"),
+    [
+        (1, None, "classes is 1, but must be a whole number"),
+        (3, ["a", "b"], "class_names has 2 different names in 2, but the network has 3 classes"),
+        (2, ["a", "a"], "class_names has 1 different names in 2"),
+    ],
+)
+def test_a_classifier_that_cannot_be(saved: Path, classes: int, names: list[str] | None, message: str) -> None:
+    model = trained()
+    before = model.network, model.class_names, model.classifier
+    with pytest.raises(ValueError, match=message):
+        model.reset_classifier(classes, names)
+    assert (model.network, model.class_names, model.classifier) == before
+    with pytest.raises(ValueError, match=message):
+        HybridMobileNet.from_pretrained(saved, classes=classes, class_names=names)
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"classes": 5}, ("0", "1", "2", "3", "4")),
+        ({"class_names": ["sun", "rain"]}, ("sun", "rain")),
+        ({"classes": 2, "class_names": ["sun", "rain"]}, ("sun", "rain")),
+        ({"classes": 3}, ("0", "1", "2")),
+    ],
+)
+def test_loaded_with_a_new_classifier(saved: Path, options: dict[str, Any], names: tuple[str, ...]) -> None:
+    old, new = HybridMobileNet.from_pretrained(saved), HybridMobileNet.from_pretrained(saved, **options)
+    assert new.class_names == names
+    assert not any(module.training for module in new.modules())
+    x = torch.rand(4, 3, 16, 20)
+    with torch.no_grad():
+        assert torch.equal(new.forward_features(x), old.forward_features(x))
+        assert new(x).shape == (4, len(names))
+    new_bias, old_bias = (each.get_parameter("classifier.linear.bias") for each in (new, old))
+    assert old_bias.all()
+    assert not new_bias.any()  # as it starts, also with as many classes as before
+
+
+def same(loaded: HybridMobileNet, model: HybridMobileNet) -> None:
+    assert loaded.config() == model.config()
+    x = torch.rand(4, 3, 16, 20)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("place", ["linear", "index"])
+def test_a_classifier_replaced_by_hand_is_saved_and_loaded(tmp_path: Path, place: str) -> None:
+    model, linear = trained(), nn.Linear(256, 4)
+    if place == "linear":
+        model.classifier.linear = linear
+    else:
+        model.classifier[-1] = linear
+    assert model.network == resolve(**SMALL.choices() | {"classes": 4})
+    assert model.class_names == ("0", "1", "2", "3")
+    model.save_pretrained(tmp_path)
+    same(HybridMobileNet.from_pretrained(tmp_path), model)
+    model.class_names = ["a", "b", "c", "d"]
+    model.save_pretrained(tmp_path)
+    assert HybridMobileNet.from_pretrained(tmp_path).class_names == ("a", "b", "c", "d")
+    with pytest.raises(ValueError, match="class_names has 3 different names in 3, but the network has 4 classes"):
+        model.class_names = ["a", "b", "c"]
+    model.classifier.linear = nn.Linear(256, 4)  # as many: they are taken for the same classes
+    assert model.class_names == ("a", "b", "c", "d")
+
+
+def test_mean_and_std_go_with_the_state_dict() -> None:
+    model = trained()
+    other = HybridMobileNet(**SMALL.choices(), activation="relu6", sequence="pseudorandom", overlapping=True).eval()
+    other.load_state_dict(model.state_dict())
+    assert other.mean.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
+    assert other.std.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    x = torch.rand(4, 3, 16, 20)
+    with torch.no_grad():
+        assert torch.equal(other(x), model(x))
 
 
 def test_a_failed_save_leaves_the_last_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,11 +544,11 @@ def edited(folder: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"alpha": 0.5}, "conv.conv.weight is (8, 3, 3, 3) in the weights, but (16, 3, 3, 3)"),
-        ({"alpha": 2.0**12}, "conv.conv.weight is (8, 3, 3, 3) in the weights"),  # more memory than there is
-        ({"delta": 1}, "block1_depthwise.conv.weight is (16, 1, 3, 3) in the weights, but (8, 1, 3, 3)"),
+        ({"alpha": 0.5}, "features.conv.conv.weight is (8, 3, 3, 3) in the weights, but (16, 3, 3, 3)"),
+        ({"alpha": 2.0**12}, "features.conv.conv.weight is (8, 3, 3, 3) in the weights"),  # more memory than there is
+        ({"delta": 1}, "features.block1.depthwise.weight is (16, 1, 3, 3) in the weights, but (8, 1, 3, 3)"),
         ({"class_names": ["a", "b"]}, "classifier.linear.weight is (3, 256) in the weights, but (2, 256)"),
-        ({"in_channels": 1, "mean": [0.5], "std": [0.5]}, "conv.conv.weight is (8, 3, 3, 3) in the weights"),
+        ({"in_channels": 1}, "mean is (3, 1, 1) in the weights, but (1, 1, 1)"),
     ],
     ids=lambda value: str(value)[:30],
 )
@@ -449,7 +570,7 @@ def test_another_image_size_fits_the_same_weights(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        *(({key: ...}, f"it lacks '{key}'") for key in ("family", "delta", "class_names", "std", "training")),
+        *(({key: ...}, f"it lacks '{key}'") for key in ("family", "delta", "class_names", "dropout", "training")),
         ({"family": "vgg"}, "family is 'vgg'"),
         ({"family": ["fmp"]}, "unhashable"),
         ({"alpha": "0.25"}, "alpha is '0.25'"),
@@ -468,12 +589,6 @@ def test_another_image_size_fits_the_same_weights(folder: Path) -> None:
         ({"class_names": ["a", "b", "a"]}, "class_names has 2 different names"),
         ({"class_names": ["a", "b", 3]}, "class_names is"),
         ({"class_names": []}, "classes is 0"),
-        ({"mean": [0.5]}, "mean is [0.5]"),
-        ({"mean": None}, "mean is None"),
-        ({"mean": ["a", "b", "c"]}, "mean is ['a'"),
-        ({"mean": [0.5, 0.5, float("nan")]}, "mean is [0.5, 0.5, nan]"),
-        ({"std": [0.5, 0.5, 0.0]}, "std is"),
-        ({"std": [0.5, 0.5, float("inf")]}, "std is"),
         ({"activation": "gelu"}, "activation is 'gelu'"),
         ({"activation": ["relu"]}, "activation is ['relu']"),
         ({"sequence": "even"}, "sequence is 'even'"),
@@ -553,16 +668,33 @@ def test_weights_of_another_program(folder: Path) -> None:
 @pytest.mark.parametrize("change", ["one tensor less", "one tensor more", "another shape"])
 def test_weights_that_do_not_fit_by_one_tensor(folder: Path, change: str) -> None:
     weights = load_file(folder / "model.safetensors")
-    name = "block2_pointwise.norm.weight"
+    name = "features.block2.pointwise_norm.weight"
     if change == "one tensor less":
         del weights[name]
     elif change == "one tensor more":
-        name = "block2_pointwise.conv.bias"
+        name = "features.block2.pointwise.bias"
         weights[name] = torch.zeros(32)
     else:
         weights[name] = torch.zeros(1)
     save_file(weights, folder / "model.safetensors")
     refuses(folder, f"{name} is", "does not fit its config.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("mean", [0.5, 0.5, float("nan")]),
+        ("std", [0.5, 0.5, float("inf")]),
+        ("std", [0.5, 0.5, 0.0]),
+        ("std", [0.5, -0.5, 0.5]),
+    ],
+)
+def test_a_normalisation_that_gives_no_numbers(folder: Path, name: str, values: list[float]) -> None:
+    path = folder / "model.safetensors"
+    save_file(load_file(path) | {name: torch.tensor(values).view(3, 1, 1)}, path)
+    refuses(
+        folder, str(path), f"{name} is {values}, but must hold one number per input channel (3)", "train or download"
+    )
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
@@ -607,5 +739,5 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_the_examples_of_the_docstrings_run() -> None:
     results = doctest.testmod(model_module)
-    assert results.attempted >= 3
+    assert results.attempted >= 14
     assert results.failed == 0

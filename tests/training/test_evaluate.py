@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hybrid_mobilenet.common import plots
 from hybrid_mobilenet.data.dataset import ImageDataset, load
-from hybrid_mobilenet.network.architecture import Family, resolve
+from hybrid_mobilenet.network.architecture import Family
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.training.evaluate import Evaluation, evaluate, probabilities
 
@@ -30,7 +30,7 @@ def all_images(dataset: ImageDataset) -> Tensor:
 def network(digits: ImageDataset, family: Family = "fmp", classes: int = 10) -> HybridMobileNet:
     """An untrained network whose predictions differ from image to image."""
     torch.manual_seed(5)
-    model = HybridMobileNet(resolve(family, 0.25, 1, classes, 1, 16), mean=(0.3,), std=(0.4,)).train()
+    model = HybridMobileNet(family, 0.25, 1, classes, 1, 16, mean=(0.3,), std=(0.4,)).train()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from hybrid_mobilenet import HybridMobileNet, resolve
+from hybrid_mobilenet import HybridMobileNet
 from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.data.dataset import ImageDataset, Splits, load
 from hybrid_mobilenet.network.architecture import FAMILIES, Family
@@ -81,7 +81,7 @@ def test_a_small_folder_is_learnt_in_few_steps(folder: Path, tmp_path: Path) -> 
 def test_statistics_are_those_of_the_training_images(family: Family) -> None:
     torch.manual_seed(0)
     images = load("digits", image_size=16).train
-    model = HybridMobileNet(resolve(family, 0.25, 2, 10, 3, 16))
+    model = HybridMobileNet(family, 0.25, 2, 10, 3, 16)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     set_precise_statistics(model, images, 200, seed=5)
@@ -106,10 +106,10 @@ def test_statistics_are_those_of_the_training_images(family: Family) -> None:
 def test_statistics_of_several_batches_are_those_of_all_images() -> None:
     torch.manual_seed(0)
     images = load("digits", image_size=16).train
-    model = HybridMobileNet(resolve("mp3", 0.25, 2, 10, 3, 16))
+    model = HybridMobileNet("mp3", 0.25, 2, 10, 3, 16)
     set_precise_statistics(model, images, len(images))
     x = images.batch(torch.arange(len(images))).float() / 255
-    convolution, norm = model.get_submodule("conv.conv"), model.get_submodule("conv.norm")
+    convolution, norm = model.get_submodule("features.conv.conv"), model.get_submodule("features.conv.norm")
     maps = convolution((x - model.mean) / model.std)
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None

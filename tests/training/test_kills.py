@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from hybrid_mobilenet import HybridMobileNet, resolve
+from hybrid_mobilenet import HybridMobileNet
 from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.network.architecture import FAMILIES, Family
 from hybrid_mobilenet.network.model import WEIGHTS_FILE
@@ -91,11 +91,11 @@ def test_restored_moments_have_the_layout_of_their_parameters(family: Family, tm
         optimizer.step()
 
     def channels_last() -> HybridMobileNet:
-        model = HybridMobileNet(resolve(family, 0.25, 2, 10, 3, 16), dropout=0.0)
+        model = HybridMobileNet(family, 0.25, 2, 10, 3, 16, dropout=0.0)
         return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     model = channels_last()
-    assert not model.get_parameter("conv.conv.weight").is_contiguous()
+    assert not model.get_parameter("features.conv.conv.weight").is_contiguous()
     optimizer = adam(model, PAPER)
     step(model, optimizer)
     save_checkpoint(tmp_path, {}, Progress(), model, optimizer, random_states())

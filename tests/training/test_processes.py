@@ -154,4 +154,4 @@ def test_torchrun_is_as_good_as_one_process(tmp_path: Path) -> None:
     assert min(one, two) > 0.8
     assert abs(one - two) < 0.067  # 3 standard deviations of the difference of two shares of 0.9 among 359 images
     with safe_open(tmp_path / "two" / "model.safetensors", "pt") as file:
-        assert "conv.conv.weight" in file.keys()  # noqa: SIM118  not a dict
+        assert "features.conv.conv.weight" in file.keys()  # noqa: SIM118  not a dict

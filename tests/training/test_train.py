@@ -31,7 +31,7 @@ from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.common import files
 from hybrid_mobilenet.data.dataset import load, load_test
 from hybrid_mobilenet.layers import batch_norm, depthwise, pointwise
-from hybrid_mobilenet.network.architecture import FAMILIES, Family, resolve
+from hybrid_mobilenet.network.architecture import FAMILIES, Family
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.training import run as training
 from hybrid_mobilenet.training.checkpoint import CHECKPOINT_FILE, CheckpointError, read_checkpoint
@@ -145,7 +145,7 @@ def test_each_step_has_its_learning_rate(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_weights_decay_and_nothing_else() -> None:
-    model = HybridMobileNet(resolve("fmp", 0.25, 2, 10, 1, (8, 8)), class_names=[str(digit) for digit in range(10)])
+    model = HybridMobileNet("fmp", 0.25, 2, 10, 1, (8, 8), class_names=[str(digit) for digit in range(10)])
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -257,7 +257,7 @@ def test_a_seed_out_of_range(seed: int, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rule):
         train(replace(SMALL, seed=seed), tmp_path / "run", Quiet())
     assert not (tmp_path / "run").exists()
-    model = HybridMobileNet(resolve("fmp", 0.25, 1, 10, 1, 8))
+    model = HybridMobileNet("fmp", 0.25, 1, 10, 1, 8)
     with pytest.raises(ValueError, match=rule):
         evaluate(model, load_test("digits", image_size=8, channels=1), 2, seed)
 
@@ -290,7 +290,7 @@ def test_values_are_asked_for_at_the_end_of_an_epoch_only(tmp_path: Path, monkey
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_looks_at_no_value(family: Family) -> None:
     with torch.device("meta"):  # where tensors have no values
-        model = HybridMobileNet(resolve(family, 0.25, 2, 10)).train()
+        model = HybridMobileNet(family, 0.25, 2, 10).train()
         images, labels = torch.empty(4, 3, 32, 32, dtype=torch.uint8), torch.empty(4, dtype=torch.int64)
     fabric = Fabric(accelerator="cpu", devices=1)
     module, optimizer = fabric.setup(model, torch.optim.SGD(model.parameters(), 0.1), move_to_device=False)
@@ -367,7 +367,7 @@ def test_a_step_in_bf16_leaves_weights_in_fp32(monkeypatch: pytest.MonkeyPatch) 
     losses = {}
     for precision in get_args(Precision):
         torch.manual_seed(0)
-        model = HybridMobileNet(resolve("fmp", 0.25, 1, 10, 1, (8, 8)), dropout=0).train()
+        model = HybridMobileNet("fmp", 0.25, 1, 10, 1, (8, 8), dropout=0).train()
         images, labels = torch.randint(256, (16, 1, 8, 8), dtype=torch.uint8), torch.randint(10, (16,))
         fabric = training.engine(precision, Processes())
         module, optimizer = fabric.setup(model, torch.optim.Adam(model.parameters(), 0.003, fused=True))
@@ -738,7 +738,9 @@ def poison(what: str) -> Callable[[int, HybridMobileNet, object], None]:
     return act
 
 
-@pytest.mark.parametrize("what", ["conv.conv.weight", "classifier.linear.bias", "conv.norm.running_var"])
+@pytest.mark.parametrize(
+    "what", ["features.conv.conv.weight", "classifier.linear.bias", "features.conv.norm.running_var"]
+)
 @pytest.mark.parametrize("save_every", [300.0, 0.0])
 def test_a_loss_or_weight_that_is_no_number_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, save_every: float
@@ -756,7 +758,7 @@ def test_a_loss_or_weight_that_is_no_number_stops_the_run(
 
 
 def test_divergence_in_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before_step(monkeypatch, poison("conv.conv.weight"))
+    before_step(monkeypatch, poison("features.conv.conv.weight"))
     arguments = ["train", "digits", *OPTIONS, "--batch-size", "256", "--out", str(tmp_path / "run"), "--json"]
     result = CliRunner().invoke(cli.app, arguments)
     assert (result.exit_code, result.stdout) == (2, "")
@@ -830,13 +832,13 @@ def test_a_checkpoint_of_another_version(run: Path) -> None:
     refuses(CheckpointError, lambda: resume(run, Quiet()), str(run), "another version", "augmentation")
 
 
-@pytest.mark.parametrize("name", ["model.conv.conv.weight", "random.cpu", "optimizer.0.exp_avg"])
+@pytest.mark.parametrize("name", ["model.features.conv.conv.weight", "random.cpu", "optimizer.0.exp_avg"])
 def test_a_checkpoint_that_lacks_a_tensor(run: Path, name: str) -> None:
     rewritten(run, tensors={name: None})
     refuses(CheckpointError, lambda: resume(run, Quiet()), "does not fit its own network")
 
 
-@pytest.mark.parametrize("name", ["model.conv.conv.weight", "optimizer.0.exp_avg", "random.cpu"])
+@pytest.mark.parametrize("name", ["model.features.conv.conv.weight", "optimizer.0.exp_avg", "random.cpu"])
 def test_a_checkpoint_with_a_tensor_of_another_shape(run: Path, name: str) -> None:
     rewritten(run, tensors={name: torch.zeros(2, 2)})
     refuses(CheckpointError, lambda: resume(run, Quiet()), "does not fit its own network")

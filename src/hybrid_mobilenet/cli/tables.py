@@ -86,7 +86,7 @@ def network_table(network: Network) -> Table:
     """A network as in Tables 1 to 3, with Mult-Adds, parameters and their shares per row."""
     mult_adds, parameters = costs.network_mult_adds(network), costs.network_parameters(network)
     rows = table("Type / Stride", "Filter Shape", "Input Size", "Mult-Adds", "Share", "Parameters", "Share", left=3)
-    for count, layers in grouped(network.layers):
+    for count, layers in grouped(network):
         for layer in layers:
             counted = count * costs.layer_mult_adds(layer), count * costs.layer_parameters(layer)
             rows.add_row(
@@ -105,11 +105,10 @@ def network_table(network: Network) -> Table:
     return rows
 
 
-def grouped(layers: tuple[Layer, ...]) -> Iterator[tuple[int, tuple[Layer, ...]]]:
-    """Layers as the paper's rows: a layer, or a depthwise one with its pointwise one, and how often it is repeated."""
-    following = iter(layers)
-    units = [(layer, next(following)) if layer.kind == "depthwise" else (layer,) for layer in following]
-    for _, repeats in groupby(units, key=lambda unit: [replace(layer, name="") for layer in unit]):
+def grouped(network: Network) -> Iterator[tuple[int, tuple[Layer, ...]]]:
+    """The blocks of a network as the paper's rows: the layers of a block, and how often it is repeated."""
+    blocks = (layers for _, layers in network.blocks())
+    for _, repeats in groupby(blocks, key=lambda layers: [replace(layer, name="") for layer in layers]):
         first, *others = repeats
         yield 1 + len(others), first
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from .. import __version__
 from ..layers.pooling import pseudorandom_sequence
 from ..network.architecture import Family, Layer, Network, resolve
-from ..network.model import ACTIVATIONS, Classifier, ConvolutionBlock, HybridMobileNet
+from ..network.blocks import ACTIVATIONS
+from ..network.model import HybridMobileNet
 
 
 class ExportError(ValueError):
@@ -106,6 +107,7 @@ class Deployed(nn.Module):
         self.network = network
         self.class_names = model.class_names
         self.steps = nn.Sequential()
+        convolutions = model.convolutions()
         self.steps.add_module("normalise", Normalise(255 * model.mean.detach().flatten().cpu()))
         for layer in network.layers:
             match layer.kind:
@@ -117,15 +119,12 @@ class Deployed(nn.Module):
                 case "global_average_pool":
                     self.steps.add_module(layer.name, Average(layer.in_size[0] * layer.in_size[1]))
                 case "fully_connected":
-                    self.steps.add_module(
-                        layer.name, _copy_of(cast(Classifier, model.get_submodule(layer.name)).linear)
-                    )
+                    self.steps.add_module(layer.name, _copy_of(cast(nn.Linear, model.classifier.linear)))
                 case _:
-                    block = cast(ConvolutionBlock, model.get_submodule(layer.name))
                     if layer.kind == "depthwise" and layer.out_channels > layer.in_channels:
                         copies = layer.out_channels // layer.in_channels
                         self.steps.add_module(f"{layer.name}_repeat", Repeat(copies))
-                    self.steps.add_module(layer.name, folded(block))
+                    self.steps.add_module(layer.name, folded(*convolutions[layer.name]))
                     self.steps.add_module(f"{layer.name}_{model.activation}", ACTIVATIONS[model.activation]())
         first = cast(nn.Conv2d, self.steps.get_submodule(network.layers[0].name))
         first.weight.data /= 255 * model.std.detach().cpu().view(1, -1, 1, 1)
@@ -137,9 +136,8 @@ class Deployed(nn.Module):
         return logits, logits.softmax(1)
 
 
-def folded(block: ConvolutionBlock) -> nn.Conv2d:
-    """The convolution of a block with its batch normalisation folded in: the same function in eval()."""
-    norm, old = block.norm, block.conv
+def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """A convolution with the batch normalisation that follows it folded in: the same function in eval()."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     # In double precision, so that folding costs less than the float32 arithmetic it replaces; the host has it always.
@@ -148,15 +146,15 @@ def folded(block: ConvolutionBlock) -> nn.Conv2d:
     )
     scale = weight / (variance + norm.eps).sqrt()
     convolution = nn.Conv2d(
-        old.in_channels,
-        old.out_channels,
-        old.kernel_size[0],
-        old.stride[0],
-        old.padding[0],
-        groups=old.groups,
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size[0],
+        conv.stride[0],
+        conv.padding[0],
+        groups=conv.groups,
         device="meta",  # where no weights are drawn: the caller's random state stays as it is
     )
-    weights = (old.weight.detach().cpu().double() * scale.view(-1, 1, 1, 1)).float().contiguous()
+    weights = (conv.weight.detach().cpu().double() * scale.view(-1, 1, 1, 1)).float().contiguous()
     convolution.weight = nn.Parameter(weights)
     convolution.bias = nn.Parameter((bias - mean * scale).float())
     return convolution

@@ -1,4 +1,4 @@
-"""Batch normalisation with the ReLU behind it: torch's function, faster in training."""
+"""Batch normalisation with the ReLU that follows it, faster in training than PyTorch's."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .fast_path import has_triton, is_plain, serve
+from .fast_path import has_triton, is_plain, kernels_apply
 
 
 def batch_norm(x: Tensor, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
-    """What `norm` makes of maps, cut off at zero if `relu`.
+    """The result of `norm`, followed by a ReLU if `relu` is set.
 
     Args:
         x: (N, C, H, W), floating point, fastest in channels-last memory format.
-        norm: a BatchNorm2d, whose running statistics change as in torch; anything else is called.
+        norm: a BatchNorm2d, whose running statistics are updated as in PyTorch; any other module is called.
         relu: whether a ReLU follows.
 
     Returns:
@@ -29,12 +29,12 @@ def batch_norm(x: Tensor, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
         cast(Tensor, norm.num_batches_tracked).add_(1)
         return cast(Tensor, _BatchNorm.apply(x, norm.weight, norm.bias, norm, relu))  # type: ignore[no-untyped-call]
     x = norm(x)
-    # In place only where nobody else can hold what is cut off: a hook, or a layer that needs its result for backward.
+    # In place only where nothing else can hold x, such as a hook or a layer that keeps its result for backward.
     return F.relu(x, inplace=is_plain(norm, nn.BatchNorm2d)) if relu else x
 
 
 def is_training_on_cpu(x: Tensor, norm: nn.BatchNorm2d) -> bool:
-    """Whether the CPU's kernel does what torch does here, of maps of as many channels as the layer has."""
+    """Whether the CPU kernel gives what PyTorch gives, provided that `x` has as many channels as the layer."""
     return x.is_cpu and x.dtype in (torch.float32, torch.float64) and _is_training(x, norm)
 
 
@@ -43,9 +43,9 @@ def _is_training_on_cuda(x: Tensor, norm: nn.BatchNorm2d) -> bool:
 
 
 def _is_training(x: Tensor, norm: nn.BatchNorm2d) -> bool:
-    """Whether it is training as usual. Kernels read and write where its tensors lie, so that these must be as usual."""
+    """Whether `norm` trains in the usual way, with tensors whose memory the kernels can read and write."""
     if not (
-        serve(x)
+        kernels_apply(x)
         and is_plain(norm, nn.BatchNorm2d)
         and norm.training
         and norm.track_running_stats
@@ -67,7 +67,7 @@ def _is_training(x: Tensor, norm: nn.BatchNorm2d) -> bool:
 
 
 def _kernel(device: torch.device) -> ModuleType:
-    """Imported where it is needed: numba and triton take long to load."""
+    """Imported only when needed: numba and triton are slow to import."""
     if device.type == "cuda":
         from .kernels.cuda import batch_norm as cuda
 
@@ -89,7 +89,7 @@ class _BatchNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         x, saved = ctx.saved_tensors
-        x = x.contiguous(memory_format=torch.channels_last)  # hooks on saved tensors may have laid it out anew
+        x = x.contiguous(memory_format=torch.channels_last)  # saved-tensor hooks may have changed it
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        dx, (of_bias, of_weight) = _kernel(x.device).backward(gradient, x, saved, ctx.relu)
-        return dx, of_weight, of_bias, None, None
+        dx, (d_bias, d_weight) = _kernel(x.device).backward(gradient, x, saved, ctx.relu)
+        return dx, d_weight, d_bias, None, None

@@ -1,4 +1,4 @@
-"""Depthwise 3x3 convolution with a depth multiplier: torch's function, several times faster in training."""
+"""Depthwise 3x3 convolution with a depth multiplier, several times faster in training than PyTorch's."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .fast_path import has_triton, is_plain, serve
+from .fast_path import has_triton, is_plain, kernels_apply
 
-#: Channels that the CPU kernel takes at a time.
+#: The CPU kernel processes channels in groups of this size.
 CHANNELS = 8
 
 
 def is_depthwise(conv: nn.Conv2d) -> bool:
-    """Whether `depthwise_convolution` of its weights and its stride does what `conv` does with repeated channels."""
+    """Whether `depthwise_convolution`, with the weights and the stride of `conv`, can replace `conv`."""
     return (
         is_plain(conv, nn.Conv2d)
         and conv.groups == conv.in_channels == conv.out_channels
@@ -30,11 +30,11 @@ def is_depthwise(conv: nn.Conv2d) -> bool:
 
 
 def depthwise_convolution(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """Convolve each map with `multiplier` kernels, padded by one pixel on every side.
+    """Convolve each map with `multiplier` filters, padded by one pixel on every side.
 
-    Output ``m * C + c`` is the m-th map of input channel c. Where the kernel does not serve, the input channels are
-    repeated, and each copy convolved: the same function as grouped convolution up to the order of channels, and several
-    times faster.
+    Output ``m * C + c`` is the m-th map of input channel c. Where our kernel does not apply, the input channels are
+    repeated and every copy is convolved. Up to the order of channels this equals a grouped convolution, and it is
+    several times faster.
 
     Args:
         x: (N, C, H, W), floating point, fastest in channels-last memory format.
@@ -61,7 +61,7 @@ def _is_training_on_cpu(x: Tensor, weight: Tensor) -> bool:
         and x.dtype in (torch.float32, torch.float64)
         and x.shape[1] % CHANNELS == 0
         and len(weight) % x.shape[1] == 0
-        and serve(x)
+        and kernels_apply(x)
     )
 
 
@@ -71,13 +71,13 @@ def _is_training_on_cuda(x: Tensor, weight: Tensor) -> bool:
         and weight.is_cuda
         and x.is_floating_point()
         and len(weight) % x.shape[1] == 0
-        and serve(x)
+        and kernels_apply(x)
         and has_triton()
     )
 
 
 def _kernel(device: torch.device) -> ModuleType:
-    """Imported where it is needed: numba and triton take long to load."""
+    """Imported only when needed: numba and triton are slow to import."""
     if device.type == "cuda":
         from .kernels.cuda import depthwise as cuda
 
@@ -101,7 +101,7 @@ class _DepthwiseConvolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
         x, by_place = ctx.saved_tensors
-        x = x.contiguous(memory_format=torch.channels_last)  # hooks on saved tensors may have laid it out anew
+        x = x.contiguous(memory_format=torch.channels_last)  # saved-tensor hooks may have changed it
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        of_maps, of_weights = _kernel(x.device).backward(gradient, x, by_place, ctx.stride, ctx.needs_input_grad[0])
-        return of_maps, of_weights.t().reshape(-1, 1, 3, 3), None
+        dx, d_weight = _kernel(x.device).backward(gradient, x, by_place, ctx.stride, ctx.needs_input_grad[0])
+        return dx, d_weight.t().reshape(-1, 1, 3, 3), None

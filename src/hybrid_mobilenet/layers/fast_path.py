@@ -1,8 +1,7 @@
-"""Forward and backward of what torch has not, or not fast.
+"""When the faster functions of this folder may replace PyTorch's modules: only where nobody can see the difference.
 
-Fractional max pooling is here once per kind of device, as the same two functions: in `reference`, which is the one to
-read first, `cpu` and `cuda`. `depthwise`, `batch_norm` and `pointwise` make training fast on a CPU, and
-`cuda_depthwise` and `cuda_batch_norm` on a GPU; elsewhere torch's own serve.
+The training kernels are for training (`kernels_apply`), and only for modules that do no more than their class does
+(`is_plain`).
 """
 
 from functools import cache
@@ -17,25 +16,25 @@ from torch.nn.modules.module import (
     _global_forward_pre_hooks,
 )
 
-#: What weights may be. What a subclass of Tensor does is its own, and so is what it keeps in memory.
+#: Types of weights that the fast paths accept. Other subclasses of Tensor may have behaviour and memory of their own.
 TENSORS = (nn.Parameter, Tensor, type(None))
 
 
 @cache
 def has_triton() -> bool:
-    """Whether the kernels for CUDA can be compiled: triton comes with torch for CUDA on Linux only."""
+    """Whether the CUDA kernels can be compiled: triton comes only with PyTorch for CUDA on Linux."""
     return find_spec("triton") is not None
 
 
 def _is_traced() -> bool:
-    """Whether a compiler or an exporter writes down what is called."""
+    """Whether a compiler or an exporter records the calls."""
     return torch.compiler.is_compiling() or torch._C._is_tracing()
 
 
-def serve(x: Tensor) -> bool:
-    """Whether the kernels of training may take `x`: gradients are recorded, and nobody else follows torch's operators.
+def kernels_apply(x: Tensor) -> bool:
+    """Whether the training kernels may take `x`: gradients are recorded, and nothing else follows PyTorch's operators.
 
-    Compilers, exporters, torch.func and whatever counts or fakes operators would not see what a kernel does.
+    Compilers, exporters, torch.func and modes that count or fake operators would not see what a kernel does.
     """
     return (
         torch.is_grad_enabled()
@@ -48,15 +47,15 @@ def serve(x: Tensor) -> bool:
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether calling `module` does what its `kind` does, and nothing else, so that a faster function may stand for it.
+    """Whether calling `module` does exactly what `kind` does, so that a faster function may replace the call.
 
-    Subclasses (a parametrised module is one), hooks of its own or of all modules (pruning and the old weight
-    normalisation work by them), a forward put in place of its class's, and weights that are no plain tensors are
-    reasons to call it. A compiler sees the calls too.
+    It must be called if it is of a subclass (a parametrised module is one), if it has hooks or all modules have
+    (pruning and the old weight normalisation use hooks), if its forward was replaced, if its weights are not plain
+    tensors, or if a compiler or an exporter records the calls.
     """
     if type(module) is not kind or _is_traced():
         return False
-    own = module.__dict__  # asked for one by one, a module's attributes take three times as long
+    own = module.__dict__  # looking up attributes of a module one by one takes three times as long
     for weight in own["_parameters"].values():
         if type(weight) not in TENSORS:
             return False

@@ -1,15 +1,16 @@
 """Tables 1 to 3 of the paper as data, and `resolve`, which turns one into concrete layers.
 
 The network is declared here and nowhere else: `model` builds its modules from the resolved layers, `cost` sums over
-them, and `tables` prints them. Standard library only, so that the tables print without importing torch.
+them, and `tables` prints them. Standard library only, so that the tables are printed without importing torch.
 
 Source: Chen and Su, "The Enhanced Hybrid MobileNet", 2018 (arXiv 1712.04698).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from ..layers.sizes import Size, fractional_size, strided_size
 
@@ -114,7 +115,7 @@ TABLES: dict[Family, tuple[Row, ...]] = {"mobilenet": TABLE_1, "mp3": TABLE_2, "
 LayerKind = Literal[
     "convolution", "depthwise", "pointwise", "max_pool", "fractional_max_pool", "global_average_pool", "fully_connected"
 ]
-#: Those behind which batch normalisation and activation stand.
+#: Layers that are followed by batch normalisation and activation.
 CONVOLUTIONS: tuple[LayerKind, ...] = ("convolution", "depthwise", "pointwise")
 
 
@@ -122,8 +123,8 @@ CONVOLUTIONS: tuple[LayerKind, ...] = ("convolution", "depthwise", "pointwise")
 class Layer:
     """One concrete layer: what `model` builds, `cost` counts and `tables` prints.
 
-    `name` is also the name of the module and the prefix of its weights. A depthwise layer has
-    ``out_channels == delta * in_channels``. `stride` is 1 for everything but strided convolutions and max pooling.
+    The nodes of exported files are named after `name`. A depthwise layer has ``out_channels == delta * in_channels``.
+    `stride` is 1 for everything but strided convolutions and max pooling.
     """
 
     name: str
@@ -134,6 +135,11 @@ class Layer:
     out_size: Size
     kernel: int = 1
     stride: int = 1
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether it reduces the resolution of its maps, unless they are a single pixel already."""
+        return self.stride > 1 or self.kind == "fractional_max_pool"
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,29 @@ class Network:
     in_channels: int
     image_size: Size
     layers: tuple[Layer, ...]
+
+    def choices(self) -> dict[str, Any]:
+        """The arguments with which `resolve` gives this network.
+
+        >>> resolve("fmp", alpha=0.25, delta=2).choices()
+        {'family': 'fmp', 'alpha': 0.25, 'delta': 2, 'classes': 10, 'in_channels': 3, 'image_size': (32, 32)}
+        """
+        return {name: value for name, value in vars(self).items() if name != "layers"}
+
+    def blocks(self) -> Iterator[tuple[str, tuple[Layer, ...]]]:
+        """The layers by block, with the name of each block.
+
+        A depthwise layer and the pointwise layer after it are one block. Every other layer is a block of its own.
+
+        >>> [name for name, _ in resolve("mp3").blocks()][:5]
+        ['conv', 'pool1', 'block1', 'pool2', 'block2']
+        """
+        layers = iter(self.layers)
+        for layer in layers:
+            if layer.kind == "depthwise":
+                yield layer.name.removesuffix("_depthwise"), (layer, next(layers))
+            else:
+                yield layer.name, (layer,)
 
 
 def resolve(

@@ -5,7 +5,7 @@ layer are counted; batch normalisation, activations, pooling, biases and softmax
 counting, worked out from its Tables 4 to 6 (`paper.DEVIATIONS` has the figures that it does not give).
 
 Parameters: the weights of convolutions (which have no bias) and of the fully connected layer (which has one), and for
-each batch-normalised channel, by the convention asked for,
+each batch-normalised channel, depending on the convention,
 
 - "paper": four numbers, the totals of Keras: scale, shift, and the moving mean and variance;
 - "trainable": two numbers, what PyTorch's ``sum(p.numel() for p in model.parameters())`` gives: scale and shift.
@@ -42,7 +42,7 @@ def depthwise_parameters(kernel: int, in_channels: int, alpha: float = 1.0, delt
 
 
 def pointwise_parameters(in_channels: int, out_channels: int, alpha: float = 1.0, delta: int = 1) -> int:
-    """Equation 2, (alpha M * delta) * alpha N: weights of the pointwise convolution behind a depthwise one.
+    """Equation 2, (alpha M * delta) * alpha N: weights of the pointwise convolution after a depthwise one.
 
     Args:
         in_channels: M, before alpha: the channels that the depthwise convolution reads.

@@ -1,149 +1,67 @@
-"""The networks as PyTorch modules, and how they are saved and loaded.
-
-A network is its resolved layers, one module each, named as they are named in `architecture`.
-"""
+"""The networks as PyTorch modules, and how they are saved and loaded."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self, cast, get_args
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ..common.files import write_atomically
-from ..layers.batch_norm import batch_norm
-from ..layers.depthwise import depthwise_convolution, is_depthwise
-from ..layers.fast_path import is_plain
-from ..layers.pointwise import can_fuse, fused_convolution, is_pointwise
 from ..layers.pooling import FractionalMaxPool2d
-from ..layers.sizes import PoolingSequence
-from .architecture import FMP_RATIO, Activation, Layer, Network, resolve
+from ..layers.sizes import PoolingSequence, Size
+from .architecture import CONVOLUTIONS, FMP_RATIO, Activation, Family, Layer, Network, resolve
+from .blocks import ConvolutionBlock, DepthwiseSeparableBlock
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
-#: Keras's epsilon. Larger than PyTorch's 1e-5, it keeps channels of little variance from being blown up.
-BATCH_NORM_EPSILON = 1e-3
+#: Arguments of HybridMobileNet that config.json holds under their own names, besides those that `resolve` has too.
+OPTIONS = ("activation", "dropout", "sequence", "overlapping")
 
-ACTIVATIONS: dict[Activation, type[nn.ReLU | nn.ReLU6]] = {"relu": nn.ReLU, "relu6": nn.ReLU6}
-
-#: Arguments of HybridMobileNet that config.json holds under their own names.
-OPTIONS = ("mean", "std", "activation", "dropout", "sequence", "overlapping")
-
-#: What else config.json holds may be of several types, or is checked where it is used.
+#: Entries of config.json whose types are checked here; the others are checked where they are used.
 CONFIG_TYPES: dict[str, tuple[type, ...]] = {
     "alpha": (int, float),
     "class_names": (list,),
-    "mean": (list,),
-    "std": (list,),
     "dropout": (int, float),
     "overlapping": (bool,),
     "training": (dict,),
 }
 
-#: Maps of at most this many pixels, and all on a GPU, go through a pointwise convolution as a plain matrix product.
-MATRIX_PRODUCT_PIXELS = 4
-
 
 class ModelError(ValueError):
-    """A saved model that cannot be used: not one, damaged, or of another shape than it says."""
-
-
-class ConvolutionBlock(nn.Module):
-    """Convolution without bias, batch normalisation, activation: (N, C, H, W) to (N, C_out, H_out, W_out).
-
-    With a depth multiplier, output ``m * C + c`` of a depthwise convolution is the m-th map of input channel c, and the
-    weights are those of a plain depthwise convolution over repeated input channels; Keras and torch's groups put it at
-    ``c * delta + m``.
-
-    Padding is torch's, one pixel on every side. TensorFlow's "same" pads bottom and right only at stride 2 on even
-    sizes: the maps are as large, and shifted by one pixel.
-
-    Faster functions stand for `conv`, `norm` and `activation` as long as these are what they are built as. With a hook,
-    a parametrisation, pruned, or put in another's place, each is called, `conv` with the input channels repeated.
-    """
-
-    def __init__(self, layer: Layer, activation: nn.Module) -> None:
-        super().__init__()
-        depthwise = layer.kind == "depthwise"
-        self.copies = layer.out_channels // layer.in_channels if depthwise else 1
-        self.conv = nn.Conv2d(
-            layer.out_channels if depthwise else layer.in_channels,
-            layer.out_channels,
-            layer.kernel,
-            layer.stride,
-            padding=layer.kernel // 2,
-            groups=layer.out_channels if depthwise else 1,
-            bias=False,
-        )
-        self.norm = nn.BatchNorm2d(layer.out_channels, eps=BATCH_NORM_EPSILON)
-        self.activation = activation
-
-    def forward(self, x: Tensor, before: ConvolutionBlock | None = None, *, normalised: bool = True) -> Tensor:
-        """Where a CPU trains, the next block normalises what a depthwise block has convolved, as it reads it.
-
-        Only `HybridMobileNet.forward` gives the last two arguments.
-
-        Args:
-            x: maps.
-            before: the block that has convolved `x`, and not normalised it.
-            normalised: whether to normalise what is convolved here, and to activate it.
-        """
-        if before is not None:
-            relu = is_plain(before.activation, nn.ReLU) and is_plain(self.activation, nn.ReLU)
-            if relu and can_fuse(x, before.norm, self.conv, self.norm):
-                return fused_convolution(x, before.norm, self.conv, self.norm)
-            x = before._normalise(x)
-        x = self._convolve(x)
-        return self._normalise(x) if normalised else x
-
-    def _convolve(self, x: Tensor) -> Tensor:
-        if is_depthwise(self.conv) and self.conv.in_channels == self.copies * x.shape[1]:
-            return depthwise_convolution(x, self.conv.weight, self.conv.stride[0])
-        x = torch.cat([x] * self.copies, 1) if self.copies > 1 else x
-        if is_pointwise(self.conv) and (x.is_cuda or x.shape[2] * x.shape[3] <= MATRIX_PRODUCT_PIXELS):
-            return F.linear(x.permute(0, 2, 3, 1), self.conv.weight.flatten(1)).permute(0, 3, 1, 2)
-        return cast(Tensor, self.conv(x))
-
-    def _normalise(self, x: Tensor) -> Tensor:
-        if is_plain(self.activation, nn.ReLU):
-            return batch_norm(x, self.norm, relu=True)
-        x = batch_norm(x, self.norm, relu=False)
-        if is_plain(self.activation, nn.ReLU6) and is_plain(self.norm, nn.BatchNorm2d):
-            return F.relu6(x, inplace=True)
-        return cast(Tensor, self.activation(x))
-
-
-class Classifier(nn.Module):
-    """Dropout, then the fully connected layer: (N, C) to (N, classes) logits."""
-
-    def __init__(self, layer: Layer, dropout: float) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(layer.in_channels, layer.out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.linear(self.dropout(x)))
+    """A saved model that cannot be used: not a model, damaged, or of another shape than its configuration says."""
 
 
 class HybridMobileNet(nn.Module):
-    """A network of the paper: images to class logits, normalisation of the images included.
+    """A network of the paper: images to class logits, including the normalisation of the images.
 
-    Weights start Glorot-uniform (Glorot and Bengio, 2010), Keras's default, and the bias of the fully connected layer
-    at zero. It matters: from He's larger weights, Adam's steps are too small to learn at the same speed.
+    `features` reads like Tables 1 to 3, as a Sequential: conv, pool1, block1, ... Global average pooling follows, and
+    then `classifier`, which is dropout and the fully connected layer.
+
+    Weights are initialised Glorot-uniform (Glorot and Bengio, 2010), Keras's default, and the bias of the fully
+    connected layer with zeros. This matters: from He's larger weights, Adam's steps are too small to learn as fast.
 
     Args:
-        network: the resolved layers.
+        family: "mobilenet" (Table 1), "mp3" (Table 2) or "fmp" (Table 3).
+        alpha: width multiplier, as in `resolve`.
+        delta: depth multiplier, as in `resolve`.
+        classes: outputs of the classifier; if None, one for each of `class_names`, or 10.
+        in_channels: 3 for RGB, 1 for greyscale.
+        image_size: side in pixels, or (height, width). Images of another size are accepted as well, but costs and
+            exported files are for this one.
         class_names: one per class; "0", "1", ... if None.
-        mean: of each input channel over the training images, in 0..1.
-        std: standard deviation of each input channel, in 0..1.
+        mean: of each input channel over the training images, in 0..1; 0.5 if None.
+        std: standard deviation of each input channel, in 0..1; 0.25 if None.
         activation: "relu" or "relu6".
         dropout: probability before the fully connected layer.
         sequence: of the fractional max pooling layers, "random" or "pseudorandom".
@@ -154,14 +72,16 @@ class HybridMobileNet(nn.Module):
         - Output: (N, classes) logits.
 
     Raises:
-        ValueError: where class names, mean or std do not fit the network, or another argument is out of range.
+        ValueError: if an argument is out of range, or class names, mean or std do not fit the network.
 
     Example:
         >>> import torch
-        >>> from hybrid_mobilenet import HybridMobileNet, resolve
-        >>> model = HybridMobileNet(resolve("fmp", alpha=0.25, delta=2, classes=10))
+        >>> from hybrid_mobilenet import HybridMobileNet
+        >>> model = HybridMobileNet("fmp", alpha=0.25, delta=2, classes=10)
         >>> model(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
+        >>> [name for name, _ in model.features.named_children()][:5]
+        ['conv', 'pool1', 'block1', 'block2', 'pool2']
     """
 
     mean: Tensor
@@ -169,7 +89,12 @@ class HybridMobileNet(nn.Module):
 
     def __init__(
         self,
-        network: Network,
+        family: Family,
+        alpha: float = 1.0,
+        delta: int = 1,
+        classes: int | None = None,
+        in_channels: int = 3,
+        image_size: int | Size = 32,
         *,
         class_names: Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
@@ -180,13 +105,11 @@ class HybridMobileNet(nn.Module):
         overlapping: bool = False,
     ) -> None:
         super().__init__()
-        self.network = network
-        self.class_names = tuple(class_names or map(str, range(network.classes)))
-        if len(self.class_names) != network.classes or len(set(self.class_names)) != network.classes:
-            raise ValueError(
-                f"class_names has {len(set(self.class_names))} different names in {len(self.class_names)}, but the "
-                f"network has {network.classes} classes: name each once"
-            )
+        if classes is None:
+            classes = 10 if class_names is None else len(class_names)
+        network = resolve(family, alpha, delta, classes, in_channels, image_size)
+        self._network = network
+        self._class_names = _checked_names(class_names, classes)
         for name, value, choices in (
             ("activation", activation, get_args(Activation)),
             ("sequence", sequence, get_args(PoolingSequence)),
@@ -194,68 +117,53 @@ class HybridMobileNet(nn.Module):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(choices)}")
         for name, given, default in (("mean", mean, 0.5), ("std", std, 0.25)):
-            values = list(given) if given is not None else [default] * network.in_channels
-            finite = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-            if len(values) != network.in_channels or not finite or (name == "std" and min(values) <= 0):
-                raise ValueError(
-                    f"{name} is {values}, but must hold one number per input channel ({network.in_channels})"
-                    + (", each above 0" if name == "std" else "")
-                )
-            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+            values = list(given) if given is not None else [default] * in_channels
+            _check_normalisation(name, values, in_channels)
+            self.register_buffer(name, torch.tensor(values, dtype=torch.get_default_dtype()).view(-1, 1, 1))
         self.activation: Activation = activation
         self.dropout = dropout
         self.sequence: PoolingSequence = sequence
         self.overlapping = overlapping
         self.training_record: dict[str, Any] = {}
-        for layer in network.layers:
-            if layer.kind != "global_average_pool":  # without weights or state: a mean in forward
-                self.add_module(layer.name, self._build(layer))
-        self._initialise()
+        *blocks, _average, _classifier = network.blocks()
+        self.features = nn.Sequential(OrderedDict((name, self._new_block(layers)) for name, layers in blocks))
+        self.classifier = self._new_classifier()
+        self.apply(_initialise)
 
-    def _build(self, layer: Layer) -> nn.Module:
+    def _new_block(self, layers: tuple[Layer, ...]) -> nn.Module:
+        layer = layers[0]
         match layer.kind:
+            case "convolution":
+                return ConvolutionBlock(layer, self.activation)
+            case "depthwise":
+                return DepthwiseSeparableBlock(layer, layers[1], self.activation)
             case "max_pool":
                 return nn.MaxPool2d(layer.kernel, layer.stride, padding=layer.kernel // 2)
             case "fractional_max_pool":
                 return FractionalMaxPool2d(FMP_RATIO, sequence=self.sequence, overlapping=self.overlapping)
-            case "fully_connected":
-                return Classifier(layer, self.dropout)
             case _:
-                # Not in place, which hooks on the gradients of the normalisation would not allow.
-                return ConvolutionBlock(layer, ACTIVATIONS[self.activation]())
+                raise AssertionError(f"{layer.kind} is not a layer of features")
 
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-            if isinstance(module, nn.Linear):
-                nn.init.zeros_(module.bias)
+    def _new_classifier(self) -> nn.Sequential:
+        layer = self._network.layers[-1]
+        linear = nn.Linear(layer.in_channels, layer.out_channels)
+        return nn.Sequential(OrderedDict(dropout=nn.Dropout(self.dropout), linear=linear))
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self._normalised(images)
-        if not torch._C._are_functorch_transforms_active():  # torch.vmap knows no memory formats
-            x = x.contiguous(memory_format=torch.channels_last)
-        convolved: nn.Module | None = None
-        modules: list[Any] = [getattr(self, layer.name, None) for layer in self.network.layers]
-        for layer, module, following in zip(self.network.layers, modules, (*modules[1:], None), strict=True):
-            if layer.kind == "global_average_pool":
-                x = x.mean((2, 3))
-            elif convolved is not None:
-                x, convolved = module(x, convolved), None
-            elif (
-                layer.kind == "depthwise"
-                and self.training
-                and x.is_cpu
-                and is_plain(module, ConvolutionBlock)
-                and is_plain(following, ConvolutionBlock)
-            ):
-                x, convolved = module(x, normalised=False), module
-            else:
-                x = module(x)
-        return x
+        x = self.normalise(images)
+        x = self.features(x)
+        return cast(Tensor, self.classifier(x.mean((2, 3))))
 
-    def _normalised(self, images: Tensor) -> Tensor:
-        """The images as the first convolution takes them: of the model's precision, rounded to it once."""
+    def normalise(self, images: Tensor) -> Tensor:
+        """The input of `features`: images less `mean`, divided by `std`, in the precision of the model.
+
+        Shape:
+            - Input: (N, in_channels, H, W), uint8 in 0..255 or floating point in 0..1.
+            - Output: as the input, in channels-last memory format.
+
+        Raises:
+            ValueError: if the images are neither uint8 nor floating point.
+        """
         if images.dtype == torch.uint8:
             images = images.to(torch.promote_types(self.mean.dtype, torch.float32)) / 255
         elif not images.is_floating_point():
@@ -263,7 +171,114 @@ class HybridMobileNet(nn.Module):
                 f"images has dtype {images.dtype}, but must be uint8 in 0..255 or floating point in 0..1: "
                 "use images.to(torch.uint8) for pixels in 0..255"
             )
-        return ((images - self.mean) / self.std).to(self.mean.dtype)
+        x = ((images - self.mean) / self.std).to(self.mean.dtype)  # rounded to the model's precision once
+        if torch._C._are_functorch_transforms_active():  # torch.vmap knows no memory formats
+            return x
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """The last maps, before global average pooling.
+
+        Shape:
+            - Input: (N, in_channels, H, W), as for the network itself.
+            - Output: (N, 1024 * alpha, H_out, W_out).
+
+        Example:
+            >>> HybridMobileNet("fmp", alpha=0.25).forward_features(torch.rand(2, 3, 64, 64)).shape
+            torch.Size([2, 256, 4, 4])
+        """
+        return cast(Tensor, self.features(self.normalise(images)))
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """The maps of every resolution, from the highest to the lowest, for a detector or a segmentation head.
+
+        Each is the last one of its resolution, which the next pooling layer or strided block reads. Their number does
+        not depend on the size of the images. Strides, which are the side of the images over that of the maps:
+
+        - "mobilenet": 2, 4, 8, 16, 32;
+        - "mp3": 1, 2, 4, 8, 16, 32;
+        - "fmp": 1, 1.44, 1.44^2, ..., 1.44^7, up to the rounding of map sizes.
+
+        Shape:
+            - Input: (N, in_channels, H, W), as for the network itself.
+            - Output: (N, C_i, H_i, W_i) each; the last one is that of `forward_features`.
+
+        Example:
+            >>> model = HybridMobileNet("fmp", alpha=0.25)
+            >>> for maps in model.feature_maps(torch.rand(2, 3, 64, 64)):
+            ...     print(*maps.shape[1:])
+            8 64 64
+            32 44 44
+            64 30 30
+            128 20 20
+            128 13 13
+            128 9 9
+            256 6 6
+            256 4 4
+        """
+        pairs = pairwise(self._network.blocks())
+        last = {name for (name, _), (_, following) in pairs if any(layer.shrinks for layer in following)}
+        x = self.normalise(images)
+        maps: list[Tensor] = []
+        for name, block in self.features.named_children():
+            x = block(x)
+            if name in last:
+                maps.append(x)
+        return [*maps, x]
+
+    @property
+    def network(self) -> Network:
+        """The resolved layers, the last one with as many classes as `classifier.linear` has outputs."""
+        linear = getattr(self.classifier, "linear", None)
+        network = self._network
+        if not isinstance(linear, nn.Linear) or linear.out_features == network.classes:
+            return network
+        *layers, last = network.layers
+        layers.append(replace(last, out_channels=linear.out_features))
+        return replace(network, classes=linear.out_features, layers=tuple(layers))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One per class; "0", "1", ... after `classifier.linear` was replaced by one with more or fewer outputs.
+
+        Raises:
+            ValueError: if they are set to other than one name per class.
+        """
+        classes = self.network.classes
+        return self._class_names if len(self._class_names) == classes else _checked_names(None, classes)
+
+    @class_names.setter
+    def class_names(self, names: Sequence[str]) -> None:
+        self._class_names = _checked_names(names, self.network.classes)
+
+    def reset_classifier(self, classes: int, class_names: Sequence[str] | None = None) -> None:
+        """Replace the classifier by a newly initialised one, and keep the weights of `features`.
+
+        Args:
+            classes: outputs of the new classifier.
+            class_names: one per class; "0", "1", ... if None.
+
+        Raises:
+            ValueError: if `classes` is less than 2, or the names do not fit it.
+
+        Example:
+            >>> model = HybridMobileNet("fmp", alpha=0.25, classes=10)
+            >>> model.reset_classifier(3, ["cat", "dog", "bird"])
+            >>> model(torch.rand(2, 3, 32, 32)).shape
+            torch.Size([2, 3])
+        """
+        network = resolve(**self._network.choices() | {"classes": classes})
+        self._class_names = _checked_names(class_names, classes)
+        self._network = network
+        classifier = self._new_classifier().apply(_initialise)
+        self.classifier = classifier.to(self.mean.device, self.mean.dtype).train(self.training)
+
+    def convolutions(self) -> dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]]:
+        """Each convolution with the batch normalisation that follows it, by the name of its layer in `network`."""
+        blocks = [each for each in self.features if isinstance(each, ConvolutionBlock | DepthwiseSeparableBlock)]
+        pairs = [pair for block in blocks for pair in block.convolutions()]
+        names = [layer.name for layer in self._network.layers if layer.kind in CONVOLUTIONS]
+        return dict(zip(names, pairs, strict=True))
 
     def fractional_max_pools(self) -> list[FractionalMaxPool2d]:
         """The fractional max pooling layers, whose train() and eval() choose random or fixed regions."""
@@ -271,27 +286,24 @@ class HybridMobileNet(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """What config.json holds: all that is needed to build the model again, and its training record."""
-        network = self.network
+        choices = self.network.choices()
+        del choices["classes"]  # as many as class names
         return {
-            "family": network.family,
-            "alpha": network.alpha,
-            "delta": network.delta,
-            "in_channels": network.in_channels,
-            "image_size": list(network.image_size),
+            **choices,
+            "image_size": list(choices["image_size"]),
             "class_names": list(self.class_names),
-            **{
-                name: value.flatten().tolist() if isinstance(value := getattr(self, name), Tensor) else value
-                for name in OPTIONS
-            },
+            **{name: getattr(self, name) for name in OPTIONS},
             "training": self.training_record,
         }
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `folder`/model.safetensors and `folder`/config.json, each whole or not at all.
 
+        `classifier.linear` may have been replaced by an nn.Linear with other outputs, as `class_names` says.
+
         Raises:
-            ModelError: where the model is not built as config.json will say, so that another one would be loaded.
-            OSError: where the folder cannot be written.
+            ModelError: if other parts were replaced or changed, so that config.json would describe another model.
+            OSError: if the folder cannot be written.
         """
         self._check_parts()
         folder = Path(folder)
@@ -302,35 +314,58 @@ class HybridMobileNet(nn.Module):
         write_atomically(folder / CONFIG_FILE, (json.dumps(self.config(), indent=2) + "\n").encode())
 
     def _check_parts(self) -> None:
-        """Compare modules and weights with those that config.json stands for."""
-        with torch.device("meta"):
-            expected = HybridMobileNet(self.network, class_names=self.class_names, activation=self.activation)
+        """Compare modules and weights with those of the model that config.json describes."""
+        try:
+            with torch.device("meta"):
+                expected = HybridMobileNet(**self.network.choices(), activation=self.activation)
+        except ValueError as error:  # a classifier with a single output
+            raise ModelError(str(error)) from error
 
         def parts(model: HybridMobileNet) -> dict[str, str]:
             modules = {name: type(module).__name__ for name, module in model.named_modules() if name}
             return modules | {name: f"of shape {tuple(value.shape)}" for name, value in model.state_dict().items()}
 
-        own, its = parts(self), parts(expected)
-        for name in [*its, *own]:
-            if own.get(name) != its.get(name):
-                raise ModelError(
-                    f"{name} is {own.get(name, 'missing')}, but {its.get(name, 'missing')} in the model that "
-                    f"{CONFIG_FILE} describes, which is what would be loaded: save the state_dict() of a model with "
-                    "other parts yourself, or undo the change (prune.remove, parametrize.remove_parametrizations)"
-                )
+        ours, theirs = parts(self), parts(expected)
+        for name in [*theirs, *ours]:
+            if ours.get(name) == theirs.get(name):
+                continue
+            remedy = "undo the change (prune.remove, parametrize.remove_parametrizations)"
+            if name.startswith("classifier"):
+                remedy = "assign an nn.Linear with bias to classifier.linear, or call reset_classifier"
+            raise ModelError(
+                f"{name} is {ours.get(name, 'missing')}, but {theirs.get(name, 'missing')} in the model that "
+                f"{CONFIG_FILE} describes, which is what would be loaded: save the state_dict() of a model with other "
+                f"parts yourself, or {remedy}"
+            )
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> Self:
+    def from_pretrained(
+        cls, source: str | Path, *, classes: int | None = None, class_names: Sequence[str] | None = None
+    ) -> Self:
         """Load a model, in eval(), from a folder that save_pretrained wrote, or from the Hugging Face Hub by name.
 
-        Only safetensors are read: no pickle, whatever the source holds. Random states are left as they were.
+        Only safetensors are read, never a pickle. Random states change only if a new classifier is initialised.
+
+        Args:
+            source: the folder, or owner/name on the Hub.
+            classes: if given, the classifier is replaced by a new one for so many classes, see `reset_classifier`.
+            class_names: of the new classifier; alone they say how many classes there are.
 
         Raises:
-            ModelError: where the source is not a model, or its config.json does not describe its weights.
+            ModelError: if the source is not a model, or its config.json does not describe its weights.
+            ValueError: if `classes` is less than 2, or the names do not fit it.
+
+        Example:
+            >>> from tempfile import TemporaryDirectory
+            >>> with TemporaryDirectory() as folder:
+            ...     HybridMobileNet("fmp", alpha=0.25, classes=10).save_pretrained(folder)
+            ...     model = HybridMobileNet.from_pretrained(folder, class_names=["cat", "dog"])
+            >>> model.network.classes
+            2
         """
         folder = Path(source)
         config_path, weights_path = folder / CONFIG_FILE, folder / WEIGHTS_FILE
-        # In a folder that exists, a name is a mistyped run, and asking the Hub for it would only take time.
+        # Inside a folder that exists, it is a mistyped run, and asking the Hub for it would only take time.
         if not folder.exists() and str(source).count("/") == 1 and not folder.parent.is_dir():
             config_path, weights_path = (_from_hub(str(source), name) for name in (CONFIG_FILE, WEIGHTS_FILE))
         for path in (config_path, weights_path):
@@ -339,14 +374,18 @@ class HybridMobileNet(nn.Module):
                     f"model is {str(source)!r}, but there is no {path.name} in it: name the folder of a finished "
                     "training run, or a model on the Hugging Face Hub as owner/name"
                 )
-        # Before memory is taken for what a config.json says, it is compared to the weights.
+        # config.json is compared with the weights before memory is allocated for what it says.
         with torch.device("meta"):
             weights = cls._from_config(config_path)._matching_weights(weights_path)
-        # The weights that it is made with, and that these take the place of, are drawn at random.
+        # A model is built with random weights, which these replace: keep the random states.
         device = torch.get_default_device()
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             model = cls._from_config(config_path)
         model.load_state_dict(weights)
+        if class_names is not None and classes is None:
+            classes = len(class_names)
+        if classes is not None:
+            model.reset_classifier(classes, class_names)
         return model.eval()
 
     @classmethod
@@ -358,16 +397,8 @@ class HybridMobileNet(nn.Module):
                     raise ValueError(f"{name} is {config[name]!r}, but must be of type {types[-1].__name__}")
             if not all(isinstance(name, str) for name in config["class_names"]):
                 raise ValueError(f"class_names is {config['class_names']!r}, but must be a list of names")
-            network = resolve(
-                config["family"],
-                config["alpha"],
-                config["delta"],
-                len(config["class_names"]),
-                config["in_channels"],
-                config["image_size"],
-            )
-            options = {name: config[name] for name in OPTIONS}
-            model = cls(network, class_names=config["class_names"], **options)
+            arguments = ("family", "alpha", "delta", "in_channels", "image_size", "class_names", *OPTIONS)
+            model = cls(**{name: config[name] for name in arguments})
             model.training_record = config["training"]
         # json's errors are ValueErrors; tensors too large to exist are RuntimeErrors
         except (ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
@@ -393,7 +424,39 @@ class HybridMobileNet(nn.Module):
                     f"{path} does not fit its {CONFIG_FILE}: {name} is {theirs} in the weights, but {ours} in the "
                     f"network that {CONFIG_FILE} describes; use both files of one run"
                 )
+        for name in ("mean", "std"):
+            try:
+                _check_normalisation(name, weights[name].flatten().tolist(), len(expected[name]))
+            except ValueError as error:
+                raise ModelError(f"{path} cannot be used ({error}): train or download it again") from error
         return weights
+
+
+def _checked_names(names: Sequence[str] | None, classes: int) -> tuple[str, ...]:
+    """The names of so many classes; "0", "1", ... if None."""
+    checked = tuple(map(str, range(classes)) if names is None else names)
+    if len(checked) != classes or len(set(checked)) != classes:
+        raise ValueError(
+            f"class_names has {len(set(checked))} different names in {len(checked)}, but the network has {classes} "
+            "classes: name each once"
+        )
+    return checked
+
+
+def _check_normalisation(name: str, values: Sequence[float], in_channels: int) -> None:
+    finite = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    if len(values) != in_channels or not finite or (name == "std" and min(values) <= 0):
+        raise ValueError(
+            f"{name} is {values}, but must hold one number per input channel ({in_channels})"
+            + (", each above 0" if name == "std" else "")
+        )
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
 
 
 def _from_hub(name: str, file: str) -> Path:

@@ -119,8 +119,7 @@ def _measured(run: Run, device: str) -> Speed:
     recipe, network = run.recipe, run.network
     fabric = engine(recipe.precision, Processes(), device)
     model = HybridMobileNet(
-        network,
-        class_names=[str(label) for label in range(network.classes)],
+        **network.choices(),
         activation=recipe.activation,
         dropout=recipe.dropout,
         sequence=recipe.sequence,

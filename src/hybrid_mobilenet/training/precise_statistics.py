@@ -9,7 +9,6 @@ Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021 (arXiv 2105.0757
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +44,7 @@ def set_precise_statistics(
         DataError: where an image of a streamed data set cannot be read.
     """
     layers = [layer for layer in model.network.layers if layer.kind in CONVOLUTIONS]
-    norms = [cast(nn.BatchNorm2d, model.get_submodule(f"{layer.name}.norm")) for layer in layers]
+    norms = [norm for _, norm in model.convolutions().values()]
     channels = [norm.num_features for norm in norms]
     momenta = [norm.momentum for norm in norms]
     # Of how many pixels of each layer's maps an image's share of the statistics is.

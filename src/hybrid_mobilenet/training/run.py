@@ -493,11 +493,13 @@ class _Run:
 
 
 def _build(setup: Setup, splits: Splits) -> HybridMobileNet:
-    classes = len(splits.train.class_names)
-    network = resolve(setup.family, setup.alpha, setup.delta, classes, setup.channels, setup.image_size)
     mean, std = normalisation(splits.train)
     return HybridMobileNet(
-        network,
+        setup.family,
+        setup.alpha,
+        setup.delta,
+        in_channels=setup.channels,
+        image_size=setup.image_size,
         class_names=splits.train.class_names,
         mean=mean,
         std=std,
