@@ -22,7 +22,8 @@ import torch
 from hybrid_mobilenet.cli.progress import RunProgress
 from hybrid_mobilenet.data.dataset import ImageDataset, Splits, load
 from hybrid_mobilenet.training.recipe import paper_recipe
-from hybrid_mobilenet.training.run import Monitor, Setup, train
+from hybrid_mobilenet.training.run import train
+from hybrid_mobilenet.training.setup import Monitor, Setup
 
 RESULTS = Path("runs/small-folders.jsonl")
 

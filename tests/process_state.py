@@ -31,7 +31,7 @@ import torch
 from PIL import Image, ImageFile
 
 CALLED: list[str] = []
-LOGGERS = ("", "datasets", "huggingface_hub", "lightning_fabric", "matplotlib", "numba", "onnxruntime", "PIL", "torch")
+LOGGERS = ("", "datasets", "huggingface_hub", "matplotlib", "numba", "onnxruntime", "PIL", "torch")
 
 
 def new_pages() -> int:
@@ -94,10 +94,8 @@ def unchanged(name: str) -> Iterator[None]:
 
 
 def main(folder: Path) -> None:
-    import lightning_fabric  # noqa: F401  it has settings of its own, which importing it makes
-    import onnx  # noqa: F401
+    import onnx  # noqa: F401  importing it changes settings of its own
     import onnxruntime  # noqa: F401
-    from test_train import RECIPE, SMALL, Quiet
 
     from hybrid_mobilenet import HybridMobileNet
     from hybrid_mobilenet.data.dataset import load
@@ -107,7 +105,9 @@ def main(folder: Path) -> None:
     from hybrid_mobilenet.study.grid import select
     from hybrid_mobilenet.study.reproduce import Place
     from hybrid_mobilenet.training.evaluate import evaluate, probabilities
-    from hybrid_mobilenet.training.run import Interrupted, resume, train
+    from hybrid_mobilenet.training.run import resume, train
+    from hybrid_mobilenet.training.setup import Interrupted
+    from runs import RECIPE, SMALL, Quiet
 
     datasets.disable_progress_bars()
     parquet(folder / "data.parquet")
@@ -115,7 +115,6 @@ def main(folder: Path) -> None:
     torch.manual_seed(1234)
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("medium")
-    logging.getLogger("lightning_fabric").setLevel(logging.INFO)
     datasets.logging.set_verbosity(datasets.logging.INFO)
     datasets.enable_progress_bars()
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_train import SMALL, STEPS, Quiet, before_step, poison
 
 from hybrid_mobilenet import HybridMobileNet
 from hybrid_mobilenet.data.dataset import ImageDataset, load
@@ -27,7 +26,8 @@ from hybrid_mobilenet.training import run as training
 from hybrid_mobilenet.training.checkpoint import read_checkpoint
 from hybrid_mobilenet.training.evaluate import Evaluation, evaluate
 from hybrid_mobilenet.training.processes import OtherProcessFailed, Processes, ProcessLost
-from hybrid_mobilenet.training.run import Interrupted, TrainingDiverged
+from hybrid_mobilenet.training.setup import Interrupted, TrainingDiverged, build_model
+from runs import SMALL, STEPS, Quiet, before_step, poison
 
 FOLDER, RANK = Path(sys.argv[1]), int(os.environ["RANK"])
 
@@ -44,15 +44,10 @@ class Watch:
         self.regions: list[torch.Tensor] = []
         self.batches: list[torch.Tensor] = []
         self.random = torch.empty(0)
-        build, finish, draw, fetch = (
-            training._build,
-            training._Run.write_results,
-            FractionalMaxPool2d.regions,
-            ImageDataset.batch,
-        )
+        finish, draw, fetch = training._Run.write_results, FractionalMaxPool2d.regions, ImageDataset.batch
 
         def building(*arguments: Any) -> HybridMobileNet:
-            self.models.append(build(*arguments))
+            self.models.append(build_model(*arguments))
             return self.models[-1]
 
         def finishing(run: training._Run) -> Evaluation:
@@ -70,7 +65,7 @@ class Watch:
                 self.batches.append(indices)
             return fetch(dataset, indices)
 
-        patch.setattr(training, "_build", building)
+        patch.setattr(training, "build_model", building)
         patch.setattr(training._Run, "write_results", finishing)
         patch.setattr(FractionalMaxPool2d, "regions", drawing)
         patch.setattr(ImageDataset, "batch", fetching)
@@ -93,7 +88,7 @@ def undisturbed(seen: dict[str, Any]) -> None:
     splits = load("digits", image_size=8, channels=1, validation=0.1)
     assert splits.validation is not None
     seen["alone"] = evaluate(watch.models[-1], splits.test).record()
-    together = Processes(RANK, 2, 2)
+    together = Processes(RANK, 2)
     seen["one batch"] = evaluate(watch.models[-1], splits.validation, processes=together).record()
     seen["one batch alone"] = evaluate(watch.models[-1], splits.validation).record()
 

@@ -19,7 +19,8 @@ from hybrid_mobilenet.deploy.deployed import Deployed
 from hybrid_mobilenet.network.architecture import FAMILIES, Family
 from hybrid_mobilenet.training.evaluate import evaluate
 from hybrid_mobilenet.training.recipe import Recipe
-from hybrid_mobilenet.training.run import Setup, train
+from hybrid_mobilenet.training.run import train
+from hybrid_mobilenet.training.setup import Setup
 
 
 class WithoutFloat64(TorchFunctionMode):

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from test_train import FINISHED, SMALL, STEPS, Quiet, refuses
 
 import hybrid_mobilenet
 from hybrid_mobilenet.data.dataset import load
 from hybrid_mobilenet.training.checkpoint import CheckpointError, read_checkpoint
 from hybrid_mobilenet.training.run import resume
+from runs import FINISHED, SMALL, STEPS, Quiet, refuses
 
 TESTS = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {
