@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from hybrid_mobilenet.data.dataset import load
+from hybrid_mobilenet.data.dataset import load_data
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.training.precise_statistics import FINAL_IMAGES, VALIDATION_IMAGES, set_precise_statistics
 from hybrid_mobilenet.training.recipe import paper_recipe
@@ -69,7 +69,7 @@ def measure() -> Section:
 
 def _seconds_of_statistics(model: HybridMobileNet) -> dict[int, float]:
     """Seconds that precise statistics take, by the number of images they are of."""
-    images = load("cifar10").train
+    images = load_data("cifar10").train
     set_precise_statistics(model, images, VALIDATION_IMAGES)  # compiles, or loads, what is slow at first
     seconds = {}
     for count in (VALIDATION_IMAGES, FINAL_IMAGES):

@@ -25,7 +25,7 @@ import torch
 from rich.console import Console
 
 from hybrid_mobilenet.common.files import write_atomically
-from hybrid_mobilenet.data.dataset import load
+from hybrid_mobilenet.data.dataset import load_data
 from hybrid_mobilenet.layers.kernels import reference
 from hybrid_mobilenet.layers.pooling import _kernels, random_sequence
 from hybrid_mobilenet.network.architecture import resolve
@@ -164,7 +164,7 @@ def training_step(
     model = HybridMobileNet(resolve(network.family, network.alpha, network.delta)).train().to(device)
     torch.set_float32_matmul_precision("high")  # as `train` does
     optimizer = adam(model, PAPER)
-    digits = load("digits", image_size=32, channels=3).train.to(device)
+    digits = load_data("digits", image_size=32, channels=3).train.to(device)
     step = partial(train_step, model, optimizer, precision=precision)
     batches = torch.randint(len(digits), (EPOCH, batch)).to(device)
     if not captured:

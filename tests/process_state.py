@@ -98,7 +98,7 @@ def main(folder: Path) -> None:
     import onnxruntime  # noqa: F401
 
     from hybrid_mobilenet import HybridMobileNet
-    from hybrid_mobilenet.data.dataset import load
+    from hybrid_mobilenet.data.dataset import load_data
     from hybrid_mobilenet.deploy.classify import load_classifier
     from hybrid_mobilenet.deploy.export import export
     from hybrid_mobilenet.study.estimate import estimate
@@ -130,7 +130,7 @@ def main(folder: Path) -> None:
     with unchanged("resume"):
         resume(run, Quiet())
     with unchanged("load"):
-        splits = load("digits", image_size=8, channels=1)
+        splits = load_data("digits", image_size=8, channels=1)
     with unchanged("from_pretrained"):
         model = HybridMobileNet.from_pretrained(run)
     with unchanged("evaluate"):
@@ -140,7 +140,7 @@ def main(folder: Path) -> None:
     with unchanged("save_pretrained"):
         model.save_pretrained(folder / "saved")
     with unchanged("load_parquet"):
-        load(str(folder / "data.parquet"), image_size=8, channels=1)
+        load_data(str(folder / "data.parquet"), image_size=8, channels=1)
     untrained = HybridMobileNet(model.network)  # of a short run, rounding is as large as an export may differ
     with unchanged("export"):
         export(untrained, "onnx", folder / "export", test=splits.test)

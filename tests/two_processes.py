@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from hybrid_mobilenet import HybridMobileNet
-from hybrid_mobilenet.data.dataset import ImageDataset, load
+from hybrid_mobilenet.data.dataset import ImageDataset, load_data
 from hybrid_mobilenet.data.images import DataError
 from hybrid_mobilenet.layers.pooling import FractionalMaxPool2d
 from hybrid_mobilenet.layers.sizes import Size
@@ -85,7 +85,7 @@ def undisturbed(seen: dict[str, Any]) -> None:
     seen["batches"] = [batch.tolist() for batch in watch.batches]
     seen["evaluation"] = evaluation.record()
     # The same by one process alone, on data whose batches are 256 and 103 images, and on one batch.
-    splits = load("digits", image_size=8, channels=1, validation=0.1)
+    splits = load_data("digits", image_size=8, channels=1, validation=0.1)
     assert splits.validation is not None
     seen["alone"] = evaluate(watch.models[-1], splits.test).record()
     together = Processes(RANK, 2)

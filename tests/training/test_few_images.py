@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hybrid_mobilenet.cli import app as cli
-from hybrid_mobilenet.data.dataset import ImageDataset, Splits, load
+from hybrid_mobilenet.data.dataset import ImageDataset, Splits, load_data
 from hybrid_mobilenet.training import run as training
 from hybrid_mobilenet.training.evaluate import Evaluation
 from hybrid_mobilenet.training.recipe import PAPER, Recipe
@@ -96,7 +96,7 @@ def relabelled(dataset: ImageDataset) -> ImageDataset:
 
 
 def test_a_network_that_only_guesses_is_not_passed_over(tmp_path: Path) -> None:
-    splits = load("digits", image_size=8, channels=1, validation=0.1)
+    splits = load_data("digits", image_size=8, channels=1, validation=0.1)
     assert splits.validation is not None
     wrong = Splits(
         splits.train, relabelled(splits.validation), relabelled(splits.test), splits.name, splits.has_own_test

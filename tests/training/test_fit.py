@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import doctest
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hybrid_mobilenet.network.architecture import FAMILIES, Family
+from hybrid_mobilenet.data import dataset
+from hybrid_mobilenet.data.dataset import Splits, load_data, normalisation
+from hybrid_mobilenet.network.architecture import FAMILIES, Family, resolve
 from hybrid_mobilenet.network.model import HybridMobileNet
+from hybrid_mobilenet.training import evaluate as evaluate_module
 from hybrid_mobilenet.training import fit as fit_module
+from hybrid_mobilenet.training import recipe, step
+from hybrid_mobilenet.training import run as training
 from hybrid_mobilenet.training.cuda_graph import STEPS_BEFORE, CapturedSteps
 from hybrid_mobilenet.training.evaluate import evaluate
-from hybrid_mobilenet.training.fit import Training
+from hybrid_mobilenet.training.fit import Training, fit
 from hybrid_mobilenet.training.meter import Meter
 from hybrid_mobilenet.training.recipe import Precision
 from hybrid_mobilenet.training.run import train
+from hybrid_mobilenet.training.setup import TrainingDiverged
 from hybrid_mobilenet.training.step import learning_rate
-from runs import (
-    RECIPE,
-    SMALL,
-    STEPS,
-    Quiet,
-    before_step,
-    weights,
-)
+from runs import ENVIRONMENT, RECIPE, SMALL, STEPS, Quiet, before_step, poison, refuses, weights
 
 
 def test_each_step_has_its_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +101,7 @@ def test_values_are_asked_for_at_the_end_of_an_epoch_only(tmp_path: Path, monkey
 def test_a_gpu_is_not_waited_for_within_an_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ) -> None:
-    take, look, replayed = CapturedSteps.take, Meter.read, 0
+    take, read, replayed = CapturedSteps.take, Meter.read, 0
 
     def watched_take(steps: CapturedSteps) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal replayed
@@ -105,12 +110,12 @@ def test_a_gpu_is_not_waited_for_within_an_epoch(
             replayed += 1
         return take(steps)
 
-    def free_look(*arguments: Any) -> None:
+    def free_read(meter: Meter) -> float:
         torch.cuda.set_sync_debug_mode("default")
-        look(*arguments)
+        return read(meter)
 
     monkeypatch.setattr(CapturedSteps, "take", watched_take)
-    monkeypatch.setattr(Meter, "read", free_look)
+    monkeypatch.setattr(Meter, "read", free_read)
     train(replace(SMALL, recipe=replace(RECIPE, precision=precision)), tmp_path / "run", Quiet())
     assert HybridMobileNet.from_pretrained(tmp_path / "run").training_record["device"] == "cuda:0"
     assert replayed == 3 * STEPS - STEPS_BEFORE - 1
@@ -142,3 +147,124 @@ def test_a_replayed_graph_trains_as_single_steps_do(tmp_path: Path) -> None:
     )
     for ours, theirs in zip(graph, one, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2)
+
+
+# fit
+
+
+def network(classes: int = 10) -> HybridMobileNet:
+    torch.manual_seed(1)
+    return HybridMobileNet(resolve("fmp", 0.25, 1, classes, 1, (8, 8)), mean=(0.3,), std=(0.4,))
+
+
+@pytest.fixture(scope="module")
+def digits() -> Splits:
+    return load_data("digits", image_size=8, channels=1, validation=0.1)
+
+
+def test_fit_trains_in_place_and_leaves_the_process_alone(digits: Splits) -> None:
+    model = network()
+    model.fractional_max_pools()[0].generator = generator = torch.Generator().manual_seed(3)
+    state = torch.get_rng_state()
+    monitor = Quiet()
+    history = fit(model, digits.train, RECIPE, validation=digits.validation, seed=7, monitor=monitor)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [record["epoch"] for record in history] == [1, 2, 3]
+    assert history == monitor.epochs
+    assert history[2]["loss"] < history[0]["loss"]
+    assert not any(module.training for module in model.modules())
+    assert model.fractional_max_pools()[0].generator is generator
+    assert digits.validation is not None
+    held_out = evaluate(model, digits.validation, seed=7)  # with the statistics of more images than in training
+    assert held_out.loss == pytest.approx(history[2]["validation_loss"], rel=0.1)
+
+
+def test_fit_is_decided_by_its_seed_and_the_weights(digits: Splits) -> None:
+    recipe = replace(RECIPE, epochs=1)
+
+    def after(seed: int) -> list[torch.Tensor]:
+        model = network()
+        fit(model, digits.train, recipe, seed=seed)
+        return list(model.state_dict().values())
+
+    first, same, other = after(0), after(0), after(1)
+    assert all(map(torch.equal, first, same))
+    assert not all(map(torch.equal, first, other))
+
+
+def test_a_run_is_fit_with_files(tmp_path: Path) -> None:
+    """The same weights come out, if the model starts with the same weights and random state."""
+    train(replace(SMALL, seed=5), tmp_path / "run", Quiet())
+    torch.manual_seed(5)
+    splits = load_data("digits", image_size=8, channels=1, validation=0.1, seed=5)
+    mean, std = normalisation(splits.train)
+    model = HybridMobileNet(resolve("fmp", 0.25, 1, 10, 1, (8, 8)), mean=mean, std=std)
+    started = torch.get_rng_state()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "manual_seed", lambda _seed: torch.set_rng_state(started))
+        history = fit(model, splits.train, RECIPE, validation=splits.validation, seed=5)
+    expected = HybridMobileNet.from_pretrained(tmp_path / "run").state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for key in ("epoch", "loss", "accuracy", "learning_rate", "validation_loss", "validation_accuracy"):
+        assert [line[key] for line in lines] == [record[key] for record in history]
+
+
+def test_ctrl_c_in_fit_is_a_keyboard_interrupt(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    handler, state, model = signal.getsignal(signal.SIGINT), torch.get_rng_state(), network()
+    before = [tensor.clone() for tensor in model.parameters()]
+    before_step(
+        monkeypatch, lambda taken, _model, _optimizer: signal.raise_signal(signal.SIGINT) if taken == 2 else None
+    )
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit(model, digits.train, RECIPE)
+    assert type(caught.value) is KeyboardInterrupt
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(map(torch.equal, before, model.parameters()))  # two steps were taken
+
+
+def test_fit_diverges_in_one_line(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    before_step(monkeypatch, poison("conv.conv.weight"))
+    refuses(TrainingDiverged, lambda: fit(network(), digits.train, RECIPE), "diverged in epoch 2", "than 0.001")
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"image_size": 16}, "dataset has the image size (16, 16), but the model has (8, 8)"),
+        ({"channels": 3}, "dataset has the channels 3, but the model has 1"),
+    ],
+)
+def test_fit_refuses_images_that_do_not_fit_the_model(change: dict[str, int], part: str) -> None:
+    other = load_data("digits", **({"image_size": 8, "channels": 1} | change)).train  # type: ignore[arg-type]
+    refuses(ValueError, lambda: fit(network(), other, RECIPE), part)
+
+
+def test_fit_refuses_what_cannot_be(digits: Splits) -> None:
+    model = network()
+    refuses(ValueError, lambda: fit(network(classes=3), digits.train), "class names", "('0', '1', '2')")
+    refuses(ValueError, lambda: fit(model, digits.train, seed=-1), "seed is -1")
+    refuses(ValueError, lambda: fit(model, digits.train, device="cuda:99"), "--device is 'cuda:99'")
+    bf16 = replace(RECIPE, precision="bf16")
+    refuses(ValueError, lambda: fit(model, digits.train, bf16, device="cpu"), "precision is 'bf16'")
+
+
+@pytest.mark.parametrize("module", [fit_module, training, step, evaluate_module, recipe, dataset])
+def test_examples(module: ModuleType) -> None:
+    failed, attempted = doctest.testmod(module)
+    assert attempted > 0
+    assert failed == 0
+
+
+def test_training_does_not_import_torch_dynamo(tmp_path: Path) -> None:
+    """It takes longer to import than everything else but torch itself."""
+    script = (
+        "import sys; from runs import SMALL; from hybrid_mobilenet.training.run import train\n"
+        "train(SMALL, sys.argv[1])\n"
+        "sys.exit('torch._dynamo' in sys.modules or 'lightning_fabric' in sys.modules)"
+    )
+    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-c", script, str(tmp_path / "run")]
+    assert subprocess.run(command, env=environment, check=False).returncode == 0

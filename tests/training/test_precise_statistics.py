@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hybrid_mobilenet.data.dataset import load
+from hybrid_mobilenet.data.dataset import load_data
 from hybrid_mobilenet.network.architecture import FAMILIES, Family, resolve
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.training.precise_statistics import set_precise_statistics
@@ -15,7 +15,7 @@ from hybrid_mobilenet.training.precise_statistics import set_precise_statistics
 @pytest.mark.parametrize("family", FAMILIES)
 def test_statistics_are_those_of_the_training_images(family: Family) -> None:
     torch.manual_seed(0)
-    images = load("digits", image_size=16).train
+    images = load_data("digits", image_size=16).train
     model = HybridMobileNet(resolve(family, 0.25, 2, 10, 3, 16))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
@@ -40,7 +40,7 @@ def test_statistics_are_those_of_the_training_images(family: Family) -> None:
 
 def test_statistics_of_several_batches_are_those_of_all_images() -> None:
     torch.manual_seed(0)
-    images = load("digits", image_size=16).train
+    images = load_data("digits", image_size=16).train
     model = HybridMobileNet(resolve("mp3", 0.25, 2, 10, 3, 16))
     set_precise_statistics(model, images, len(images))
     x = images.batch(torch.arange(len(images))).float() / 255

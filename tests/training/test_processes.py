@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 
 import hybrid_mobilenet
-from hybrid_mobilenet.data.dataset import load
+from hybrid_mobilenet.data.dataset import load_data
 from hybrid_mobilenet.training.checkpoint import CheckpointError, read_checkpoint
 from hybrid_mobilenet.training.run import resume
 from runs import FINISHED, SMALL, STEPS, Quiet, refuses
@@ -75,7 +75,7 @@ def test_both_pool_the_same_regions_and_drop_out_their_own(seen: list[dict[str, 
 
 
 def test_a_batch_is_shared_out(seen: list[dict[str, Any]]) -> None:
-    splits = load("digits", image_size=8, channels=1, validation=SMALL.validation)
+    splits = load_data("digits", image_size=8, channels=1, validation=SMALL.validation)
     for epoch in range(3):
         order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(epoch))
         for step, batch in enumerate(torch.split(order, 256)[:STEPS], epoch * STEPS):
@@ -83,7 +83,7 @@ def test_a_batch_is_shared_out(seen: list[dict[str, Any]]) -> None:
 
 
 def test_every_image_is_evaluated_once(seen: list[dict[str, Any]]) -> None:
-    validation = load("digits", image_size=8, channels=1, validation=SMALL.validation).validation
+    validation = load_data("digits", image_size=8, channels=1, validation=SMALL.validation).validation
     assert validation is not None
     for both, alone, images in (("evaluation", "alone", 359), ("one batch", "one batch alone", len(validation))):
         assert seen[0][both] == seen[1][both]

@@ -20,7 +20,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hybrid_mobilenet.cli import app as cli
-from hybrid_mobilenet.data.dataset import load
+from hybrid_mobilenet.data.dataset import load_data
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.training import fit as fit_module
 from hybrid_mobilenet.training import run as training
@@ -71,7 +71,7 @@ def test_a_finished_run_holds_what_is_promised(finished: Path) -> None:
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     model = HybridMobileNet.from_pretrained(finished)
     record = model.training_record
-    images = len(load("digits", image_size=8, channels=1, validation=0.1).train)
+    images = len(load_data("digits", image_size=8, channels=1, validation=0.1).train)
     assert {key: record[key] for key in ("data", "family", "seed", "images", "threads", "device")} == {
         "data": "digits", "family": "fmp", "seed": 0, "images": images, "threads": 1, "device": "cpu",
     }  # fmt: skip

@@ -740,7 +740,7 @@ def export(
     from dataclasses import asdict
 
     from ..common.machine import keep_freed_memory
-    from ..data.dataset import Remembered, load, load_to_evaluate
+    from ..data.dataset import Remembered, load_data, load_to_evaluate
     from ..data.images import DataError
     from ..deploy.deployed import ExportError
     from ..deploy.export import export as export_target
@@ -770,7 +770,7 @@ def export(
                 test = evaluated.images
             if CALIBRATED & set(targets):
                 try:
-                    splits = load(source, image_size=size, channels=channels, progress=progress.on_data)
+                    splits = load_data(source, image_size=size, channels=channels, progress=progress.on_data)
                     calibration = calibration_images(splits.train)
                     if data is not None and evaluated.which == "all":  # not those that it is calibrated on
                         test = splits.test

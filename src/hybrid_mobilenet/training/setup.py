@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ..data.dataset import Splits, load
+from ..data.dataset import Splits, load_data
 from ..layers.sizes import Size
 from ..network.architecture import Family, Network, resolve
 from ..network.model import HybridMobileNet
@@ -35,7 +35,7 @@ class Setup:
     The defaults are the network that the paper recommends.
 
     Attributes:
-        data: name or path of the data, as `load` takes it. A run records a path as an absolute one.
+        data: name or path of the data, as `load_data` takes it. A run records a path as an absolute one.
         family: "mobilenet", "mp3" or "fmp".
         alpha: width multiplier.
         delta: depth multiplier.
@@ -113,7 +113,7 @@ def read_data(setup: Setup, monitor: Monitor) -> Splits:
     Raises:
         DataError: where it cannot be read.
     """
-    return load(
+    return load_data(
         setup.data,
         image_size=setup.image_size,
         channels=setup.channels,

@@ -32,8 +32,8 @@ def train_step(
 
     Example:
         >>> import torch
-        >>> from hybrid_mobilenet import HybridMobileNet, load, resolve, train_step
-        >>> digits = load("digits", image_size=8, channels=1).train
+        >>> from hybrid_mobilenet import HybridMobileNet, load_data, resolve, train_step
+        >>> digits = load_data("digits", image_size=8, channels=1).train
         >>> loader = torch.utils.data.DataLoader(digits, batch_size=64, shuffle=True)
         >>> model = HybridMobileNet(resolve("fmp", alpha=0.25, delta=1, classes=10, in_channels=1, image_size=8))
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
