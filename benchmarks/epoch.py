@@ -54,7 +54,7 @@ def measure() -> Section:
                 "network": "FMP d2 a0.25",
                 "seconds": seconds,
                 "not in the step": Figure(100 * (1 - step_seconds / seconds), 5, "%", at_most=True),
-                # Of all that a run of as many epochs as the recipe has takes, with a validation behind each.
+                # As a share of a run with the recipe's epochs and a validation after each.
                 "precise statistics": Figure(
                     100 * (statistics[VALIDATION_IMAGES] + statistics[FINAL_IMAGES] / recorded) / seconds,
                     2,

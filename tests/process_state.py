@@ -94,8 +94,10 @@ def unchanged(name: str) -> Iterator[None]:
 
 
 def main(folder: Path) -> None:
-    import onnx  # noqa: F401  importing it changes settings of its own
+    # Importing these changes warnings and the environment.
+    import onnx  # noqa: F401
     import onnxruntime  # noqa: F401
+    import torch._dynamo
 
     from hybrid_mobilenet import HybridMobileNet
     from hybrid_mobilenet.data.dataset import load_data

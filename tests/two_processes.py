@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from hybrid_mobilenet import HybridMobileNet
+from hybrid_mobilenet import HybridMobileNet, fit, resolve
 from hybrid_mobilenet.data.dataset import ImageDataset, load_data
 from hybrid_mobilenet.data.images import DataError
 from hybrid_mobilenet.layers.pooling import FractionalMaxPool2d
@@ -27,7 +27,7 @@ from hybrid_mobilenet.training.checkpoint import read_checkpoint
 from hybrid_mobilenet.training.evaluate import Evaluation, evaluate
 from hybrid_mobilenet.training.processes import OtherProcessFailed, Processes, ProcessLost
 from hybrid_mobilenet.training.setup import Interrupted, TrainingDiverged, build_model
-from runs import SMALL, STEPS, Quiet, before_step, poison
+from runs import RECIPE, SMALL, STEPS, Quiet, before_step, poison
 
 FOLDER, RANK = Path(sys.argv[1]), int(os.environ["RANK"])
 
@@ -91,6 +91,16 @@ def undisturbed(seen: dict[str, Any]) -> None:
     together = Processes(RANK, 2)
     seen["one batch"] = evaluate(watch.models[-1], splits.validation, processes=together).record()
     seen["one batch alone"] = evaluate(watch.models[-1], splits.validation).record()
+
+
+def fitted(seen: dict[str, Any]) -> None:
+    """`fit`, with other weights in each process at first."""
+    torch.manual_seed(RANK)
+    model = HybridMobileNet(resolve("fmp", 0.25, 1, 10, 1, (8, 8)))
+    digits = load_data("digits", image_size=8, channels=1)
+    seen["history"] = [record["loss"] for record in fit(model, digits.train, RECIPE, validation=digits.test)]
+    seen["fitted weights"] = digest(list(model.state_dict().values()))
+    seen["generators"] = [pool.generator is None for pool in model.fractional_max_pools()]
 
 
 def interrupted(seen: dict[str, Any]) -> None:
@@ -160,7 +170,7 @@ def lost(seen: dict[str, Any]) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     seen: dict[str, Any] = {}
-    for act in (undisturbed, interrupted, diverged, refused, lost):
+    for act in (undisturbed, fitted, interrupted, diverged, refused, lost):
         act(seen)
     (FOLDER / f"{RANK}.json").write_text(json.dumps(seen))
 

@@ -68,6 +68,13 @@ def test_both_end_with_the_same_model(folder: Path, seen: list[dict[str, Any]]) 
     assert sorted(path.name for path in (folder / "undisturbed").iterdir()) == FINISHED
 
 
+def test_both_fit_the_same_model(seen: list[dict[str, Any]]) -> None:
+    assert seen[0]["history"] == seen[1]["history"]
+    assert seen[0]["history"][2] < seen[0]["history"][0]
+    assert seen[0]["fitted weights"] == seen[1]["fitted weights"]
+    assert all(seen[0]["generators"])  # the pooling layers have their own again
+
+
 def test_both_pool_the_same_regions_and_drop_out_their_own(seen: list[dict[str, Any]]) -> None:
     assert seen[0]["regions"] == seen[1]["regions"]
     assert seen[0]["draws"] > 3 * STEPS
