@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from hybrid_mobilenet.data.dataset import load
+from hybrid_mobilenet.data.dataset import load_data
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.training.precise_statistics import FINAL_IMAGES, VALIDATION_IMAGES, set_precise_statistics
 from hybrid_mobilenet.training.recipe import paper_recipe
@@ -54,7 +54,7 @@ def measure() -> Section:
                 "network": "FMP d2 a0.25",
                 "seconds": seconds,
                 "not in the step": Figure(100 * (1 - step_seconds / seconds), 5, "%", at_most=True),
-                # Of all that a run of as many epochs as the recipe has takes, with a validation behind each.
+                # As a share of a run with the recipe's epochs and a validation after each.
                 "precise statistics": Figure(
                     100 * (statistics[VALIDATION_IMAGES] + statistics[FINAL_IMAGES] / recorded) / seconds,
                     2,
@@ -69,7 +69,7 @@ def measure() -> Section:
 
 def _seconds_of_statistics(model: HybridMobileNet) -> dict[int, float]:
     """Seconds that precise statistics take, by the number of images they are of."""
-    images = load("cifar10").train
+    images = load_data("cifar10").train
     set_precise_statistics(model, images, VALIDATION_IMAGES)  # compiles, or loads, what is slow at first
     seconds = {}
     for count in (VALIDATION_IMAGES, FINAL_IMAGES):

@@ -25,14 +25,13 @@ import torch
 from rich.console import Console
 
 from hybrid_mobilenet.common.files import write_atomically
-from hybrid_mobilenet.data.dataset import load
+from hybrid_mobilenet.data.dataset import load_data
 from hybrid_mobilenet.layers.kernels import reference
 from hybrid_mobilenet.layers.pooling import _kernels, random_sequence
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.training.cuda_graph import CapturedSteps
-from hybrid_mobilenet.training.processes import Processes
 from hybrid_mobilenet.training.recipe import PAPER, Precision
-from hybrid_mobilenet.training.run import adam, engine, train_step
+from hybrid_mobilenet.training.step import adam, train_step
 from report import Cell, Figure, Section
 from training import COMPARISONS
 
@@ -158,16 +157,14 @@ def time_kernel(device: torch.device, images: int, rounds: int) -> Section:
 def training_step(
     device: torch.device, comparison: int, precision: Precision, batch: int, *, captured: bool
 ) -> Callable[[], object]:
-    """A whole training step of a network on digits that are on the device, alone or as a CUDA graph."""
+    """A training step of a network on digits on the device, kernel by kernel or as a CUDA graph."""
     network = COMPARISONS[comparison]
     torch.manual_seed(0)
-    model = HybridMobileNet(network.family, network.alpha, network.delta).train()
+    model = HybridMobileNet(network.family, network.alpha, network.delta).train().to(device)
     torch.set_float32_matmul_precision("high")  # as `train` does
-    fabric = engine(precision, Processes())
     optimizer = adam(model, PAPER)
-    module, fabric_optimizer = fabric.setup(model, optimizer)
-    digits = load("digits", image_size=32, channels=3).train.to(device)
-    step = partial(train_step, fabric, module, fabric_optimizer)
+    digits = load_data("digits", image_size=32, channels=3).train.to(device)
+    step = partial(train_step, model, optimizer, precision=precision)
     batches = torch.randint(len(digits), (EPOCH, batch)).to(device)
     if not captured:
         images, labels = digits.labelled(batches[0])
@@ -244,7 +241,7 @@ def work(device: torch.device, batch: int) -> None:
 def environment() -> dict[str, Any]:
     properties = torch.cuda.get_device_properties(0)
     versions = {}
-    for name in ("torch", "triton", "numpy", "lightning-fabric"):
+    for name in ("torch", "triton", "numpy"):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

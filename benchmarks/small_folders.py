@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 
 from hybrid_mobilenet.cli.progress import RunProgress
-from hybrid_mobilenet.data.dataset import ImageDataset, Splits, load
+from hybrid_mobilenet.data.dataset import ImageDataset, Splits, load_data
 from hybrid_mobilenet.training.recipe import paper_recipe
-from hybrid_mobilenet.training.run import Monitor, Setup, train
+from hybrid_mobilenet.training.run import train
+from hybrid_mobilenet.training.setup import Monitor, Setup
 
 RESULTS = Path("runs/small-folders.jsonl")
 
@@ -63,7 +64,7 @@ def main() -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     done = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
     keys = {json.dumps(json.loads(line)["run"]) for line in done}
-    everything = load(options.data).train
+    everything = load_data(options.data).train
     grid = itertools.product(options.draws, options.per_class, options.batch_size, options.steps)
     for draw, per_class, batch_size, steps in grid:
         run = {

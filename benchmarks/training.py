@@ -72,7 +72,7 @@ def measure(
         steps: training steps of each side in a round.
         keras_python: an interpreter that has TensorFlow; Keras is left out if None.
         versions: filled with the sides' versions.
-        advance: told after every round.
+        advance: called after every round.
         compiling: whether torch.compile takes part, which takes minutes.
 
     Raises:

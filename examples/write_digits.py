@@ -10,12 +10,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from hybrid_mobilenet.data.dataset import load
+from hybrid_mobilenet.data.dataset import load_data
 
 
 def write_digits(folder: Path) -> None:
     """Write digit-0.png to digit-9.png, 8x8 greyscale: the first test image of each class, never trained on."""
-    test = load("digits", image_size=8, channels=1).test
+    test = load_data("digits", image_size=8, channels=1).test
     folder.mkdir(parents=True, exist_ok=True)
     for label, name in enumerate(test.class_names):
         first = (test.labels == label).nonzero()[0]

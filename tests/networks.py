@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_mobilenet import HybridMobileNet
-from hybrid_mobilenet.data.dataset import load
+from hybrid_mobilenet.data.dataset import load_data
 from hybrid_mobilenet.layers.sizes import Size
 from hybrid_mobilenet.network.architecture import Family
 
@@ -46,7 +46,7 @@ def trained(family: Family, **options: Any) -> HybridMobileNet:
     torch.manual_seed(0)
     model = HybridMobileNet(family, 0.25, 2, 10, 3, 16, **options).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    digits = load("digits", image_size=16).train
+    digits = load_data("digits", image_size=16).train
     for step in range(100):
         batch = torch.arange(64 * step, 64 * step + 64) % len(digits)
         loss = nn.functional.cross_entropy(model(digits.batch(batch)), digits.labels[batch])

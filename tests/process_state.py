@@ -31,7 +31,7 @@ import torch
 from PIL import Image, ImageFile
 
 CALLED: list[str] = []
-LOGGERS = ("", "datasets", "huggingface_hub", "lightning_fabric", "matplotlib", "numba", "onnxruntime", "PIL", "torch")
+LOGGERS = ("", "datasets", "huggingface_hub", "matplotlib", "numba", "onnxruntime", "PIL", "torch")
 
 
 def new_pages() -> int:
@@ -94,20 +94,22 @@ def unchanged(name: str) -> Iterator[None]:
 
 
 def main(folder: Path) -> None:
-    import lightning_fabric  # noqa: F401  it has settings of its own, which importing it makes
+    # Importing these changes warnings and the environment.
     import onnx  # noqa: F401
     import onnxruntime  # noqa: F401
-    from test_train import RECIPE, SMALL, Quiet
+    import torch._dynamo
 
     from hybrid_mobilenet import HybridMobileNet
-    from hybrid_mobilenet.data.dataset import load
+    from hybrid_mobilenet.data.dataset import load_data
     from hybrid_mobilenet.deploy.classify import load_classifier
     from hybrid_mobilenet.deploy.export import export
     from hybrid_mobilenet.study.estimate import estimate
     from hybrid_mobilenet.study.grid import select
     from hybrid_mobilenet.study.reproduce import Place
     from hybrid_mobilenet.training.evaluate import evaluate, probabilities
-    from hybrid_mobilenet.training.run import Interrupted, resume, train
+    from hybrid_mobilenet.training.run import resume, train
+    from hybrid_mobilenet.training.setup import Interrupted
+    from runs import RECIPE, SMALL, Quiet
 
     datasets.disable_progress_bars()
     parquet(folder / "data.parquet")
@@ -115,7 +117,6 @@ def main(folder: Path) -> None:
     torch.manual_seed(1234)
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("medium")
-    logging.getLogger("lightning_fabric").setLevel(logging.INFO)
     datasets.logging.set_verbosity(datasets.logging.INFO)
     datasets.enable_progress_bars()
 
@@ -131,7 +132,7 @@ def main(folder: Path) -> None:
     with unchanged("resume"):
         resume(run, Quiet())
     with unchanged("load"):
-        splits = load("digits", image_size=8, channels=1)
+        splits = load_data("digits", image_size=8, channels=1)
     with unchanged("from_pretrained"):
         model = HybridMobileNet.from_pretrained(run)
     with unchanged("evaluate"):
@@ -141,9 +142,10 @@ def main(folder: Path) -> None:
     with unchanged("save_pretrained"):
         model.save_pretrained(folder / "saved")
     with unchanged("load_parquet"):
-        load(str(folder / "data.parquet"), image_size=8, channels=1)
-    # After a short run, rounding is as large as an export may differ.
-    untrained = HybridMobileNet(**model.network.choices())
+        load_data(str(folder / "data.parquet"), image_size=8, channels=1)
+    untrained = HybridMobileNet(
+        **model.network.choices()
+    )  # of a short run, rounding is as large as an export may differ
     with unchanged("export"):
         export(untrained, "onnx", folder / "export", test=splits.test)
     with unchanged("load_classifier"):

@@ -24,7 +24,7 @@ from typer.core import TyperGroup
 
 import hybrid_mobilenet
 from hybrid_mobilenet.cli import app as cli
-from hybrid_mobilenet.data.dataset import load
+from hybrid_mobilenet.data.dataset import load_data
 from hybrid_mobilenet.data.images import image_files, read_image
 from hybrid_mobilenet.study.paper import RESULTS
 from scripts import script
@@ -304,7 +304,7 @@ def test_the_picture_is_drawn_anew(tmp_path: Path) -> None:
 
 def test_the_demo_s_digits_are_test_images(tmp_path: Path) -> None:
     script("examples/write_digits.py").write_digits(tmp_path / "digits")
-    test = load("digits").test
+    test = load_data("digits").test
     files = image_files([tmp_path / "digits"])
     assert [file.name for file in files] == [f"digit-{name}.png" for name in "0123456789"]
     for label, file in enumerate(files):

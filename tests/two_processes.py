@@ -16,10 +16,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_train import SMALL, STEPS, Quiet, before_step, poison
 
-from hybrid_mobilenet import HybridMobileNet
-from hybrid_mobilenet.data.dataset import ImageDataset, load
+from hybrid_mobilenet import HybridMobileNet, fit
+from hybrid_mobilenet.data.dataset import ImageDataset, load_data
 from hybrid_mobilenet.data.images import DataError
 from hybrid_mobilenet.layers.pooling import FractionalMaxPool2d
 from hybrid_mobilenet.layers.sizes import Size
@@ -27,7 +26,8 @@ from hybrid_mobilenet.training import run as training
 from hybrid_mobilenet.training.checkpoint import read_checkpoint
 from hybrid_mobilenet.training.evaluate import Evaluation, evaluate
 from hybrid_mobilenet.training.processes import OtherProcessFailed, Processes, ProcessLost
-from hybrid_mobilenet.training.run import Interrupted, TrainingDiverged
+from hybrid_mobilenet.training.setup import Interrupted, TrainingDiverged, build_model
+from runs import RECIPE, SMALL, STEPS, Quiet, before_step, poison
 
 FOLDER, RANK = Path(sys.argv[1]), int(os.environ["RANK"])
 
@@ -44,15 +44,10 @@ class Watch:
         self.regions: list[torch.Tensor] = []
         self.batches: list[torch.Tensor] = []
         self.random = torch.empty(0)
-        build, finish, draw, fetch = (
-            training._build,
-            training._Run.write_results,
-            FractionalMaxPool2d.regions,
-            ImageDataset.batch,
-        )
+        finish, draw, fetch = training._Run.write_results, FractionalMaxPool2d.regions, ImageDataset.batch
 
         def building(*arguments: Any) -> HybridMobileNet:
-            self.models.append(build(*arguments))
+            self.models.append(build_model(*arguments))
             return self.models[-1]
 
         def finishing(run: training._Run) -> Evaluation:
@@ -70,7 +65,7 @@ class Watch:
                 self.batches.append(indices)
             return fetch(dataset, indices)
 
-        patch.setattr(training, "_build", building)
+        patch.setattr(training, "build_model", building)
         patch.setattr(training._Run, "write_results", finishing)
         patch.setattr(FractionalMaxPool2d, "regions", drawing)
         patch.setattr(ImageDataset, "batch", fetching)
@@ -90,12 +85,22 @@ def undisturbed(seen: dict[str, Any]) -> None:
     seen["batches"] = [batch.tolist() for batch in watch.batches]
     seen["evaluation"] = evaluation.record()
     # The same by one process alone, on data whose batches are 256 and 103 images, and on one batch.
-    splits = load("digits", image_size=8, channels=1, validation=0.1)
+    splits = load_data("digits", image_size=8, channels=1, validation=0.1)
     assert splits.validation is not None
     seen["alone"] = evaluate(watch.models[-1], splits.test).record()
-    together = Processes(RANK, 2, 2)
+    together = Processes(RANK, 2)
     seen["one batch"] = evaluate(watch.models[-1], splits.validation, processes=together).record()
     seen["one batch alone"] = evaluate(watch.models[-1], splits.validation).record()
+
+
+def fitted(seen: dict[str, Any]) -> None:
+    """`fit`, with other weights in each process at first."""
+    torch.manual_seed(RANK)
+    model = HybridMobileNet("fmp", 0.25, 1, 10, 1, (8, 8))
+    digits = load_data("digits", image_size=8, channels=1)
+    seen["history"] = [record["loss"] for record in fit(model, digits.train, RECIPE, validation=digits.test)]
+    seen["fitted weights"] = digest(list(model.state_dict().values()))
+    seen["generators"] = [pool.generator is None for pool in model.fractional_max_pools()]
 
 
 def interrupted(seen: dict[str, Any]) -> None:
@@ -165,7 +170,7 @@ def lost(seen: dict[str, Any]) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     seen: dict[str, Any] = {}
-    for act in (undisturbed, interrupted, diverged, refused, lost):
+    for act in (undisturbed, fitted, interrupted, diverged, refused, lost):
         act(seen)
     (FOLDER / f"{RANK}.json").write_text(json.dumps(seen))
 

@@ -9,19 +9,54 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .data.dataset import ImageDataset as ImageDataset
+    from .data.dataset import load_data as load_data
     from .layers.pooling import FractionalMaxPool2d as FractionalMaxPool2d
     from .network.architecture import resolve as resolve
     from .network.model import HybridMobileNet as HybridMobileNet
+    from .training.evaluate import evaluate as evaluate
+    from .training.fit import fit as fit
+    from .training.recipe import Recipe as Recipe
+    from .training.recipe import paper_recipe as paper_recipe
+    from .training.run import resume as resume
+    from .training.run import train as train
+    from .training.setup import Setup as Setup
+    from .training.step import train_step as train_step
 
     __version__: str
 
 _MODULE_OF = {
     "FractionalMaxPool2d": "layers.pooling",
     "HybridMobileNet": "network.model",
+    "ImageDataset": "data.dataset",
+    "Recipe": "training.recipe",
+    "Setup": "training.setup",
+    "evaluate": "training.evaluate",
+    "fit": "training.fit",
+    "load_data": "data.dataset",
+    "paper_recipe": "training.recipe",
     "resolve": "network.architecture",
+    "resume": "training.run",
+    "train": "training.run",
+    "train_step": "training.step",
 }
 
-__all__ = ["FractionalMaxPool2d", "HybridMobileNet", "__version__", "resolve"]
+__all__ = [
+    "FractionalMaxPool2d",
+    "HybridMobileNet",
+    "ImageDataset",
+    "Recipe",
+    "Setup",
+    "__version__",
+    "evaluate",
+    "fit",
+    "load_data",
+    "paper_recipe",
+    "resolve",
+    "resume",
+    "train",
+    "train_step",
+]
 
 
 def __getattr__(name: str) -> object:

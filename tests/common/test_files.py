@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -166,3 +167,40 @@ def test_what_fails_in_the_block_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), writing_folder(tmp_path / "web") as new:
         (new / "missing").read_text()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    path.write_bytes(b"old")
+    code = (
+        "import os, sys; from pathlib import Path; from hybrid_mobilenet.common import files\n"
+        "os.fsync = lambda descriptor: os._exit(9)\n"
+        "files.write_atomically(Path(sys.argv[1]), b'new' * 1000)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], env=ENVIRONMENT, check=False).returncode == 9
+    assert path.read_bytes() == b"old"
+    assert [each.suffix for each in sorted(tmp_path.iterdir())] == [".tmp", ""]
+
+
+@pytest.mark.parametrize("failing", ["os.fsync", "pathlib.Path.replace", "os.open"])
+def test_a_failed_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def full(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "state"
+    write_atomically(path, b"old")
+    monkeypatch.setattr(failing, full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_atomically(path, b"new")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_are_as_readable_as_others(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "ours", b"")
+    (tmp_path / "theirs").write_bytes(b"")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "theirs").stat().st_mode

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import shutil
 import struct
 import subprocess
@@ -26,7 +27,7 @@ from PIL.PngImagePlugin import PngInfo
 from sklearn.datasets import load_digits
 
 from hybrid_mobilenet.data import dataset as data
-from hybrid_mobilenet.data.dataset import ImageDataset, Splits, load, load_test, normalisation
+from hybrid_mobilenet.data.dataset import ImageDataset, Splits, load_data, load_test, normalisation
 from hybrid_mobilenet.data.images import DataError, Item, image_files, read_image
 from hybrid_mobilenet.data.sources import Source
 
@@ -323,7 +324,7 @@ import warnings
 from PIL import Image
 before = Image.MAX_IMAGE_PIXELS
 import hybrid_mobilenet.data.images
-from hybrid_mobilenet.data.dataset import load
+from hybrid_mobilenet.data.dataset import load_data
 assert Image.MAX_IMAGE_PIXELS == before
 named = [entry for entry in warnings.filters if entry[2] is Image.DecompressionBombWarning]
 assert not named, named
@@ -348,14 +349,14 @@ def test_bad_image_size(image_size: Any) -> None:
 
 def test_bad_channels() -> None:
     with pytest.raises(ValueError, match="channels is 4, but must be 3 for RGB or 1 for greyscale"):
-        load("digits", channels=4)
+        load_data("digits", channels=4)
 
 
 # digits
 
 
 def test_digits() -> None:
-    splits = load("digits", image_size=(24, 20), validation=0.1, seed=3)
+    splits = load_data("digits", image_size=(24, 20), validation=0.1, seed=3)
     assert splits.name == "digits"
     assert splits.validation is not None
     every = (splits.train, splits.validation, splits.test)
@@ -376,7 +377,7 @@ def test_digits() -> None:
 
 
 def test_digits_pixels_are_scaled_to_255() -> None:
-    splits = load("digits", image_size=8, channels=1)
+    splits = load_data("digits", image_size=8, channels=1)
     ours = {image.numpy().tobytes() for each in (splits.train, splits.test) for image in all_pixels(each)}
     theirs = {np.floor(image * 255 / 16 + 0.5).astype(np.uint8).tobytes() for image in load_digits().images}
     assert ours == theirs
@@ -403,7 +404,7 @@ def classes_of(dataset: ImageDataset) -> list[int]:
 
 def three_parts(root: Path) -> list[set[bytes]]:
     """Training, validation and test images of a folder, by content, which no two of them share."""
-    splits = load(str(root), image_size=8, validation=0.25)
+    splits = load_data(str(root), image_size=8, validation=0.25)
     assert splits.validation is not None
     parts = [set(contents(each)) for each in (splits.train, splits.validation, splits.test)]
     train, validation, test = parts
@@ -414,7 +415,7 @@ def three_parts(root: Path) -> list[set[bytes]]:
 def test_every_class_is_split(tmp_path: Path) -> None:
     for draw in range(5):
         root = image_folder(tmp_path / f"pets{draw}", {"ant": 3, "bee": 10, "cat": 200 + draw})
-        splits = load(str(root), image_size=8, validation=0.25)
+        splits = load_data(str(root), image_size=8, validation=0.25)
         assert splits.name == f"pets{draw}"
         assert splits.validation is not None
         ant, bee, cat = splits.test.labels.bincount().tolist()
@@ -460,7 +461,7 @@ def test_splits_depend_on_seeds_alone(tmp_path: Path) -> None:
     root = image_folder(tmp_path, {"a": 20, "b": 20})
 
     def fingerprints(seed: int) -> list[str]:
-        splits = load(str(root), image_size=8, validation=0.25, seed=seed)
+        splits = load_data(str(root), image_size=8, validation=0.25, seed=seed)
         assert splits.validation is not None
         return [splits.train.fingerprint, splits.validation.fingerprint, splits.test.fingerprint]
 
@@ -470,8 +471,8 @@ def test_splits_depend_on_seeds_alone(tmp_path: Path) -> None:
     assert other[:2] != first[:2]
     assert other[2] == first[2]  # the test images never depend on the seed
     script = (
-        "import sys; from hybrid_mobilenet.data.dataset import load\n"
-        "s = load(sys.argv[1], image_size=8, validation=0.25)\n"
+        "import sys; from hybrid_mobilenet.data.dataset import load_data\n"
+        "s = load_data(sys.argv[1], image_size=8, validation=0.25)\n"
         "print(s.train.fingerprint, s.validation.fingerprint, s.test.fingerprint)"
     )
     environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(data.__file__).parents[1]), "LC_ALL": "C"}
@@ -484,20 +485,20 @@ def test_splits_depend_on_seeds_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("validation", [-0.1, 1.0, 2, float("nan")])
 def test_validation_must_be_a_fraction(validation: float) -> None:
     with pytest.raises(ValueError, match=r"validation is .*, but must be a fraction: 0 or more, and less than 1"):
-        load("digits", validation=validation)
+        load_data("digits", validation=validation)
 
 
 def test_class_with_one_image_cannot_be_split(tmp_path: Path) -> None:
     root = image_folder(tmp_path, {"ant": 5, "bee": 1})
     with pytest.raises(DataError, match="test split needs two or more different images of every class, but 'bee'"):
-        load(str(root))
+        load_data(str(root))
     image_folder(tmp_path / "both/train", {"ant": 5, "bee": 1})
     image_folder(tmp_path / "both/test", {"ant": 1, "bee": 1})
-    assert len(load(str(tmp_path / "both")).train) == 6
+    assert len(load_data(str(tmp_path / "both")).train) == 6
     with pytest.raises(
         DataError, match=r"validation split needs two or more different images of every class.*--validation 0"
     ):
-        load(str(tmp_path / "both"), validation=0.1)
+        load_data(str(tmp_path / "both"), validation=0.1)
 
 
 # Image folders
@@ -507,7 +508,7 @@ def test_class_with_one_image_cannot_be_split(tmp_path: Path) -> None:
 def test_folder_with_its_own_splits(held_out: str, tmp_path: Path) -> None:
     image_folder(tmp_path / "train", {"b": 3, "a": 2})
     image_folder(tmp_path / held_out, {"a": 1, "b": 1})
-    splits = load(str(tmp_path), image_size=8, channels=1)
+    splits = load_data(str(tmp_path), image_size=8, channels=1)
     assert splits.train.class_names == splits.test.class_names == ("a", "b")
     assert splits.train.labels.tolist() == [0, 0, 1, 1, 1]
     assert splits.test.labels.tolist() == [0, 1]
@@ -519,7 +520,7 @@ def test_folder_with_its_own_splits(held_out: str, tmp_path: Path) -> None:
 def test_test_folder_is_preferred_to_validation(tmp_path: Path) -> None:
     for name, count in (("train", 2), ("val", 3), ("test", 4)):
         image_folder(tmp_path / name, {"a": count, "b": count})
-    assert len(load(str(tmp_path)).test) == 8
+    assert len(load_data(str(tmp_path)).test) == 8
 
 
 def test_folders_are_searched_to_any_depth_and_junk_is_left_out(tmp_path: Path) -> None:
@@ -529,33 +530,33 @@ def test_folders_are_searched_to_any_depth_and_junk_is_left_out(tmp_path: Path) 
     (tmp_path / "top.txt").write_bytes(b"junk")
     (tmp_path / "b" / "loop").symlink_to(tmp_path / "b", target_is_directory=True)
     (tmp_path / "b" / "self").symlink_to(tmp_path / "b" / "self")
-    splits = load(str(tmp_path))
+    splits = load_data(str(tmp_path))
     assert splits.train.class_names == ("a", "b")
     assert len(splits.train) + len(splits.test) == 6
-    assert load(str(tmp_path / ".hidden/..")).train.fingerprint == splits.train.fingerprint
+    assert load_data(str(tmp_path / ".hidden/..")).train.fingerprint == splits.train.fingerprint
 
 
 def test_linked_class_folder(tmp_path: Path) -> None:
     image_folder(tmp_path / "elsewhere", {"b": 3})
     image_folder(tmp_path / "root", {"a": 3})
     (tmp_path / "root/b").symlink_to(tmp_path / "elsewhere/b", target_is_directory=True)
-    assert load(str(tmp_path / "root")).train.class_names == ("a", "b")
+    assert load_data(str(tmp_path / "root")).train.class_names == ("a", "b")
 
 
 def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no subfolders: put the images of each class into a folder named after"):
-        load(str(tmp_path))
+        load_data(str(tmp_path))
     image_folder(tmp_path, {"ant": 3})
     with pytest.raises(DataError, match=r"of one class only \(ant\), but a classifier needs two or more"):
-        load(str(tmp_path))
+        load_data(str(tmp_path))
     (tmp_path / "bee").mkdir()
     (tmp_path / "bee" / "notes.txt").write_text("no image")
     with pytest.raises(
         DataError, match=r"class folder .*bee holds no image: add files such as .*, or remove the folder"
     ):
-        load(str(tmp_path))
+        load_data(str(tmp_path))
     with pytest.raises(DataError, match=r"notes.txt is a file, but must be a .parquet file, or a folder with one"):
-        load(str(tmp_path / "bee" / "notes.txt"))
+        load_data(str(tmp_path / "bee" / "notes.txt"))
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe"])
@@ -566,7 +567,7 @@ def test_what_is_no_regular_file(kind: str, tmp_path: Path) -> None:
     else:
         os.mkfifo(tmp_path / "b" / "odd.png")
     with pytest.raises(DataError, match=r"odd.png is no regular file \(a broken link\?\): repair or remove it"):
-        load(str(tmp_path))
+        load_data(str(tmp_path))
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may read every file")
@@ -574,14 +575,14 @@ def test_file_without_permission(tmp_path: Path) -> None:
     image_folder(tmp_path, {"a": 3, "b": 3})
     (tmp_path / "b" / "001.png").chmod(0)
     with pytest.raises(DataError, match=r"001.png cannot be read as an image \(Permission denied\)"):
-        load(str(tmp_path))
+        load_data(str(tmp_path))
 
 
 def test_different_classes_in_train_and_test(tmp_path: Path) -> None:
     image_folder(tmp_path / "train", {"ant": 2, "bee": 2})
     image_folder(tmp_path / "test", {"ant": 2, "cat": 2})
     with pytest.raises(DataError, match=r"different classes \(only in training: bee; only in test: cat\)"):
-        load(str(tmp_path))
+        load_data(str(tmp_path))
 
 
 def test_damaged_images_are_named_and_counted(tmp_path: Path) -> None:
@@ -593,8 +594,8 @@ def test_damaged_images_are_named_and_counted(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"^.*a/003.png cannot .* \(2 more of 10 training images cannot be read either\)$"
     ):
-        load(str(tmp_path))
-    streamed = load(str(tmp_path), memory_bound=0).train
+        load_data(str(tmp_path))
+    streamed = load_data(str(tmp_path), memory_bound=0).train
     with pytest.raises(DataError, match=r"\.png cannot be read as an image"):
         all_pixels(streamed)
 
@@ -604,7 +605,7 @@ def test_damaged_images_are_named_and_counted(tmp_path: Path) -> None:
 
 def test_single_parquet_file_is_split(tmp_path: Path) -> None:
     file = parquet(tmp_path / "birds.parquet", [0, 1] * 10, names=["owl", "wren"])
-    splits = load(str(file), image_size=8)
+    splits = load_data(str(file), image_size=8)
     assert splits.name == "birds.parquet"
     assert splits.train.class_names == ("owl", "wren")
     counts = splits.test.labels.bincount()
@@ -619,7 +620,7 @@ def test_parquet_folder_in_the_hub_layout(inside: str, tmp_path: Path) -> None:
     parquet(folder / "train-00000-of-00002.parquet", [0, 0, 1], names=["x", "y"])
     parquet(folder / "test-00000-of-00001.parquet", [1, 0], names=["x", "y"], seed=90)
     parquet(folder / "validation-00000-of-00001.parquet", [1, 0, 1], names=["x", "y"], seed=99)
-    splits = load(str(tmp_path), image_size=8)
+    splits = load_data(str(tmp_path), image_size=8)
     assert splits.train.labels.tolist() == [0, 0, 1, 1, 1, 0]
     assert splits.test.labels.tolist() == [1, 0]
     wanted = [noise(8, 8, seed=seed) for seed in (0, 1, 2, 50, 51, 52)]
@@ -629,24 +630,24 @@ def test_parquet_folder_in_the_hub_layout(inside: str, tmp_path: Path) -> None:
 def test_parquet_without_the_hubs_metadata(tmp_path: Path) -> None:
     parquet(tmp_path / "train.parquet", ["wren", "owl", "owl"], image_column="photo", label_column="species")
     parquet(tmp_path / "test.parquet", ["owl"], image_column="photo", label_column="species")
-    splits = load(str(tmp_path))
+    splits = load_data(str(tmp_path))
     assert splits.train.class_names == splits.test.class_names == ("owl", "wren")
     assert (splits.train.labels.tolist(), splits.test.labels.tolist()) == ([1, 0, 0], [0])
 
-    numbers = load(str(parquet(tmp_path / "numbers.parquet", [10, 9, 10, 9]))).train
+    numbers = load_data(str(parquet(tmp_path / "numbers.parquet", [10, 9, 10, 9]))).train
     assert numbers.class_names == ("9", "10")
 
     pictures = [encoded(Image.fromarray(noise(8, 8, seed=seed))) for seed in range(4)]
     plain = pa.table({"raw": pictures, "kind": pa.array(["a", "b", "a", "b"]).dictionary_encode()})
     pq.write_table(plain, tmp_path / "plain.parquet")
-    assert load(str(tmp_path / "plain.parquet")).train.class_names == ("a", "b")
+    assert load_data(str(tmp_path / "plain.parquet")).train.class_names == ("a", "b")
 
 
 def test_parquet_with_paths_instead_of_bytes(tmp_path: Path) -> None:
     image_folder(tmp_path / "images", {"a": 2, "b": 2})
     rows = [{"bytes": None, "path": f"images/{name}/00{i}.png"} for name in "ab" for i in range(2)]
     pq.write_table(pa.table({"image": pa.array(rows, IMAGE), "label": list("aabb")}), tmp_path / "train.parquet")
-    splits = load(str(tmp_path / "train.parquet"), image_size=8)
+    splits = load_data(str(tmp_path / "train.parquet"), image_size=8)
     found = {image.numpy().tobytes() for each in (splits.train, splits.test) for image in all_pixels(each)}
     assert found == {
         read_image(tmp_path / "images" / name / f"00{i}.png", 8, 3).numpy().tobytes() for name in "ab" for i in range(2)
@@ -657,7 +658,7 @@ def test_columns_are_chosen_by_name_where_several_fit(tmp_path: Path) -> None:
     file = parquet(
         tmp_path / "a.parquet", [0, 1, 0, 1], label_column="fine_label", coarse_label=[0, 0, 0, 0], id=[1, 2, 3, 4]
     )
-    assert load(str(file)).train.class_names == ("0", "1")
+    assert load_data(str(file)).train.class_names == ("0", "1")
 
 
 @pytest.mark.parametrize(
@@ -694,31 +695,31 @@ def test_columns_are_chosen_by_name_where_several_fit(tmp_path: Path) -> None:
 def test_bad_tables(columns: dict[str, Any], message: str, tmp_path: Path) -> None:
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=message):
-        load(str(tmp_path / "a.parquet"))
+        load_data(str(tmp_path / "a.parquet"))
 
 
 @pytest.mark.parametrize("label", [-1, 2])
 def test_labels_outside_the_class_names(label: int, tmp_path: Path) -> None:
     file = parquet(tmp_path / "a.parquet", [0, 1, label], names=["owl", "wren"])
     with pytest.raises(DataError, match=f"row 2: 'label' is {label}, but must be one of the 2 training classes: label"):
-        load(str(file))
+        load_data(str(file))
 
 
 def test_bad_parquet_folders(tmp_path: Path) -> None:
     parquet(tmp_path / "test.parquet", [0, 1])
     with pytest.raises(DataError, match=r"none named train\*.parquet: add the training images"):
-        load(str(tmp_path))
+        load_data(str(tmp_path))
     parquet(tmp_path / "train-0.parquet", [1, 2])
     with pytest.raises(
         DataError, match=r"test.parquet, row 0: 'label' is 0, but must be one of the 2 training classes"
     ):
-        load(str(tmp_path))
+        load_data(str(tmp_path))
     parquet(tmp_path / "train-1.parquet", [1, 2], label_column="kind")
     with pytest.raises(
         DataError,
         match=r"train-1.parquet cannot be read as Parquet \(.*\): .*give the files of a split the same columns",
     ):
-        load(str(tmp_path))
+        load_data(str(tmp_path))
 
 
 def test_damaged_parquet(tmp_path: Path) -> None:
@@ -727,7 +728,7 @@ def test_damaged_parquet(tmp_path: Path) -> None:
     for damaged in (content[:-20], b"", content[:100] + bytes(400) + content[500:]):
         file.write_bytes(damaged)
         with pytest.raises(DataError, match=r"a.parquet.*: (fetch it again|replace or remove it)") as raised:
-            load(str(file))
+            load_data(str(file))
         assert "\n" not in str(raised.value)
 
 
@@ -755,7 +756,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, list[int]]], Non
 @pytest.mark.parametrize("memory_bound", [data.MEMORY_BOUND, 0])
 def test_hub_data_set(hub: Callable[[dict[str, list[int]]], None], memory_bound: int) -> None:
     hub({"train": [0, 1, 1], "test": [1], "validation": [0, 0]})
-    splits = load("someone/birds", image_size=8, memory_bound=memory_bound)
+    splits = load_data("someone/birds", image_size=8, memory_bound=memory_bound)
     assert splits.name == "someone/birds"
     assert splits.train.class_names == ("owl", "wren")
     assert (splits.train.labels.tolist(), splits.test.labels.tolist()) == ([0, 1, 1], [1])
@@ -766,17 +767,17 @@ def test_hub_data_set(hub: Callable[[dict[str, list[int]]], None], memory_bound:
 
 def test_hub_splits(hub: Callable[[dict[str, list[int]]], None]) -> None:
     hub({"train": [0, 1], "test": [-1, -1], "validation": [1]})
-    assert load("someone/competition").test.labels.tolist() == [1]
+    assert load_data("someone/competition").test.labels.tolist() == [1]
     hub({"train": [0, 1] * 5, "test": [-1, -1]})
-    assert classes_of(load("someone/competition").test) == [0, 1]
+    assert classes_of(load_data("someone/competition").test) == [0, 1]
     hub({"all": [0, 1] * 5})
-    assert classes_of(load("someone/single").test) == [0, 1]
+    assert classes_of(load_data("someone/single").test) == [0, 1]
     hub({"train": [0, 1], "test": []})
     with pytest.raises(DataError, match=r"someone/empty \(test\) has no rows: give a table with images"):
-        load("someone/empty")
+        load_data("someone/empty")
     hub({"a": [0, 1], "b": [0, 1]})
     with pytest.raises(DataError, match="has the splits a, b, but none is 'train'"):
-        load("someone/odd")
+        load_data("someone/odd")
 
 
 def test_cifar_comes_from_the_hub_without_the_variable(
@@ -784,7 +785,7 @@ def test_cifar_comes_from_the_hub_without_the_variable(
 ) -> None:
     monkeypatch.delenv("HYBRID_MOBILENET_DATA", raising=False)
     hub({"train": [0, 1, 1], "test": [1]})
-    splits = load("cifar100")
+    splits = load_data("cifar100")
     assert splits.name == "cifar100"
     assert splits.train.labels.tolist() == [0, 1, 1]
 
@@ -799,7 +800,7 @@ def test_hub_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         DataError, match=r"^a/b is no existing path, and cannot be loaded .* \(no route\): check the name"
     ):
-        load("a/b")
+        load_data("a/b")
 
 
 # Names
@@ -809,21 +810,21 @@ def test_unknown_names() -> None:
     with pytest.raises(
         DataError, match=r"no data 'cifar-10' \(did you mean 'cifar10'\?\): name digits, cifar10, cifar100"
     ):
-        load("cifar-10")
+        load_data("cifar-10")
     with pytest.raises(DataError, match=r"no data '': name .*folder .*Parquet .*Hugging Face Hub, owner/name"):
-        load("")
+        load_data("")
 
 
 def test_near_match_of_a_path(tmp_path: Path) -> None:
     image_folder(tmp_path / "flowers", {"a": 2, "b": 2})
     with pytest.raises(DataError, match=r"did you mean '.*/flowers'"):
-        load(str(tmp_path / "flovers"))
+        load_data(str(tmp_path / "flovers"))
 
 
 def test_existing_path_comes_before_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     image_folder(tmp_path / "owner/name", {"a": 2, "b": 2})
-    assert load("owner/name").train.class_names == ("a", "b")
+    assert load_data("owner/name").train.class_names == ("a", "b")
 
 
 def test_variable_that_points_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -831,7 +832,7 @@ def test_variable_that_points_nowhere(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(
         DataError, match=r"HYBRID_MOBILENET_DATA is .*cifar10/train.parquet is no file: correct the variable"
     ):
-        load("cifar10")
+        load_data("cifar10")
 
 
 # Memory, fingerprints, normalisation
@@ -853,10 +854,10 @@ def make_parquet(root: Path) -> str:
 )
 def test_streaming_equals_memory_bit_for_bit(make: Callable[[Path], str], tmp_path: Path) -> None:
     source = make(tmp_path)
-    in_memory = load(source, image_size=(7, 8), validation=0.3)
+    in_memory = load_data(source, image_size=(7, 8), validation=0.3)
     images = len(in_memory.train) + len(in_memory.test) + len(in_memory.validation or ())
-    fits = load(source, image_size=(7, 8), validation=0.3, memory_bound=images * 7 * 8 * 3)
-    streamed = load(source, image_size=(7, 8), validation=0.3, memory_bound=images * 7 * 8 * 3 - 1)
+    fits = load_data(source, image_size=(7, 8), validation=0.3, memory_bound=images * 7 * 8 * 3)
+    streamed = load_data(source, image_size=(7, 8), validation=0.3, memory_bound=images * 7 * 8 * 3 - 1)
     for name in ("train", "validation", "test"):
         kept, also_kept, other = getattr(in_memory, name), getattr(fits, name), getattr(streamed, name)
         assert kept.pixels is not None
@@ -909,19 +910,19 @@ def test_fingerprint_changes_with_a_pixel_a_label_and_a_row() -> None:
 
 def test_fingerprint_changes_with_size_and_class_name(tmp_path: Path) -> None:
     root = image_folder(tmp_path, {"a": 4, "b": 4})
-    before = load(str(root), image_size=8)
-    assert load(str(root), image_size=8).train.fingerprint == before.train.fingerprint
-    assert load(str(root), image_size=9).train.fingerprint != before.train.fingerprint
+    before = load_data(str(root), image_size=8)
+    assert load_data(str(root), image_size=8).train.fingerprint == before.train.fingerprint
+    assert load_data(str(root), image_size=9).train.fingerprint != before.train.fingerprint
 
     (root / "b").rename(root / "c")
-    assert load(str(root), image_size=8).train.fingerprint != before.train.fingerprint
+    assert load_data(str(root), image_size=8).train.fingerprint != before.train.fingerprint
 
 
 def test_fingerprint_of_streamed_files(tmp_path: Path) -> None:
     root = image_folder(tmp_path, {"a": 4, "b": 4})
 
     def fingerprint() -> str:
-        return load(str(root), memory_bound=0).train.fingerprint
+        return load_data(str(root), memory_bound=0).train.fingerprint
 
     before = fingerprint()
     assert fingerprint() == before
@@ -947,7 +948,7 @@ def test_normalisation() -> None:
 
 
 def test_normalisation_looks_at_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    streamed = load("digits", image_size=8, memory_bound=0).train
+    streamed = load_data("digits", image_size=8, memory_bound=0).train
     monkeypatch.setattr(data, "NORMALISATION_SAMPLE", 100)
     mean, std = normalisation(streamed)
     chosen = streamed.batch(torch.arange(100) * len(streamed) // 100)[:, 0].double() / 255
@@ -958,7 +959,7 @@ def test_normalisation_looks_at_a_sample(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "_READ_AT_ONCE", 1000)
     told: list[tuple[str, int, int]] = []
-    splits = load("digits", image_size=8, validation=0.1, progress=lambda *what: told.append(what))
+    splits = load_data("digits", image_size=8, validation=0.1, progress=lambda *what: told.append(what))
     assert splits.validation is not None
     train, validation = len(splits.train), len(splits.validation)
     assert told == [
@@ -979,10 +980,74 @@ def test_test_images_alone(tmp_path: Path) -> None:
     test = load_test(str(tmp_path), image_size=(7, 8), channels=1, progress=lambda *what: told.append(what))
     assert told == [("reading test images", 2, 2)]
     with pytest.raises(DataError, match=r"train/a/000.png is empty or of no known format"):
-        load(str(tmp_path))
+        load_data(str(tmp_path))
     assert (test.labels.tolist(), test.image_size, test.channels) == ([0, 1], (7, 8), 1)
 
-    assert load_test("digits", image_size=8).fingerprint == load("digits", image_size=8).test.fingerprint
+    assert load_test("digits", image_size=8).fingerprint == load_data("digits", image_size=8).test.fingerprint
+
+
+# A DataLoader
+
+
+@pytest.mark.parametrize("memory_bound", [data.MEMORY_BOUND, 0], ids=["in memory", "streamed"])
+def test_items_are_images_with_their_labels(memory_bound: int) -> None:
+    digits = load_data("digits", image_size=8, channels=1, memory_bound=memory_bound).test
+    images = digits.batch(torch.arange(len(digits)))
+    for index in (0, 358, -1, -359):
+        image, label = digits[index]
+        assert (image.dtype, type(label), label) == (torch.uint8, int, int(digits.labels[index]))
+        assert torch.equal(image, images[index])
+    for index in (359, -360):
+        with pytest.raises(IndexError, match=f"^index is {index}, but the data set has 359 images"):
+            digits[index]
+    assert [label for _, label in digits] == digits.labels.tolist()  # type: ignore[attr-defined]  # ends at an IndexError
+    assert digits.__getitems__([]) == []
+
+
+def test_a_data_loader_fetches_a_batch_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = load_data("digits", image_size=8, channels=1).test
+    calls: list[int] = []
+    batch = ImageDataset.batch
+
+    def counted(dataset: ImageDataset, indices: torch.Tensor) -> torch.Tensor:
+        calls.append(len(indices))
+        return batch(dataset, indices)
+
+    monkeypatch.setattr(ImageDataset, "batch", counted)
+    batches = list(torch.utils.data.DataLoader(digits, batch_size=100))
+    assert calls == [100, 100, 100, 59]
+    assert torch.equal(torch.cat([images for images, _ in batches]), digits.batch(torch.arange(359)))
+    assert torch.equal(torch.cat([labels for _, labels in batches]), digits.labels)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # of fork, in Python 3.12
+@pytest.mark.parametrize(
+    ("method", "make", "memory_bound"),
+    [
+        ("fork", make_folder, 0),
+        ("fork", make_folder, data.MEMORY_BOUND),
+        ("fork", lambda _root: "digits", data.MEMORY_BOUND),
+        ("spawn", make_folder, 0),
+        ("spawn", lambda _root: "digits", data.MEMORY_BOUND),
+    ],
+    ids=["fork, streamed", "fork, in memory", "fork, digits", "spawn, streamed", "spawn, digits"],
+)
+def test_a_data_loader_with_workers(
+    method: str, make: Callable[[Path], str], memory_bound: int, tmp_path: Path
+) -> None:
+    part = load_data(make(tmp_path), image_size=8, memory_bound=memory_bound).train
+    expected = part.batch(torch.arange(len(part)))  # starts the threads that decode, which a forked process lacks
+    loader = torch.utils.data.DataLoader(part, batch_size=8, num_workers=2, multiprocessing_context=method, timeout=120)
+    batches = list(loader)
+    assert torch.equal(torch.cat([images for images, _ in batches]), expected)
+    assert torch.equal(torch.cat([labels for _, labels in batches]), part.labels)
+
+
+def test_a_streamed_table_is_sent_to_workers(tmp_path: Path) -> None:
+    part = load_data(make_parquet(tmp_path), image_size=8, memory_bound=0).train
+    copy = pickle.loads(pickle.dumps(part))
+    everything = torch.arange(len(part))
+    assert torch.equal(copy.batch(everything), part.batch(everything))
 
 
 # Files to predict
@@ -1048,7 +1113,7 @@ def test_cifar(
     per_class: tuple[int, int],
     digest: str,
 ) -> None:
-    splits = load(source)
+    splits = load_data(source)
     assert len(splits.train.class_names) == classes
     assert splits.train.class_names[:3] == some_names
     for dataset, labels, count in zip((splits.train, splits.test), first_labels, per_class, strict=True):
@@ -1060,7 +1125,7 @@ def test_cifar(
 
 def test_images_are_kept_on_a_device_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     meta = torch.device("meta")  # stands for a GPU; its tensors have no values
-    train = load("digits", image_size=8).train
+    train = load_data("digits", image_size=8).train
     assert train.pixels is not None
     assert train.to(torch.device("cpu")) is train
     assert train.to(meta) is train  # nobody says how much memory is free there
@@ -1074,5 +1139,5 @@ def test_images_are_kept_on_a_device_where_they_fit(monkeypatch: pytest.MonkeyPa
     batch = there.batch(torch.tensor([3, 1], device=meta))
     here = train.batch(torch.tensor([3, 1]))
     assert (batch.device, batch.dtype, batch.shape, batch.stride()) == (meta, here.dtype, here.shape, here.stride())
-    streamed = load("digits", image_size=8, memory_bound=0).train
+    streamed = load_data("digits", image_size=8, memory_bound=0).train
     assert streamed.to(meta) is streamed

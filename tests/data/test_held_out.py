@@ -24,7 +24,7 @@ from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.data import dataset as data
 from hybrid_mobilenet.data.dataset import ImageDataset, Splits
 from hybrid_mobilenet.training import evaluate as evaluation
-from hybrid_mobilenet.training import run as training
+from hybrid_mobilenet.training import setup
 
 COUNTS = {"bee": 25, "cat": 22, "dog": 20}
 SIDE = 16
@@ -92,7 +92,7 @@ class Seen:
 
 def watch(monkeypatch: pytest.MonkeyPatch) -> Seen:
     seen = Seen(set(), set())
-    load: Callable[..., Splits] = data.load
+    load: Callable[..., Splits] = data.load_data
     tally: Callable[..., evaluation.Evaluation] = evaluation.tally
 
     def watched_load(*arguments: Any, **options: Any) -> Splits:
@@ -104,7 +104,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Seen:
         seen.tested = pixels_of(next(each for each in arguments if isinstance(each, ImageDataset)))
         return tally(*arguments, **options)
 
-    monkeypatch.setattr(training, "load", watched_load)
+    monkeypatch.setattr(setup, "load_data", watched_load)
     monkeypatch.setattr(evaluation, "tally", watched_tally)
     return seen
 

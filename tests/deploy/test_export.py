@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 from hybrid_mobilenet import HybridMobileNet, __version__
 from hybrid_mobilenet.cli import app as cli
-from hybrid_mobilenet.data.dataset import load, load_test
+from hybrid_mobilenet.data.dataset import load_data, load_test
 from hybrid_mobilenet.deploy.check import float_parity
 from hybrid_mobilenet.deploy.deployed import Deployed, ExportError
 from hybrid_mobilenet.deploy.onnx import export_onnx, onnx_bytes
@@ -46,7 +46,7 @@ def trained_fmp() -> HybridMobileNet:
 @pytest.fixture(scope="module")
 def digits() -> Tensor:
     """Training images for calibration."""
-    return load("digits", image_size=16).train.batch(torch.arange(200))
+    return load_data("digits", image_size=16).train.batch(torch.arange(200))
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import hybrid_mobilenet
 from hybrid_mobilenet import HybridMobileNet, __version__, resolve
-from hybrid_mobilenet.data.dataset import load, load_test
+from hybrid_mobilenet.data.dataset import load_data, load_test
 from hybrid_mobilenet.deploy.deployed import Deployed, ExportError, GridMaxPool, fixed_pool
 from hybrid_mobilenet.deploy.executorch import (
     SlicedMaxPool,
@@ -178,7 +178,7 @@ def test_executorch_has_one_subgraph_of_xnnpack(family: Family) -> None:
 def test_int8_agrees_and_computes_in_integers_but_for_few_channels(
     runtime: str, family: Family, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    calibration = load("digits", image_size=16).train.batch(torch.arange(200))
+    calibration = load_data("digits", image_size=16).train.batch(torch.arange(200))
     path = tmp_path / f"int8-{FILES[runtime]}"
     assert EXPORT[runtime](trained(family, **options), path, calibration=calibration).signal_to_noise >= 15
     content = path.read_bytes()

@@ -14,12 +14,13 @@ from torch.utils._pytree import tree_leaves
 
 from hybrid_mobilenet import HybridMobileNet
 from hybrid_mobilenet.cli.progress import RunProgress
-from hybrid_mobilenet.data.dataset import load
+from hybrid_mobilenet.data.dataset import load_data
 from hybrid_mobilenet.deploy.deployed import Deployed
 from hybrid_mobilenet.network.architecture import FAMILIES, Family
 from hybrid_mobilenet.training.evaluate import evaluate
 from hybrid_mobilenet.training.recipe import Recipe
-from hybrid_mobilenet.training.run import Setup, train
+from hybrid_mobilenet.training.run import train
+from hybrid_mobilenet.training.setup import Setup
 
 
 class WithoutFloat64(TorchFunctionMode):
@@ -74,6 +75,6 @@ def test_training_and_evaluation_need_none(family: Family, tmp_path: Path) -> No
     recipe = Recipe(epochs=1, batch_size=256)
     train(Setup("digits", family, 0.25, 1, (8, 8), 1, recipe=recipe), tmp_path / "run", RunProgress(shown=False))
     model = HybridMobileNet.from_pretrained(tmp_path / "run")
-    test = load("digits", image_size=8, channels=1).test
+    test = load_data("digits", image_size=8, channels=1).test
     evaluate(model, test, passes=2 if family == "fmp" else 1)
     Deployed(model)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from hybrid_mobilenet.data.dataset import load
+from hybrid_mobilenet.data.dataset import load_data
 from hybrid_mobilenet.network import architecture
 from hybrid_mobilenet.study.grid import CONFIGURATIONS, DATA_SETS, select
 from hybrid_mobilenet.training import recipe as recipe_module
@@ -118,6 +118,6 @@ def test_a_fingerprint_covers_data_layers_and_recipe_and_nothing_else(monkeypatc
 
 
 def test_digits_are_as_the_grid_says() -> None:
-    splits, data = load("digits", image_size=8, channels=1), DATA_SETS["digits"]
+    splits, data = load_data("digits", image_size=8, channels=1), DATA_SETS["digits"]
     assert (len(splits.train), len(splits.test)) == (data.train_images, data.test_images)
     assert len(splits.train.class_names) == data.classes

@@ -29,12 +29,14 @@ from hybrid_mobilenet.study.engines.local import run_here, run_in_processes
 from hybrid_mobilenet.study.grid import Run, select
 from hybrid_mobilenet.study.records import Record, is_recorded, read_record, read_records, record_path
 from hybrid_mobilenet.study.reproduce import Place, RunState
+from hybrid_mobilenet.training import fit
 from hybrid_mobilenet.training import recipe as recipe_module
 from hybrid_mobilenet.training import run as training
 from hybrid_mobilenet.training.checkpoint import CHECKPOINT_FILE, read_checkpoint
 from hybrid_mobilenet.training.evaluate import evaluate
 from hybrid_mobilenet.training.recipe import PAPER_RECIPES
-from hybrid_mobilenet.training.run import Interrupted
+from hybrid_mobilenet.training.setup import Interrupted, TrainingDiverged
+from hybrid_mobilenet.training.step import train_step
 
 ENVIRONMENT = os.environ | {
     "PYTHONPATH": str(Path(hybrid_mobilenet.__file__).parents[1]),
@@ -202,7 +204,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(place: Place, monkeypatch
 
     def fail(setup: Any, *arguments: Any) -> Any:
         if setup.family == "mobilenet":
-            raise training.TrainingDiverged("training diverged\nin epoch 1")
+            raise TrainingDiverged("training diverged\nin epoch 1")
         return train(setup, *arguments)
 
     monkeypatch.setattr(reproduce, "train", fail)
@@ -253,16 +255,16 @@ def test_a_run_is_left_to_the_process_that_works_on_it(place: Place) -> None:
 
 def stop_at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
     """Do `act` before a step, counted over all runs from 0."""
-    take, taken = training.train_step, 0
+    taken = 0
 
-    def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any, **options: Any) -> Any:
         nonlocal taken
         if taken == step:
             act()
         taken += 1
-        return take(*arguments)
+        return train_step(*arguments, **options)
 
-    monkeypatch.setattr(training, "train_step", counted)
+    monkeypatch.setattr(fit, "train_step", counted)
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(
@@ -315,7 +317,7 @@ def test_the_command(finished: tuple[Place, list[RunState]]) -> None:
 
 def test_the_command_tells_and_fails(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     def diverge(*_arguments: object) -> None:
-        raise training.TrainingDiverged("training diverged")
+        raise TrainingDiverged("training diverged")
 
     monkeypatch.setattr(reproduce, "train", diverge)
     result = invoke(*options(place, "mobilenet"))

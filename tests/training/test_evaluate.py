@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, classification_report, confusion_mat
 from torch import Tensor, nn
 
 from hybrid_mobilenet.common import plots
-from hybrid_mobilenet.data.dataset import ImageDataset, load
+from hybrid_mobilenet.data.dataset import ImageDataset, load_data
 from hybrid_mobilenet.network.architecture import Family
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.training.evaluate import Evaluation, evaluate, probabilities
@@ -20,7 +20,7 @@ from hybrid_mobilenet.training.evaluate import Evaluation, evaluate, probabiliti
 
 @pytest.fixture(scope="module")
 def digits() -> ImageDataset:
-    return load("digits", image_size=16, channels=1).test
+    return load_data("digits", image_size=16, channels=1).test
 
 
 def all_images(dataset: ImageDataset) -> Tensor:

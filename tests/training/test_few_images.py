@@ -11,21 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch import nn
 from typer.testing import CliRunner
 
-from hybrid_mobilenet import HybridMobileNet
 from hybrid_mobilenet.cli import app as cli
-from hybrid_mobilenet.data.dataset import ImageDataset, Splits, load
-from hybrid_mobilenet.network.architecture import FAMILIES, Family
+from hybrid_mobilenet.data.dataset import ImageDataset, Splits, load_data
 from hybrid_mobilenet.training import run as training
 from hybrid_mobilenet.training.evaluate import Evaluation
-from hybrid_mobilenet.training.precise_statistics import set_precise_statistics
-from hybrid_mobilenet.training.processes import Processes
 from hybrid_mobilenet.training.recipe import PAPER, Recipe
-from hybrid_mobilenet.training.run import Monitor, Setup, train
+from hybrid_mobilenet.training.run import train
+from hybrid_mobilenet.training.setup import Monitor, Setup
 
 COLOURS = {"blue": (40, 60, 160), "green": (60, 160, 60), "red": (170, 60, 50)}
 
@@ -77,60 +72,6 @@ def test_a_small_folder_is_learnt_in_few_steps(folder: Path, tmp_path: Path) -> 
     assert last["validation_accuracy"] == 1
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_statistics_are_those_of_the_training_images(family: Family) -> None:
-    torch.manual_seed(0)
-    images = load("digits", image_size=16).train
-    model = HybridMobileNet(family, 0.25, 2, 10, 3, 16)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    state = torch.get_rng_state()
-    set_precise_statistics(model, images, 200, seed=5)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert model.training
-    for name, value in model.state_dict().items():
-        assert value.equal(before[name]) or name.endswith(("running_mean", "running_var", "num_batches_tracked"))
-
-    # One batch: normalised by itself, its maps are what eval() makes of them.
-    drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(5))[:200]
-    batch = images.batch(drawn)
-    by_statistics = model.eval()(batch)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.momentum == 0.1
-            module.train()
-    with torch.no_grad():
-        by_batch = model(batch)
-    assert (by_statistics - by_batch).abs().max() < 1e-3 * by_batch.std()
-
-
-def test_statistics_of_several_batches_are_those_of_all_images() -> None:
-    torch.manual_seed(0)
-    images = load("digits", image_size=16).train
-    model = HybridMobileNet("mp3", 0.25, 2, 10, 3, 16)
-    set_precise_statistics(model, images, len(images))
-    x = images.batch(torch.arange(len(images))).float() / 255
-    convolution, norm = model.get_submodule("features.conv.conv"), model.get_submodule("features.conv.norm")
-    maps = convolution((x - model.mean) / model.std)
-    assert isinstance(norm, nn.BatchNorm2d)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert torch.allclose(norm.running_mean, maps.mean((0, 2, 3)), atol=1e-4)
-    assert torch.allclose(norm.running_var, maps.var((0, 2, 3), correction=0), rtol=1e-4)
-
-
-@pytest.mark.parametrize("images", [45, 72, 108, 109, 250, 1294, 50_000])
-def test_no_image_is_left_out_where_it_matters(images: int) -> None:
-    recipe = Recipe(batch_size=64)
-    size = training._batch_size(recipe, images, Processes())
-    steps = training._steps(recipe, images, size)
-    assert size <= 64
-    taken = training._batches(images, steps, size, torch.Generator().manual_seed(0)).flatten()
-    assert len(set(taken.tolist())) >= 0.98 * images
-    assert len(taken) <= 1.2 * images
-    if images == 50_000:  # as recorded
-        assert (size, steps) == (64, 781)
-
-
 def test_few_images_take_more_passes_and_the_command_says_so(folder: Path, tmp_path: Path) -> None:
     watching = Watching()
     recipe = Recipe(epochs=2, batch_size=64, least_steps=20)
@@ -155,7 +96,7 @@ def relabelled(dataset: ImageDataset) -> ImageDataset:
 
 
 def test_a_network_that_only_guesses_is_not_passed_over(tmp_path: Path) -> None:
-    splits = load("digits", image_size=8, channels=1, validation=0.1)
+    splits = load_data("digits", image_size=8, channels=1, validation=0.1)
     assert splits.validation is not None
     wrong = Splits(
         splits.train, relabelled(splits.validation), relabelled(splits.test), splits.name, splits.has_own_test

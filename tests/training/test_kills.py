@@ -18,7 +18,7 @@ from hybrid_mobilenet.network.architecture import FAMILIES, Family
 from hybrid_mobilenet.network.model import WEIGHTS_FILE
 from hybrid_mobilenet.training.checkpoint import Progress, random_states, read_checkpoint, restore, save_checkpoint
 from hybrid_mobilenet.training.recipe import PAPER
-from hybrid_mobilenet.training.run import adam
+from hybrid_mobilenet.training.step import adam
 
 #: The command line, saving after every step in place of every five minutes. Where given an epoch and a step, SIGKILL
 #: ends it when it has taken that step and is about to save: what it saved last is the step before.

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from test_train import FINISHED, SMALL, STEPS, Quiet, refuses
 
 import hybrid_mobilenet
-from hybrid_mobilenet.data.dataset import load
+from hybrid_mobilenet.data.dataset import load_data
 from hybrid_mobilenet.training.checkpoint import CheckpointError, read_checkpoint
 from hybrid_mobilenet.training.run import resume
+from runs import FINISHED, SMALL, STEPS, Quiet, refuses
 
 TESTS = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {
@@ -68,6 +68,13 @@ def test_both_end_with_the_same_model(folder: Path, seen: list[dict[str, Any]]) 
     assert sorted(path.name for path in (folder / "undisturbed").iterdir()) == FINISHED
 
 
+def test_both_fit_the_same_model(seen: list[dict[str, Any]]) -> None:
+    assert seen[0]["history"] == seen[1]["history"]
+    assert seen[0]["history"][2] < seen[0]["history"][0]
+    assert seen[0]["fitted weights"] == seen[1]["fitted weights"]
+    assert all(seen[0]["generators"])  # the pooling layers have their own again
+
+
 def test_both_pool_the_same_regions_and_drop_out_their_own(seen: list[dict[str, Any]]) -> None:
     assert seen[0]["regions"] == seen[1]["regions"]
     assert seen[0]["draws"] > 3 * STEPS
@@ -75,7 +82,7 @@ def test_both_pool_the_same_regions_and_drop_out_their_own(seen: list[dict[str, 
 
 
 def test_a_batch_is_shared_out(seen: list[dict[str, Any]]) -> None:
-    splits = load("digits", image_size=8, channels=1, validation=SMALL.validation)
+    splits = load_data("digits", image_size=8, channels=1, validation=SMALL.validation)
     for epoch in range(3):
         order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(epoch))
         for step, batch in enumerate(torch.split(order, 256)[:STEPS], epoch * STEPS):
@@ -83,7 +90,7 @@ def test_a_batch_is_shared_out(seen: list[dict[str, Any]]) -> None:
 
 
 def test_every_image_is_evaluated_once(seen: list[dict[str, Any]]) -> None:
-    validation = load("digits", image_size=8, channels=1, validation=SMALL.validation).validation
+    validation = load_data("digits", image_size=8, channels=1, validation=SMALL.validation).validation
     assert validation is not None
     for both, alone, images in (("evaluation", "alone", 359), ("one batch", "one batch alone", len(validation))):
         assert seen[0][both] == seen[1][both]

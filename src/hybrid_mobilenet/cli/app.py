@@ -322,6 +322,7 @@ def train(
     from ..training import run as training
     from ..training.checkpoint import CHECKPOINT_FILE
     from ..training.processes import OtherProcessFailed, rank
+    from ..training.setup import Interrupted, Setup
     from .progress import RunProgress
 
     keep_freed_memory()
@@ -333,13 +334,13 @@ def train(
         else:
             assert data is not None
             size = parse_image_size(image_size)
-            setup = training.Setup(data, family, alpha, delta, size, in_channels, validation, seed, recipe)
+            setup = Setup(data, family, alpha, delta, size, in_channels, validation, seed, recipe)
             run = partial(training.train, setup, folder, progress, device=device)
         try:
             evaluation = run()
         except OtherProcessFailed:
             raise typer.Exit(USAGE_ERROR) from None
-        except training.Interrupted:
+        except Interrupted:
             if not first:
                 raise typer.Exit(INTERRUPTED) from None
             raise KeyboardInterrupt(
@@ -432,7 +433,7 @@ def reproduce(
     from ..study.engines.ray import run_on_ray
     from ..study.records import is_recorded, record_path
     from ..study.reproduce import Place
-    from ..training.run import Interrupted
+    from ..training.setup import Interrupted
     from .progress import RunProgress, SweepProgress, Work, duration
 
     keep_freed_memory()
@@ -739,7 +740,7 @@ def export(
     from dataclasses import asdict
 
     from ..common.machine import keep_freed_memory
-    from ..data.dataset import Remembered, load, load_to_evaluate
+    from ..data.dataset import Remembered, load_data, load_to_evaluate
     from ..data.images import DataError
     from ..deploy.deployed import ExportError
     from ..deploy.export import export as export_target
@@ -769,7 +770,7 @@ def export(
                 test = evaluated.images
             if CALIBRATED & set(targets):
                 try:
-                    splits = load(source, image_size=size, channels=channels, progress=progress.on_data)
+                    splits = load_data(source, image_size=size, channels=channels, progress=progress.on_data)
                     calibration = calibration_images(splits.train)
                     if data is not None and evaluated.which == "all":  # not those that it is calibrated on
                         test = splits.test

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+CPU = torch.device("cpu")
+
 
 def choose_device(name: str = "auto", processes: int = 1) -> torch.device:
     """The device of a name.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -43,15 +43,30 @@ Progress = Callable[[str, int, int], None]
 _READ_AT_ONCE = 256
 
 
-class ImageDataset:
-    """Labelled images of one size, fetched by number: kept in memory, or streamed (decoded whenever asked for).
+class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Labelled images of one size, kept in memory, or streamed: decoded each time they are fetched.
+
+    It works in a `torch.utils.data.DataLoader`, also with several workers, and the networks take its uint8 images as
+    they are. `load_data` makes it.
 
     Attributes:
-        labels: int64 (n,), always in memory; where they are, the numbers given to `batch` have to be.
+        labels: int64 (n,), always in memory. The indices given to `batch` must be on the same device.
         class_names: name of each label.
         image_size: (height, width) in pixels.
         channels: 3 for RGB, 1 for greyscale.
         pixels: uint8 (n, height, width, channels), or None where they are streamed.
+
+    Example:
+        >>> import torch
+        >>> from hybrid_mobilenet import load_data
+        >>> digits = load_data("digits", image_size=8, channels=1).train
+        >>> image, label = digits[0]
+        >>> image.shape, image.dtype, digits.class_names[label]
+        (torch.Size([1, 8, 8]), torch.uint8, '1')
+        >>> loader = torch.utils.data.DataLoader(digits, batch_size=64, shuffle=True)
+        >>> images, labels = next(iter(loader))
+        >>> images.shape, labels.shape
+        (torch.Size([64, 1, 8, 8]), torch.Size([64]))
     """
 
     def __init__(self, source: Source, rows: Tensor, image_size: Size, channels: int) -> None:
@@ -66,6 +81,24 @@ class ImageDataset:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """An image, uint8 (channels, height, width), and its label.
+
+        Raises:
+            IndexError: where there is no such image.
+            DataError: where a streamed image cannot be read.
+        """
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """Images and labels as `__getitem__` returns them, fetched at once. A DataLoader calls it for each batch."""
+        for index in indices:
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"index is {index}, but the data set has {len(self)} images, from 0")
+        numbers = torch.tensor(indices, dtype=torch.int64, device=self.labels.device) % max(len(self), 1)
+        images, labels = self.labelled(numbers)
+        return list(zip(images, labels.tolist(), strict=True))
 
     def batch(self, indices: Tensor) -> Tensor:
         """The images with these numbers.
@@ -178,8 +211,13 @@ def _free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
-@cache
 def _pool() -> ThreadPoolExecutor:
+    return _pool_of(os.getpid())
+
+
+@cache
+def _pool_of(_process: int) -> ThreadPoolExecutor:
+    """One pool for each process: a forked process, such as a DataLoader's worker, has no threads of its parent."""
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
 
 
@@ -266,7 +304,7 @@ class Splits:
         )
 
 
-def load(
+def load_data(
     source: str,
     *,
     image_size: int | Size = 32,
@@ -276,7 +314,7 @@ def load(
     memory_bound: int = MEMORY_BOUND,
     progress: Progress | None = None,
 ) -> Splits:
-    """The images of a source, resized and split.
+    """Load the images of a source, resized and split.
 
     Args:
         source: "digits", "cifar10" or "cifar100"; else a path, of a folder with one subfolder per class (or train/ and
@@ -295,6 +333,12 @@ def load(
         DataError: where the source is unknown or its data unusable.
         ValueError: where another argument is.
         OSError: where a folder cannot be listed.
+
+    Example:
+        >>> from hybrid_mobilenet import load_data
+        >>> digits = load_data("digits", image_size=16, channels=1, validation=0.1)
+        >>> [len(part) for part in (digits.train, digits.validation, digits.test)]
+        [1305, 133, 359]
     """
     if not 0 <= validation < 1:  # NaN fails too
         raise ValueError(f"validation is {validation!r}, but must be a fraction: 0 or more, and less than 1")
@@ -317,7 +361,7 @@ def load(
 def load_test(
     source: str, *, image_size: int | Size = 32, channels: int = 3, progress: Progress | None = None
 ) -> ImageDataset:
-    """The test images of a source, as `load` gives them, without decoding the others."""
+    """The test images of a source, as `load_data` gives them, without decoding the others."""
     _, _, test, _ = _open(source, image_size, channels, progress)
     _read({"test": test}, MEMORY_BOUND, progress)
     return test
@@ -353,20 +397,21 @@ def load_to_evaluate(
 ) -> Evaluated:
     """The images of a source that a trained model is evaluated on: its test split, or all of it where it has none.
 
-    The test split of the digits is the one that `load` holds out. Of any other source without one that the model was
-    trained on, the images are those that the run held out, by what it remembers, whatever was added, removed, renamed
-    or moved since. It was trained on it, if half of the run's images are in it, or half of its images are the run's.
+    The test split of the digits is the one that `load_data` holds out. Of any other source without one that the model
+    was trained on, the images are those that the run held out, by what it remembers, whatever was added, removed,
+    renamed or moved since. It was trained on it, if half of the run's images are in it, or half of its
+    images are the run's.
 
     Args:
-        source: as for `load`; classes may lack images, and there may be one class only.
+        source: as for `load_data`; classes may lack images, and there may be one class only.
         run: what the model's run remembers, where it is known.
         class_names: the model's.
-        image_size: as for `load`.
-        channels: as for `load`.
-        progress: as for `load`.
+        image_size: as for `load_data`.
+        channels: as for `load_data`.
+        progress: as for `load_data`.
 
     Raises:
-        DataError, ValueError, OSError: as `load`; also where the source has images of a class that the model lacks.
+        DataError, ValueError, OSError: as `load_data`; also where images have a class that the model lacks.
     """
     size = checked_shape(image_size, channels)
     _, train, test = open_source(source, to_evaluate=True)

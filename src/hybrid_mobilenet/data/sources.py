@@ -37,7 +37,7 @@ class Source(ABC):
 
 
 def open_source(source: str, *, to_evaluate: bool = False) -> tuple[str, Source, Source | None]:
-    """What to call a source, its training images, and its test images where it has its own. See `data.load`.
+    """What to call a source, its training images, and its test images where it has its own. See `dataset.load_data`.
 
     Args:
         source: its name.

@@ -16,12 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from ..common import machine
-from ..common.devices import choose_device
+from ..common.devices import CPU, choose_device
 from ..network.model import HybridMobileNet
 from .latency import Latency, random_images, seconds_per_call, spread
 from .runtimes import FileClassifier, OnnxClassifier, Outputs, can_run, is_exported, open_file
-
-CPU = torch.device("cpu")
 
 #: Images at once for the throughput.
 BATCH = 64

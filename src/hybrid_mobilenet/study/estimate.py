@@ -1,4 +1,4 @@
-"""How long runs will take on this machine, measured by a few training steps and evaluations of each network."""
+"""Estimates how long runs will take, by measuring a few training steps and evaluations of each network."""
 
 from __future__ import annotations
 
@@ -16,26 +16,34 @@ from typing import Any
 
 import torch
 
+from ..common.devices import choose_device
 from ..common.machine import keep_freed_memory
 from ..data.dataset import load_test
 from ..network.architecture import Network
-from ..network.model import HybridMobileNet
 from ..training.checkpoint import CHECKPOINT_FILE, read_checkpoint
 from ..training.cuda_graph import CapturedSteps
 from ..training.evaluate import BATCH_SIZE, probabilities
-from ..training.processes import Processes
 from ..training.recipe import Recipe
-from ..training.run import EVALUATION_FILE, adam, engine, train_step, training_settings
+from ..training.run import EVALUATION_FILE
+from ..training.setup import build_model
+from ..training.step import adam, train_step, training_settings
 from .grid import DATA_SETS, Run
 from .reproduce import PASSES, Place
 
-#: The first step compiles, the second still fills caches; then so many seconds are timed, but at least so many steps.
-WARM_UP, SECONDS, AT_LEAST = 2, 2.0, 3
+#: Untimed calls: the first compiles, the second still fills caches.
+WARM_UP = 2
+#: Calls are timed for at least this many seconds, and at least this often.
+SECONDS, AT_LEAST = 2.0, 3
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured of a network: seconds of one training step, and of one evaluated image in one pass."""
+    """The measured speed of a network.
+
+    Attributes:
+        step: seconds of a training step.
+        image: seconds to evaluate an image in one pass.
+    """
 
     step: float
     image: float
@@ -43,7 +51,14 @@ class Speed:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds that are left of a run, images per second of its training, and whether it was begun before."""
+    """The estimate of a run.
+
+    Attributes:
+        run: the run.
+        seconds: time that is left.
+        images_per_second: speed of training.
+        is_begun: whether a part of it is done.
+    """
 
     run: Run
     seconds: float
@@ -51,7 +66,7 @@ class Estimate:
     is_begun: bool
 
     def record(self) -> dict[str, Any]:
-        """It as JSON."""
+        """The estimate as JSON."""
         run = self.run
         return {
             "run": run.name,
@@ -74,17 +89,18 @@ def estimate(
     on_measured: Callable[[], None] | None = None,
     device: str = "auto",
 ) -> list[Estimate]:
-    """Measure how long each run will take.
+    """Estimate how long each run will take.
 
-    Every network takes a few steps with its recipe's batch size and evaluates one batch; the test images are read. With
-    several jobs as many processes measure the same network side by side, since they share caches, memory and cores.
+    Each network takes a few steps with the batch size of its recipe, and evaluates one batch. The time to read the test
+    images is measured too. With several jobs, as many processes measure a network at the same time, since they share
+    caches, memory and cores.
 
     Args:
-        runs: what is to be run.
-        place: where unfinished runs are, whose epochs so far are counted as done.
-        jobs: processes at once.
+        runs: the runs.
+        place: folders of unfinished runs, whose finished epochs are subtracted.
+        jobs: number of processes that will work at once.
         on_measured: called after each network.
-        device: as `choose_device` takes it.
+        device: as for `choose_device`.
 
     Raises:
         ValueError, OSError: where the data cannot be read.
@@ -102,7 +118,7 @@ def estimate(
 
 
 def seconds_in_all(estimates: Sequence[Estimate], jobs: int) -> float:
-    """When the last run ends, if each of `jobs` takes the next one whenever it is free."""
+    """Seconds until the last run ends, if each of `jobs` processes takes the next run when it is free."""
     free = [0.0] * jobs
     for each in estimates:
         heapq.heapreplace(free, free[0] + each.seconds)
@@ -110,35 +126,28 @@ def seconds_in_all(estimates: Sequence[Estimate], jobs: int) -> float:
 
 
 def measure(run: Run, device: str = "auto") -> Speed:
-    """Train a few steps of a run's network and evaluate a batch, both on noise: what images show takes no time."""
-    with training_settings():
-        return _measured(run, device)
+    """Train a few steps of a run's network and evaluate a batch, both on noise, which takes as long as images."""
+    chosen = choose_device(device)
+    with training_settings(chosen):
+        return _measure(run, chosen)
 
 
-def _measured(run: Run, device: str) -> Speed:
+def _measure(run: Run, device: torch.device) -> Speed:
     recipe, network = run.recipe, run.network
-    fabric = engine(recipe.precision, Processes(), device)
-    model = HybridMobileNet(
-        **network.choices(),
-        activation=recipe.activation,
-        dropout=recipe.dropout,
-        sequence=recipe.sequence,
-        overlapping=recipe.overlapping,
-    )
+    model = build_model(network, recipe).to(device)
     optimizer = adam(model, recipe)
-    module, fabric_optimizer = fabric.setup(model, optimizer)
-    train = partial(train_step, fabric, module, fabric_optimizer)
+    train = partial(train_step, model, optimizer, precision=recipe.precision)
 
     def noise(count: int) -> torch.Tensor:
         images = torch.randint(256, (count, network.in_channels, *network.image_size), dtype=torch.uint8)
-        return fabric.to_device(images.contiguous(memory_format=torch.channels_last))
+        return images.to(device, memory_format=torch.channels_last)
 
     data = DATA_SETS[run.data]
     batch = noise(min(recipe.batch_size, data.train_images))
-    labels = fabric.to_device(torch.randint(network.classes, (len(batch),)))
+    labels = torch.randint(network.classes, (len(batch),)).to(device)
 
     take: Callable[[], tuple[torch.Tensor, torch.Tensor]] = partial(train, batch, labels)
-    if batch.is_cuda:  # as training takes them there
+    if batch.is_cuda:  # as in training
         captured = CapturedSteps(model, optimizer, lambda _: (batch, labels), train, 1, len(batch))
         captured.schedule(torch.zeros(1, len(batch), dtype=torch.int64), [recipe.learning_rate])
         captured.capture()
@@ -147,16 +156,16 @@ def _measured(run: Run, device: str) -> Speed:
     def step() -> None:
         take()[0].item()  # waits for the device
 
-    tested = noise(min(BATCH_SIZE, data.test_images))
+    test_batch = noise(min(BATCH_SIZE, data.test_images))
 
     def evaluate() -> None:
-        probabilities(model, tested).sum().item()
+        probabilities(model, test_batch).sum().item()
 
-    return Speed(_mean_seconds(step), _mean_seconds(evaluate) / len(tested))
+    return Speed(_mean_seconds(step), _mean_seconds(evaluate) / len(test_batch))
 
 
 def _mean_seconds(act: Callable[[], None]) -> float:
-    """The mean, not the median: what other programs take is a part of how long it will be."""
+    """The mean, not the median: time lost to other programs is part of the estimate."""
     for _ in range(WARM_UP):
         act()
     count, started = 0, time.perf_counter()
@@ -168,7 +177,7 @@ def _mean_seconds(act: Callable[[], None]) -> float:
 
 @contextmanager
 def _side_by_side(jobs: int, device: str) -> Iterator[Callable[[Run], list[Speed]]]:
-    """A function that measures in each of `jobs` processes at once; with one job, in this."""
+    """Yields a function that measures a run in `jobs` processes at once; with one job, in this process."""
     if jobs == 1:
         yield lambda run: [measure(run, device)]
         return
@@ -179,7 +188,7 @@ def _side_by_side(jobs: int, device: str) -> Iterator[Callable[[Run], list[Speed
 
 
 def _share(barrier: Barrier, threads: int) -> None:
-    global _together  # noqa: PLW0603  a barrier can only be handed over when a process starts
+    global _together  # noqa: PLW0603  a barrier can only be passed to a process when it starts
     _together = barrier
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -189,17 +198,17 @@ _together: Barrier
 
 
 def _measure_together(run: Run, device: str) -> Speed:
-    _together.wait()  # so that no process does another's measurement
+    _together.wait()  # so that each process takes one measurement
     return measure(run, device)
 
 
 def _kind(run: Run) -> tuple[Network, Recipe]:
-    """Runs of one kind take equally long."""
+    """Runs of the same kind take equally long."""
     return run.network, run.recipe
 
 
 def _reading(data: str) -> float:
-    """Seconds that a run takes to read its data, by the test images."""
+    """Seconds to read the data of a run, extrapolated from the test images."""
     shape = DATA_SETS[data]
     seconds = []
     for _ in range(2):  # the first imports modules

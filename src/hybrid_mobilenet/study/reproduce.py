@@ -35,7 +35,8 @@ from ..network.cost import network_mult_adds, network_parameters
 from ..network.model import HybridMobileNet
 from ..training.checkpoint import CHECKPOINT_FILE
 from ..training.evaluate import evaluate
-from ..training.run import EVALUATION_FILE, METRICS_FILE, Monitor, Setup, read_data, resume, train
+from ..training.run import EVALUATION_FILE, METRICS_FILE, resume, train
+from ..training.setup import Monitor, Setup, read_data
 from .grid import TRAINING, Run
 from .records import Record, Score, is_recorded, read_record, record_path, write_record
 

@@ -1,1 +1,1 @@
-"""A training run: recipe, steps, checkpoints and evaluation."""
+"""Training and evaluation: recipes, steps, the loop, runs with checkpoints."""

@@ -1,7 +1,7 @@
-"""A training run's state on disk, so that a killed run goes on where it stood, bit for bit.
+"""The state of a training run on disk, from which a killed run continues bit for bit.
 
-One safetensors file holds the weights, the optimiser's moments and the random generators' states as tensors, and the
-rest as JSON in its header; it is written to a temporary name and renamed, so that a kill at any moment leaves the last.
+One safetensors file holds weights, optimiser state and random states as tensors, and the rest as JSON in its header. It
+is written to a temporary name and renamed, so that a kill at any moment leaves the last whole checkpoint.
 """
 
 from __future__ import annotations
@@ -16,19 +16,30 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ..common.devices import CPU
 from ..common.files import write_atomically
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-CPU = torch.device("cpu")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be resumed from: absent, damaged, or of another program."""
+    """A checkpoint from which a run cannot resume: missing, damaged, or of another program."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands. `step` is the next batch of `epoch`; the sums are over the epoch's batches so far."""
+    """How far training is. The sums are over the steps of the present epoch.
+
+    Attributes:
+        epoch: finished epochs.
+        step: finished steps of the present epoch.
+        loss_sum: sum of their losses.
+        correct: correctly classified images.
+        images: images trained on.
+        seconds: time of data, steps and saving.
+        step_seconds: time of the steps.
+        history: the record of each finished epoch, a line of metrics.jsonl.
+    """
 
     epoch: int = 0
     step: int = 0
@@ -41,7 +52,7 @@ class Progress:
 
 
 def random_states(regions: torch.Generator | None = None, device: torch.device = CPU) -> dict[str, Tensor]:
-    """The states of torch's default generators, the device's too, and of the pooling regions' where it is another."""
+    """The states of torch's default generators (CPU and device), and of a separate generator of pooling regions."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -60,18 +71,18 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     random: dict[str, Tensor],
 ) -> None:
-    """Write the run's state to `folder`.
+    """Write the state of a run.
 
     Args:
         folder: the run folder.
-        setup: what the run was started with (network, recipe, data, seed), as JSON.
-        progress: where it stands.
+        setup: network, recipe, data and seed of the run, as JSON.
+        progress: how far it is.
         model: its state_dict is stored.
         optimizer: its state is stored.
-        random: by name, the `random_states` of the process, or those of several processes stacked.
+        random: by name, the `random_states` of the process, or those of several processes, stacked.
 
     Raises:
-        OSError: where it cannot be written; the previous checkpoint is then intact.
+        OSError: where the file cannot be written; the previous checkpoint is then intact.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -83,10 +94,13 @@ def save_checkpoint(
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Progress, dict[str, Tensor]]:
-    """The setup, the progress and the tensors of a run folder's checkpoint.
+    """Read the setup, the progress and the tensors of a checkpoint.
+
+    Args:
+        folder: the run folder.
 
     Raises:
-        CheckpointError: where there is none, or it is damaged or of another program.
+        CheckpointError: where the checkpoint is missing, damaged, or of another program.
     """
     path = folder / CHECKPOINT_FILE
     if not path.is_file():
@@ -111,17 +125,17 @@ def restore(
     regions: torch.Generator | None = None,
     process: int = 0,
 ) -> None:
-    """Put a checkpoint's tensors into the model, the optimiser and the random generators.
+    """Load the tensors of a checkpoint into the model, the optimiser and the random generators.
 
     Args:
         tensors: of the checkpoint.
-        model: gets its weights and statistics.
-        optimizer: gets its state.
-        regions: generator of the pooling regions, where it is not torch's default one.
-        process: whose generators these are, where the checkpoint holds those of several.
+        model: receives weights and statistics.
+        optimizer: receives its state.
+        regions: generator of the pooling regions, if not torch's default one.
+        process: rank of the process whose random states to load, if the checkpoint has several.
 
     Raises:
-        CheckpointError: where they do not fit the model.
+        CheckpointError: where the tensors do not fit the model.
     """
     try:
         model.load_state_dict(_under("model", tensors))
@@ -146,10 +160,10 @@ def restore(
 
 
 def _restore_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
-    """Give the optimiser its state: each moment in the memory layout of its parameter, as the optimiser makes them.
+    """Load the optimiser's state, each moment in the memory layout of its parameter.
 
-    Fused kernels walk a parameter, its gradient and its moments as flat memory, in step. A file holds tensors in
-    contiguous layout, whatever they had.
+    Fused kernels walk parameter, gradient and moments as flat memory, so all need the same layout. The file holds
+    contiguous tensors.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
@@ -160,16 +174,16 @@ def _restore_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimi
     for index, parameter in enumerate(parameters):
         for key, tensor in state.get(index, {}).items():
             if tensor.shape == parameter.shape:
-                kept = torch.empty_like(parameter, dtype=tensor.dtype, memory_format=torch.preserve_format)
-                state[index][key] = kept.copy_(tensor)
+                moment = torch.empty_like(parameter, dtype=tensor.dtype, memory_format=torch.preserve_format)
+                state[index][key] = moment.copy_(tensor)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _check_optimizer_state(state: dict[int, dict[str, Tensor]], parameters: list[Tensor]) -> None:
-    # The optimiser would read past the end of a tensor that is too small.
+    # Of a tensor that is too small, the optimiser would read past the end.
     whole = not state or sorted(state) == list(range(len(parameters)))
     if not whole or len({frozenset(tensors) for tensors in state.values()}) > 1:
-        raise ValueError("the optimiser's state is not whole")
+        raise ValueError("the optimiser's state is incomplete")
     for index, tensors in state.items():
         for name, tensor in tensors.items():
             if tensor.shape not in (parameters[index].shape, torch.Size()):  # Adam counts its steps in a scalar

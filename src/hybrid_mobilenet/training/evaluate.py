@@ -1,4 +1,4 @@
-"""Probabilities, accuracy and confusion of a model, with Graham's averaging over random pooling regions."""
+"""Class probabilities, accuracy and confusion of a model, also averaged over random pooling regions (Graham 2014)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..network.model import HybridMobileNet
 from .processes import Processes
 from .recipe import check_seed
 
-#: Images per forward pass: large enough for full speed on a CPU, and a few hundred MB of maps for the widest network.
+#: Images per forward pass: enough for full speed on a CPU. The maps of the widest network take a few hundred MB.
 BATCH_SIZE = 256
 
 ALONE = Processes()
@@ -23,7 +23,14 @@ ALONE = Processes()
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model did on a data set. ``confusion[i][j]`` counts the images of class i that were taken for class j."""
+    """The result of a model on a data set.
+
+    Attributes:
+        class_names: of the model, in its order.
+        confusion: ``confusion[i][j]`` is the number of images of class i that were classified as class j.
+        loss: mean cross-entropy.
+        passes: over which the probabilities were averaged.
+    """
 
     class_names: tuple[str, ...]
     confusion: tuple[tuple[int, ...], ...]
@@ -32,15 +39,17 @@ class Evaluation:
 
     @property
     def images(self) -> int:
+        """Number of images."""
         return sum(map(sum, self.confusion))
 
     @property
     def correct(self) -> int:
+        """Number of correctly classified images."""
         return sum(row[index] for index, row in enumerate(self.confusion))
 
     @property
     def accuracy(self) -> float:
-        """Fraction of all images whose most probable class is their own."""
+        """Fraction of the images that were classified correctly."""
         return self.correct / self.images
 
     @property
@@ -49,27 +58,27 @@ class Evaluation:
         return tuple(name for name, row in zip(self.class_names, self.confusion, strict=True) if not any(row))
 
     def per_class(self) -> dict[str, dict[str, float | None]]:
-        """Precision, recall, F1 and number of images of each class; None for what the images cannot tell.
+        """Precision, recall, F1 and number of images of each class; None where the images do not define one.
 
-        That is all three of a class without images, and precision and F1 where no image is of another class, so that
-        none could be mistaken for it.
+        A class without images has none of the three. If all images are of one class, precision and F1 mean nothing,
+        since no image could be mistaken for it.
         """
         has_others = len(self.class_names) - len(self.absent) > 1
         report: dict[str, dict[str, float | None]] = {}
         for index, name in enumerate(self.class_names):
-            hits, of_class = self.confusion[index][index], sum(self.confusion[index])
-            taken = sum(row[index] for row in self.confusion)
-            is_told = of_class > 0 and has_others
+            hits, images = self.confusion[index][index], sum(self.confusion[index])
+            predicted = sum(row[index] for row in self.confusion)
+            has_precision = images > 0 and has_others
             report[name] = {
-                "precision": (hits / taken if taken else 0.0) if is_told else None,
-                "recall": hits / of_class if of_class else None,
-                "f1": 2 * hits / (taken + of_class) if is_told else None,
-                "images": of_class,
+                "precision": (hits / predicted if predicted else 0.0) if has_precision else None,
+                "recall": hits / images if images else None,
+                "f1": 2 * hits / (predicted + images) if has_precision else None,
+                "images": images,
             }
         return report
 
     def record(self) -> dict[str, Any]:
-        """All of it as JSON: what evaluation.json holds."""
+        """The content of evaluation.json."""
         return {
             "accuracy": self.accuracy,
             "correct": self.correct,
@@ -86,13 +95,13 @@ def probabilities(model: HybridMobileNet, images: Tensor, passes: int = 1) -> Te
     """Class probabilities of a batch of images.
 
     Args:
-        model: put into eval() while this runs.
-        images: (N, C, H, W), uint8 or floating point in 0..1, on any device.
-        passes: 1 for the fixed regions; more for the mean of the softmax outputs over that many passes, each with fresh
-            random regions (Graham 2014, section 4), drawn from torch's default generator.
+        model: is in eval() during the call.
+        images: (N, C, H, W), uint8 in 0..255 or floating point in 0..1, on any device.
+        passes: 1 for fixed pooling regions; more for the mean of the softmax over that many passes, each with new
+            random regions from torch's default generator (Graham 2014, section 4).
 
     Returns:
-        (N, classes), on the CPU, rows summing to 1.
+        (N, classes) on the CPU; each row sums to 1.
 
     Raises:
         ValueError: where `passes` is below 1, or above 1 for a network without fractional max pooling.
@@ -108,7 +117,7 @@ def probabilities(model: HybridMobileNet, images: Tensor, passes: int = 1) -> Te
         if passes > 1:
             for pool in pools:
                 pool.train()
-        # The sum of equal passes is exact in float64, so that averaging cannot blur a tie; not every device has it.
+        # In float64 the sum of equal passes is exact, so that averaging cannot break a tie. MPS lacks float64.
         total = sum(model(images).cpu().double().softmax(1) for _ in range(passes))
     assert isinstance(total, Tensor)
     return (total / passes).float()
@@ -124,24 +133,32 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a model on every image of a data set.
 
-    On a CPU that is faster in a process that keeps freed memory (`machine.keep_freed_memory`), as the command
-    line's does.
+    On a CPU, this is faster in a process that keeps freed memory, as the command line does
+    (`machine.keep_freed_memory`).
 
     Args:
-        model: the model, on any device.
-        dataset: its images and labels; see `tally` for its classes.
-        passes: see `probabilities`.
-        seed: of the random regions, 0 to 2**64 - 1; the default generators are left as they were.
-        on_images: called with the number of images done, for progress.
-        processes: those that share the work: each takes other batches, and all return the result over all images.
+        model: on any device; is in eval() during the call.
+        dataset: images and labels. Its classes are matched by name; it may lack some, or have another order.
+        passes: as for `probabilities`.
+        seed: of the random regions, 0 to 2**64 - 1. The default generators are restored.
+        on_images: called with the number of images of each batch, for progress.
+        processes: share the batches, and return the result over all images.
 
     Raises:
-        ValueError: where images are of no class of the model's, or not of its shape, or `passes` or `seed` is out of
+        ValueError: where images have a class that the model lacks, or another shape, or `passes` or `seed` is out of
             range.
+
+    Example:
+        >>> from hybrid_mobilenet import HybridMobileNet, evaluate, load_data, resolve
+        >>> digits = load_data("digits", image_size=8, channels=1)
+        >>> model = HybridMobileNet("fmp", alpha=0.25, delta=1, classes=10, in_channels=1, image_size=8)
+        >>> result = evaluate(model, digits.test, passes=3)
+        >>> result.images, result.passes, 0 <= result.accuracy <= 1
+        (359, 3, True)
     """
     check_seed(seed)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # the CPU's, which regions are drawn from
+        torch.default_generator.manual_seed(seed)  # of the CPU, where regions are drawn
         return tally(
             model.class_names,
             lambda images: probabilities(model, images, passes),
@@ -160,18 +177,18 @@ def tally(
     on_images: Callable[[int], None] | None = None,
     processes: Processes = ALONE,
 ) -> Evaluation:
-    """Evaluate what classifies images, a model or an exported file, on every image of a data set.
+    """Evaluate a classifier, such as a model or an exported file, on every image of a data set.
 
     Args:
         class_names: in the order of the probabilities.
         classify: from images, uint8 (N, C, H, W), to probabilities, (N, classes).
-        dataset: its images and labels. Its classes are matched by name, may lack some and stand in another order.
-        passes: that `classify` averages, for the record.
-        on_images: called with the number of images done, for progress.
+        dataset: as for `evaluate`.
+        passes: over which `classify` averages, for the record.
+        on_images: as for `evaluate`.
         processes: as for `evaluate`.
 
     Raises:
-        ValueError: where images are of a class of another name, which it tells, or there are none.
+        ValueError: where there are no images, or some have a class that is not in `class_names`.
     """
     label_of = numbered(dataset, class_names)
     none = torch.empty(0, dtype=torch.int64)
@@ -195,7 +212,7 @@ def tally(
 
 @contextmanager
 def in_eval(model: HybridMobileNet) -> Iterator[None]:
-    """The model in eval(), and its modules back in their modes behind it."""
+    """Put the model into eval(), and restore the mode of each module afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -1,6 +1,6 @@
-"""The processes that train one network together: this one alone, or those that torchrun started on one machine or many.
+"""The processes that train one network together: only this one, or those that torchrun started on several machines.
 
-What they say to each other goes through torch.distributed: gloo between CPUs, nccl between GPUs.
+They communicate through torch.distributed: gloo between CPUs, NCCL between GPUs.
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..common.devices import choose_device
+
 Result = TypeVar("Result")
 
 
 class OtherProcessFailed(ValueError):  # noqa: N818  it is not this one's error
-    """Another process failed, and said why."""
+    """Another process failed, and has shown its own error."""
 
 
 class ProcessLost(ValueError):  # noqa: N818  the same
-    """Another process is gone, perhaps without a word."""
+    """Another process has ended, perhaps without an error."""
 
 
 def rank() -> int:
-    """The number of this process among those that torchrun started, from 0; 0 where it started none."""
+    """The number of this process among those that torchrun started, from 0; 0 without torchrun."""
     return int(os.environ["RANK"]) if _by_torchrun() else 0
 
 
@@ -37,39 +39,51 @@ def _by_torchrun() -> bool:
 
 
 class Processes:
-    """One process among the others. Every method but `part` is to be called by all of them, in the same order.
+    """One of the processes. All must call the methods in the same order, except `part` and `device`.
 
-    Attributes:
-        size: how many they are.
-        rank: number of this one, from 0.
-        local_size: how many of them are on this machine.
+    Args:
+        rank: number of this process, from 0.
+        size: number of processes.
+        local_rank: number of this process among those of its machine, from 0.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, local_size: int = 1) -> None:
-        self.rank, self.size, self.local_size = rank, size, local_size
+    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
+        self.rank, self.size, self.local_rank = rank, size, local_rank
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes and prints."""
+        """Whether this process writes and prints."""
         return self.rank == 0
 
+    def device(self, name: str) -> torch.device:
+        """The device of this process. Several processes take one GPU each, in order.
+
+        Args:
+            name: as for `choose_device`.
+
+        Raises:
+            ValueError: where there is no such device.
+        """
+        device = choose_device(name, self.size)
+        return torch.device("cuda", self.local_rank) if self.size > 1 and device.type == "cuda" else device
+
     def part(self, batch: Tensor) -> Tensor:
-        """The share of this process in a batch whose length is a multiple of `size`."""
+        """Part of a batch for this process; the batch's length is a multiple of `size`."""
         return batch.tensor_split(self.size)[self.rank]
 
     def together(self, act: Callable[[], Result]) -> Result:
-        """What `act()` returns here, where it succeeds in every process.
+        """Call `act` in every process; returns its result if it succeeds in all of them.
 
         Raises:
-            OtherProcessFailed: where it failed in another, and in none before this one.
-            Exception: its own, in the first process where it failed.
+            OtherProcessFailed: where it failed in another process.
+            Exception: the error of `act`, in the first process where it failed.
         """
         if self.size == 1:
             return act()
         result, error = [], None
         try:
             result.append(act())
-        except Exception as caught:  # to be raised below, once the others know
+        except Exception as caught:  # raised below, once the others know
             error = caught
         failures = self.gather(torch.tensor([error is not None])).flatten().nonzero().flatten().tolist()
         if error is not None and failures[0] == self.rank:
@@ -79,14 +93,14 @@ class Processes:
         return result[0]
 
     def by_first(self, act: Callable[[], object]) -> None:
-        """Let the first process act while the others wait; where it fails there, raise in all, as `together`."""
+        """Call `act` in the first process while the others wait. Where it fails, raise in all, as `together`."""
         self.together(lambda: act() if self.first else None)
 
     def require_same(self, what: str, value: str) -> None:
-        """Check that all were given the same.
+        """Check that a value is the same in all processes.
 
         Raises:
-            ValueError: where they were not; OtherProcessFailed in all but the first process.
+            ValueError: where it differs, in the first process; OtherProcessFailed in the others.
         """
         digests = self.gather(torch.tensor(list(hashlib.sha256(value.encode()).digest())))
         different = (digests != digests[0]).any(1).nonzero().flatten().tolist()
@@ -100,7 +114,7 @@ class Processes:
         self.together(check)
 
     def highest(self, value: int) -> int:
-        """The highest of all values. Devices are not waited for."""
+        """The maximum over all processes, without waiting for the device."""
         if self.size == 1:
             return value
         result = torch.tensor(value)
@@ -108,7 +122,7 @@ class Processes:
         return int(result)
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """The tensors of all, on the CPU and of one shape, stacked: (...) to (size, ...)."""
+        """The tensors of all processes, stacked: (...) to (size, ...). They are on the CPU and of one shape."""
         if self.size == 1:
             return tensor[None]
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -116,15 +130,15 @@ class Processes:
         return torch.stack(parts)
 
     def share(self, model: nn.Module, loss: Tensor, hits: Tensor) -> tuple[Tensor, Tensor]:
-        """Make of a step in every process the step that all have taken, without waiting for the device.
+        """All-reduce loss, hits and batch-norm statistics after a step, without waiting for the device.
 
         Args:
-            model: after the step; the running statistics of its batch normalisations become their mean over all.
-            loss: this process's, a scalar.
-            hits: this process's, int64, a scalar.
+            model: its running statistics of batch normalisation become their mean over the processes.
+            loss: of this process, a scalar.
+            hits: of this process, int64, a scalar.
 
         Returns:
-            The mean loss and the sum of the hits.
+            The mean of the losses and the sum of the hits.
         """
         if self.size == 1:
             return loss, hits
@@ -139,37 +153,37 @@ class Processes:
 
 @contextmanager
 def joined(device: str = "auto") -> Iterator[Processes]:
-    """Connect this process to the others that torchrun started; where there are none, it is alone.
+    """Connect this process to the others that torchrun started, if any.
 
     Args:
-        device: what they compute on, as `choose_device` takes it.
+        device: on which they train, as for `choose_device`.
 
     Raises:
         ValueError: where there are more processes than GPUs on this machine.
-        ProcessLost: when another has ended.
+        ProcessLost: when another process has ended.
     """
     size = int(os.environ["WORLD_SIZE"]) if _by_torchrun() else 1
     if size == 1:
         yield Processes()
         return
-    processes = Processes(rank(), size, int(os.environ["LOCAL_WORLD_SIZE"]))
+    processes, local_size = Processes(rank(), size, int(os.environ["LOCAL_RANK"])), int(os.environ["LOCAL_WORLD_SIZE"])
     gpus = device != "cpu" and torch.cuda.is_available()
-    if gpus and torch.cuda.device_count() < processes.local_size:
+    if gpus and torch.cuda.device_count() < local_size:
         raise ValueError(
-            f"torchrun started {processes.local_size} processes on a machine with {torch.cuda.device_count()} GPUs: "
+            f"torchrun started {local_size} processes on a machine with {torch.cuda.device_count()} GPUs: "
             "start one per GPU, with --nproc-per-node gpu, or train on the CPU with --device cpu"
         )
     try:
         if not dist.is_initialized():
             dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
         with warnings.catch_warnings():
-            # The new name of DDP's broadcast_buffers is not known to older versions of torch.
+            # Older versions of torch do not have the new name of DDP's broadcast_buffers.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
-            # Weights of 1x1 convolutions lie in memory alike in either memory format: only the names differ.
+            # The strides of 1x1 weights differ between memory formats, but their layout in memory does not.
             warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
             yield processes
     except RuntimeError as error:
-        # gloo has no class of its own for them
+        # gloo's errors have no class of their own
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise ProcessLost(

@@ -1,4 +1,4 @@
-"""What a training run is made of besides network and data. Every field says where its value comes from."""
+"""Recipes: how a network is trained. Every field names the source of its value. Standard library only."""
 
 from __future__ import annotations
 
@@ -13,26 +13,35 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """The paper's training: Adam, 10 % dropout, no augmentation; what it leaves open is ours, with the reason.
+    """The settings of training. The defaults are the paper's; where it gives none, they are ours.
 
-    Source: Chen and Su (2018), section IV; docs/LOG.md has the searches on the validation split.
+    The paper has Adam, 10 % dropout, and no augmentation: Chen and Su (2018), section IV. Ours were chosen on the
+    validation split of CIFAR-10; docs/LOG.md has the searches.
+
+    Raises:
+        ValueError: where a setting is out of range.
+
+    Example:
+        >>> from hybrid_mobilenet import Recipe
+        >>> Recipe(epochs=40, fixed_epochs=8).with_epochs(20).fixed_epochs
+        4
     """
 
-    epochs: int = 16  # ours: the paper names none
-    batch_size: int = 64  # ours, between Keras's 32 and what a CPU is fastest at
-    learning_rate: float = 1e-2  # ours: FMP after 4 epochs 64.3 % on validation, with 3e-3 60.7, with Keras's 1e-3 47.1
-    schedule: Literal["cosine", "constant"] = "cosine"  # ours: the last epoch is reported, so it must be a settled one
+    epochs: int = 16  # ours
+    batch_size: int = 64  # ours: between Keras's 32 and the fastest on a CPU
+    learning_rate: float = 1e-2  # ours, for FMP; Keras's 1e-3 learns much more slowly
+    schedule: Literal["cosine", "constant"] = "cosine"  # ours: the last epoch is reported, so the rate must end low
     beta1: float = 0.9  # Keras's default
     beta2: float = 0.999  # Keras's default
     epsilon: float = 1e-7  # Keras's default
-    weight_decay: float = 0.1  # ours, as AdamW's: strides overfit without; 75.6 % on validation, with 0 at 3e-3 69.0
+    weight_decay: float = 0.1  # ours, as in AdamW: without it, networks with strides overfit
     dropout: float = 0.1  # paper, section IV
-    activation: Activation = "relu"  # ours: the paper names none
-    sequence: PoolingSequence = "random"  # TensorFlow's default; the paper names none
-    overlapping: bool = False  # TensorFlow's default; the paper names none
+    activation: Activation = "relu"  # ours
+    sequence: PoolingSequence = "random"  # TensorFlow's default
+    overlapping: bool = False  # TensorFlow's default
     precision: Precision = "fp32"  # Keras's default; "bf16" (autocast) is for GPUs
-    fixed_epochs: int = 0  # last epochs on the fixed regions of eval(); ours
-    least_steps: int = 0  # of all epochs together: of few images an epoch is several passes; ours
+    fixed_epochs: int = 0  # ours: number of last epochs with the fixed pooling regions of eval()
+    least_steps: int = 0  # ours: minimum over all epochs; with few images, an epoch is then several passes
 
     def __post_init__(self) -> None:
         self._require("epochs", self.epochs >= 1, "1 or more")
@@ -50,7 +59,7 @@ class Recipe:
         self._require("fixed_epochs", 0 <= self.fixed_epochs <= self.epochs, "between 0 and epochs")
 
     def with_epochs(self, epochs: int) -> Recipe:
-        """The recipe with another number of epochs; the share of them with fixed regions stays."""
+        """The recipe with another number of epochs, and the same share of epochs with fixed regions."""
         return replace(self, epochs=epochs, fixed_epochs=round(self.fixed_epochs * epochs / self.epochs))
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
@@ -60,40 +69,38 @@ class Recipe:
 
 PAPER = Recipe()
 
-#: Seeds are below this, which is what torch's generators take.
+#: Seeds are below this, the limit of torch's generators.
 SEEDS = 2**64
 
 
 def check_seed(seed: int) -> None:
-    """Refuse a seed that is out of range.
+    """Check that a seed is in range.
 
     Raises:
-        ValueError: where it is.
+        ValueError: where it is not.
     """
     if not 0 <= seed < SEEDS:
         raise ValueError(f"seed is {seed}, but must be 0 or more and less than 2**64 ({SEEDS})")
 
 
 def derived_seed(seed: int, number: int) -> int:
-    """The seed of one of many draws (an epoch's order, a process's dropout) that belong to one seed."""
+    """A seed for one of many draws, such as the order of an epoch or the dropout of a process."""
     return (seed * 1_000_003 + number) % SEEDS
 
 
-#: What `train` takes at least, unless told a number of epochs. Ours: docs/LOG.md has what others give, on validation
-#: images, for 5 to 500 images per class.
+#: Minimum number of steps of the command `train` without --epochs. Ours, chosen on validation images: see docs/LOG.md.
 LEAST_STEPS = 4000
 
-#: What each family is trained with unless told otherwise, and what its rows of the paper's tables are reproduced with.
-#: Random regions take longer to learn from; on fixed ones at the end, one pass is nearly as good as the mean of many.
+#: The default recipe of each family, with which its rows of the paper's tables are reproduced. Random regions need
+#: longer training. After some epochs on fixed regions, one pass is nearly as good as the mean of many.
 PAPER_RECIPES: dict[Family, Recipe] = {
     "mobilenet": PAPER,
     "mp3": PAPER,
     "fmp": replace(PAPER, epochs=25, fixed_epochs=5),
 }
 
-#: Of a hundred classes, networks learn next to nothing at first in steps as large as for ten: FMP has 23.9 % on
-#: validation after 4 epochs, and 20.9 with the steps and the decay above. MP3 wants larger batches: 32 epochs of 64
-#: images at once end at 35.8 %, 16 of 128 at 38.8.
+#: With a hundred classes, networks learn slowly at first with the learning rate above, and MP3 is better with larger
+#: batches. Chosen on validation images: see docs/LOG.md.
 CIFAR100_RECIPES: dict[Family, Recipe] = {
     family: replace(recipe, learning_rate=3e-3, weight_decay=0.3, batch_size=128 if family == "mp3" else 64)
     for family, recipe in PAPER_RECIPES.items()
@@ -101,5 +108,15 @@ CIFAR100_RECIPES: dict[Family, Recipe] = {
 
 
 def paper_recipe(family: Family, data: str) -> Recipe:
-    """What a family is trained with on a data set, unless told otherwise."""
+    """The default recipe of a family on a data set.
+
+    Args:
+        family: "mobilenet", "mp3" or "fmp".
+        data: name or path of the data; "cifar100" has recipes of its own.
+
+    Example:
+        >>> from hybrid_mobilenet import paper_recipe
+        >>> paper_recipe("fmp", "cifar10").epochs
+        25
+    """
     return (CIFAR100_RECIPES if data == "cifar100" else PAPER_RECIPES)[family]

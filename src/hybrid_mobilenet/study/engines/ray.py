@@ -20,7 +20,7 @@ import torch
 from ...common.machine import keep_freed_memory
 from ...common.signals import stop_signals
 from ...data.sources import DATA_VARIABLE
-from ...training.run import Interrupted
+from ...training.setup import Interrupted
 from ..grid import Run
 from ..reproduce import STOPPED, KeptData, Place, Report, RunState, carry_out
 

@@ -1,0 +1,260 @@
+"""The training loop: epochs of steps, each epoch with a validation. `run` adds checkpoints, files and signals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import repeat
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ..data.dataset import ImageDataset
+from ..network.model import HybridMobileNet
+from .batches import prefetched, shuffled_batches
+from .checkpoint import Progress
+from .cuda_graph import CapturedSteps
+from .evaluate import evaluate
+from .meter import Meter
+from .precise_statistics import FINAL_IMAGES, VALIDATION_IMAGES, set_precise_statistics
+from .processes import Processes, joined
+from .recipe import PAPER, Recipe, check_seed, derived_seed
+from .setup import Monitor, Silent, check_device, choose_batch_size, steps_per_epoch
+from .step import adam, learning_rate, train_step, training_settings
+
+
+def fit(
+    model: HybridMobileNet,
+    dataset: ImageDataset,
+    recipe: Recipe = PAPER,
+    *,
+    validation: ImageDataset | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    monitor: Monitor | None = None,
+) -> list[dict[str, Any]]:
+    """Train a model in place, without a run folder. `train` does the same with checkpoints and files.
+
+    Afterwards the model is in eval(), on the device it was trained on. Ctrl-C raises KeyboardInterrupt as usual; the
+    model keeps the weights of the last step. The process is left as by `train`.
+
+    Args:
+        model: on any device; its own activation, dropout and pooling hold, not the recipe's.
+        dataset: the training images, with the classes, channels and size of the model.
+        recipe: optimiser, learning rate, batch size and epochs; `paper_recipe` has the one of a family.
+        validation: images on which each epoch is evaluated.
+        seed: of the order of the images, dropout and pooling regions, 0 to 2**64 - 1.
+        device: as for `choose_device`: "auto" for the GPU if there is one, else the CPU.
+        monitor: is informed of the progress.
+
+    Returns:
+        For each epoch, what a line of metrics.jsonl holds: mean loss and accuracy of its steps, learning rate, images
+        per second, seconds, and with `validation` also validation_loss and validation_accuracy.
+
+    Raises:
+        ValueError: where the images do not fit the model, the seed or the device is unusable, or training diverges.
+
+    Example:
+        >>> from hybrid_mobilenet import HybridMobileNet, evaluate, fit, load_data, paper_recipe, resolve
+        >>> digits = load_data("digits", image_size=8, channels=1)
+        >>> model = HybridMobileNet("fmp", alpha=0.25, delta=1, classes=10, in_channels=1, image_size=8)
+        >>> history = fit(model, digits.train, paper_recipe("fmp", "digits").with_epochs(2), device="cpu")
+        >>> [record["epoch"] for record in history], history[1]["loss"] < history[0]["loss"]
+        ([1, 2], True)
+        >>> evaluate(model, digits.test).images
+        359
+    """
+    generators = [(pool, pool.generator) for pool in model.fractional_max_pools()]
+    with joined(device) as processes:
+        chosen = processes.together(lambda: _check(model, dataset, recipe, seed, device, processes))
+        processes.require_same("settings or data", repr((recipe, seed, dataset.fingerprint)))
+        with training_settings(chosen):
+            torch.manual_seed(seed)
+            training = Training(model, dataset, recipe, seed, chosen, processes, monitor or Silent(), validation)
+            try:
+                training.train()
+                training.set_precise_statistics(FINAL_IMAGES)
+            finally:
+                for pool, generator in generators:
+                    pool.generator = generator
+    model.eval()
+    return training.progress.history
+
+
+def _check(
+    model: HybridMobileNet, dataset: ImageDataset, recipe: Recipe, seed: int, device: str, processes: Processes
+) -> torch.device:
+    """Check everything that can be checked before the first step; returns the device to train on."""
+    check_seed(seed)
+    network = model.network
+    expected = {
+        "class names": (model.class_names, dataset.class_names),
+        "channels": (network.in_channels, dataset.channels),
+        "image size": (tuple(network.image_size), tuple(dataset.image_size)),
+    }
+    for what, (of_model, of_data) in expected.items():
+        if of_model != of_data:
+            raise ValueError(
+                f"dataset has the {what} {of_data}, but the model has {of_model}: make the model, or load the data, "
+                "with those of the other"
+            )
+    choose_batch_size(recipe, len(dataset), processes)
+    return check_device(device, recipe, processes)
+
+
+class Training:
+    """The training of one model, from wherever its progress is.
+
+    Args:
+        model: is moved to `device`.
+        dataset: the training images.
+        recipe: how to train.
+        seed: of the order of the images.
+        device: of this process.
+        processes: that train together.
+        monitor: is informed of the progress.
+        validation: images on which each epoch is evaluated.
+        progress: where training goes on; None for its start.
+    """
+
+    def __init__(
+        self,
+        model: HybridMobileNet,
+        dataset: ImageDataset,
+        recipe: Recipe,
+        seed: int,
+        device: torch.device,
+        processes: Processes,
+        monitor: Monitor,
+        validation: ImageDataset | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.recipe, self.seed, self.device, self.processes, self.monitor = recipe, seed, device, processes, monitor
+        self.dataset, self.validation = dataset.to(device), validation
+        self.batch_size = choose_batch_size(recipe, len(dataset), processes)
+        self.steps = steps_per_epoch(recipe, len(dataset), self.batch_size)
+        self.model = model.to(device)
+        self.regions = _separate_randomness(model, seed, processes)
+        self.optimizer = adam(model, recipe)
+        # Processes.share averages the buffers instead.
+        wrapped = DistributedDataParallel(model, broadcast_buffers=False) if processes.size > 1 else model
+        self.step = partial(train_step, wrapped, self.optimizer, precision=recipe.precision)
+        self.captured: CapturedSteps | None = None
+        self.meter = self._meter(progress or Progress())
+
+    @property
+    def progress(self) -> Progress:
+        """Where training is. Losses of the last steps may be missing: see `settle`."""
+        return self.meter.progress
+
+    def train(
+        self, after_step: Callable[[], None] = lambda: None, after_epoch: Callable[[], None] = lambda: None
+    ) -> None:
+        """Train the epochs that are left; their records are in `progress.history`.
+
+        Raises:
+            TrainingDiverged: where a loss or a weight is not finite.
+        """
+        while self.progress.epoch < self.recipe.epochs:
+            record = self.train_one_epoch(after_step)
+            history = [*self.progress.history, record]
+            self.meter = self._meter(Progress(epoch=self.progress.epoch + 1, history=history))
+            self.monitor.on_epoch(record)
+            after_epoch()
+
+    def train_one_epoch(self, after_step: Callable[[], None]) -> dict[str, Any]:
+        """Take the steps that are left of this epoch, and validate; returns the epoch's line of metrics.jsonl."""
+        progress, meter = self.progress, self.meter
+        self.monitor.on_start(progress.epoch, self.recipe.epochs, progress.step, self.steps, self.batch_size)
+        self.set_modes()
+        batches, rates = self.schedule()
+        for take_step in self.take_steps(batches[progress.step :], rates[progress.step :]):
+            meter.start_step()
+            loss, hits = take_step()
+            meter.end_step(loss, hits)
+            after_step()
+        self.check_weights()
+        record = meter.record(rates[-1])
+        if self.validation is not None:
+            self.set_precise_statistics(VALIDATION_IMAGES)
+            result = evaluate(self.model, self.validation, seed=self.seed, processes=self.processes)
+            record |= {"validation_loss": result.loss, "validation_accuracy": result.accuracy}
+        return record | {"evaluation_seconds": meter.lap()}
+
+    def set_modes(self) -> None:
+        """The model in train(), except for pooling in the last epochs of a recipe with fixed regions."""
+        self.model.train()
+        if self.progress.epoch >= self.recipe.epochs - self.recipe.fixed_epochs:
+            for pool in self.model.fractional_max_pools():
+                pool.eval()
+
+    def schedule(self) -> tuple[Tensor, list[float]]:
+        """The batches of this epoch, image numbers (steps, batch_size), and the learning rate of each step."""
+        epoch = self.progress.epoch
+        order = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
+        batches = shuffled_batches(len(self.dataset), self.steps, self.batch_size, order)
+        total = self.recipe.epochs * self.steps
+        rates = [learning_rate(self.recipe, (epoch * self.steps + step) / total) for step in range(self.steps)]
+        return batches.to(self.dataset.labels.device), rates
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether steps are replays of a CUDA graph: in one process, with the images on its GPU."""
+        return self.processes.size == 1 and self.dataset.labels.is_cuda
+
+    def take_steps(self, batches: Tensor, rates: list[float]) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
+        """For each batch, a function that trains on it and returns loss and hits."""
+        if not self.is_captured:
+            return self._single_steps(batches, rates)
+        if self.captured is None:
+            self.captured = CapturedSteps(
+                self.model, self.optimizer, self.dataset.labelled, self.step, self.steps, self.batch_size
+            )
+        self.captured.schedule(batches, rates)
+        return repeat(self.captured.take, len(batches))
+
+    def _single_steps(self, batches: Tensor, rates: list[float]) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
+        """Steps whose operations are launched one by one, each process with its part of the batch."""
+        parts = [self.processes.part(batch) for batch in batches]
+        for rate, (images, labels) in zip(rates, prefetched(self.dataset, parts, self.device), strict=True):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            yield partial(self._single_step, images, labels)
+
+    def _single_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return self.processes.share(self.model, *self.step(images, labels))
+
+    def set_precise_statistics(self, images: int) -> None:
+        """Recompute the statistics of batch normalisation for the present weights, over some training images."""
+        set_precise_statistics(self.model, self.dataset, images, self.seed, self.processes)
+
+    def settle(self) -> None:
+        """Make `progress` complete, for a checkpoint.
+
+        Raises:
+            TrainingDiverged: where a loss or a weight is not finite.
+        """
+        self.check_weights()
+        self.meter.read()
+        self.progress.seconds += self.meter.lap()
+
+    def check_weights(self) -> None:
+        """Stop where a weight is not finite; waits for the device once."""
+        finite = torch.stack([tensor.isfinite().all() for tensor in self.model.state_dict().values()])
+        self.meter.require_finite(bool(finite.all()))
+
+    def _meter(self, progress: Progress) -> Meter:
+        return Meter(progress, self.recipe, self.steps, self.batch_size, self.device, self.monitor)
+
+
+def _separate_randomness(model: HybridMobileNet, seed: int, processes: Processes) -> torch.Generator | None:
+    """Give several processes the same pooling regions but different dropout; returns the generator of the regions."""
+    if processes.size == 1:
+        return None
+    regions = torch.Generator().manual_seed(seed)
+    for pool in model.fractional_max_pools():
+        pool.generator = regions
+    torch.manual_seed(derived_seed(seed, processes.rank))
+    return regions

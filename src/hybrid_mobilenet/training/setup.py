@@ -1,0 +1,218 @@
+"""What a run trains and how, the checks before its first step, and the length of its batches and epochs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from ..data.dataset import Splits, load_data
+from ..layers.sizes import Size
+from ..network.architecture import Family, Network, resolve
+from ..network.model import HybridMobileNet
+from .processes import Processes
+from .recipe import PAPER, Recipe, check_seed
+
+#: Share of the images that an epoch may leave out where they do not fill a batch. They differ from epoch to epoch.
+LEFT_OUT = 0.02
+
+
+class TrainingDiverged(ValueError):  # noqa: N818  the field's word for it
+    """The loss or a weight is no longer a finite number."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by Ctrl-C or SIGTERM, and its state was saved."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that decides the outcome of a run, except the machine.
+
+    The defaults are the network that the paper recommends.
+
+    Attributes:
+        data: name or path of the data, as `load_data` takes it. A run records a path as an absolute one.
+        family: "mobilenet", "mp3" or "fmp".
+        alpha: width multiplier.
+        delta: depth multiplier.
+        image_size: (height, width) in pixels, to which images are resized.
+        channels: 3 for RGB, 1 for greyscale.
+        validation: share of the training images of every class that is held out for validation, in [0, 1).
+        seed: of weights, order of the images, dropout, pooling regions and the validation split; 0 to 2**64 - 1.
+        recipe: how the network is trained.
+    """
+
+    data: str
+    family: Family = "fmp"
+    alpha: float = 0.25
+    delta: int = 2
+    image_size: Size = (32, 32)
+    channels: int = 3
+    validation: float = 0.1
+    seed: int = 0
+    recipe: Recipe = PAPER
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Setup:
+        """The setup from its JSON record, which `dataclasses.asdict` made."""
+        size = record["image_size"]
+        return cls(**{**record, "image_size": (size[0], size[1]), "recipe": Recipe(**record["recipe"])})
+
+    def network(self, classes: int) -> Network:
+        """The layers of the network for this number of classes.
+
+        Raises:
+            ValueError: where the family has no such network.
+        """
+        return resolve(self.family, self.alpha, self.delta, classes, self.channels, self.image_size)
+
+
+class Monitor(Protocol):
+    """Is informed of the progress of training, and cannot change its outcome."""
+
+    def on_data(self, what: str, done: int, total: int) -> None:
+        """Images are read: `done` of `total`."""
+
+    def on_start(self, epoch: int, epochs: int, step: int, steps: int, batch_size: int) -> None:
+        """An epoch, counted from 0, starts or is resumed at a step."""
+
+    def on_step(self, loss: float, step: int) -> None:
+        """The loss of a step was read, which happens every few steps."""
+
+    def on_epoch(self, record: dict[str, Any]) -> None:
+        """An epoch is finished; its record is a line of metrics.jsonl."""
+
+    def on_note(self, note: str) -> None:
+        """Something was chosen automatically."""
+
+    def on_warning(self, warning: str) -> None:
+        """Something is probably wrong."""
+
+
+class Silent:
+    """A monitor that shows nothing."""
+
+    def on_data(self, what: str, done: int, total: int) -> None: ...
+    def on_start(self, epoch: int, epochs: int, step: int, steps: int, batch_size: int) -> None: ...
+    def on_step(self, loss: float, step: int) -> None: ...
+    def on_epoch(self, record: dict[str, Any]) -> None: ...
+    def on_note(self, note: str) -> None: ...
+    def on_warning(self, warning: str) -> None: ...
+
+
+Read = Callable[[Setup, Monitor], Splits]
+
+
+def read_data(setup: Setup, monitor: Monitor) -> Splits:
+    """Read the data of a setup.
+
+    Raises:
+        DataError: where it cannot be read.
+    """
+    return load_data(
+        setup.data,
+        image_size=setup.image_size,
+        channels=setup.channels,
+        validation=setup.validation,
+        seed=setup.seed,
+        progress=monitor.on_data,
+    )
+
+
+def check_setup(setup: Setup, device: str, processes: Processes) -> torch.device:
+    """Check the settings without reading the data; returns the device to train on.
+
+    Raises:
+        ValueError: where a setting is out of range, the device does not exist, or the two do not fit together.
+    """
+    check_seed(setup.seed)
+    setup.network(classes=2)
+    return check_device(device, setup.recipe, processes)
+
+
+def check_device(device: str, recipe: Recipe, processes: Processes) -> torch.device:
+    """The device on which this process trains.
+
+    Args:
+        device: as for `choose_device`.
+        recipe: whose precision the device must support.
+        processes: of which each trains on a GPU of its own, or all on the CPU.
+
+    Raises:
+        ValueError: where the device does not exist, or does not support the precision.
+    """
+    chosen = processes.device(device)
+    if chosen.type == "cpu" and recipe.precision == "bf16":
+        raise ValueError(
+            "precision is 'bf16', which needs a GPU, but this run would be on the CPU: train with --precision fp32, or "
+            "on a GPU"
+        )
+    return chosen
+
+
+def build_model(
+    network: Network,
+    recipe: Recipe,
+    class_names: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> HybridMobileNet:
+    """An untrained network with the activation, dropout and pooling of a recipe; the rest as for `HybridMobileNet`."""
+    return HybridMobileNet(
+        **network.choices(),
+        class_names=class_names,
+        mean=mean,
+        std=std,
+        activation=recipe.activation,
+        dropout=recipe.dropout,
+        sequence=recipe.sequence,
+        overlapping=recipe.overlapping,
+    )
+
+
+def choose_batch_size(recipe: Recipe, images: int, processes: Processes) -> int:
+    """Images of a batch, over all processes: the recipe's number, or less where an epoch would leave images out.
+
+    Raises:
+        ValueError: where the recipe's batches or the images cannot be divided among the processes.
+    """
+    if recipe.batch_size % processes.size or recipe.batch_size < 2 * processes.size:
+        raise ValueError(
+            f"batch_size is {recipe.batch_size}, but must be a multiple of the number of processes ({processes.size}) "
+            "and at least twice that number: it counts the images of all processes, and batch normalisation needs two "
+            "in each"
+        )
+    if images < 2 * processes.size:
+        raise ValueError(
+            f"there are {images} training images, but {processes.size} processes need two each: start fewer"
+        )
+    size = min(recipe.batch_size, images // processes.size * processes.size)
+    if images % size <= LEFT_OUT * images:
+        return size
+    # Batches of equal size, so that few images are repeated to fill the last one.
+    return math.ceil(images / math.ceil(images / size) / processes.size) * processes.size
+
+
+def steps_per_epoch(recipe: Recipe, images: int, batch_size: int) -> int:
+    """Steps of an epoch: one pass over the images, or more where the recipe requires more steps in total."""
+    steps = images // batch_size
+    if images - steps * batch_size > LEFT_OUT * images:
+        steps += 1
+    return max(steps, math.ceil(recipe.least_steps / recipe.epochs))
+
+
+def automatic_lengths(recipe: Recipe, images: int, steps: int, batch_size: int) -> str:
+    """Explains a batch size or a number of steps that differs from the recipe's; empty where neither does."""
+    chosen = []
+    if batch_size != recipe.batch_size:
+        chosen.append(f"batches of {batch_size} instead of {recipe.batch_size}, so that an epoch uses all of them")
+    if steps * batch_size >= 2 * images:
+        chosen.append(
+            f"{steps} steps an epoch, which is {steps * batch_size / images:.0f} passes over them, for at least "
+            f"{recipe.least_steps:,} steps in all (with --epochs N every epoch is one pass)"
+        )
+    return f"{images} training images: {'; '.join(chosen)}" if chosen else ""

@@ -1,0 +1,104 @@
+"""A training step: loss, optimiser, learning rate, and the settings of the process while steps are taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from inspect import unwrap
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .recipe import Precision, Recipe
+
+
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, precision: Precision = "fp32"
+) -> tuple[Tensor, Tensor]:
+    """Forward pass, loss, backward pass and update on one batch. It does not wait for the device.
+
+    Args:
+        model: in train(), on any device; may be wrapped in DistributedDataParallel.
+        optimizer: of the model's parameters.
+        images: (N, C, H, W), uint8 in 0..255 or floating point in 0..1, on the model's device.
+        labels: (N,), int64, on the model's device.
+        precision: "fp32", or "bf16" for autocast to bfloat16 in the forward pass.
+
+    Returns:
+        The mean cross-entropy and the number of correctly classified images, scalars on the device.
+
+    Example:
+        >>> import torch
+        >>> from hybrid_mobilenet import HybridMobileNet, load_data, resolve, train_step
+        >>> digits = load_data("digits", image_size=8, channels=1).train
+        >>> loader = torch.utils.data.DataLoader(digits, batch_size=64, shuffle=True)
+        >>> model = HybridMobileNet("fmp", alpha=0.25, delta=1, classes=10, in_channels=1, image_size=8)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        >>> for images, labels in loader:
+        ...     loss, hits = train_step(model.train(), optimizer, images, labels)
+        >>> loss.shape, hits.dtype
+        (torch.Size([]), torch.int64)
+    """
+    is_bf16 = precision == "bf16"
+    with torch.autocast(images.device.type, torch.bfloat16) if is_bf16 else nullcontext():
+        logits = model(images)
+    loss = F.cross_entropy(logits.float() if is_bf16 else logits, labels)
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    optimizer.step()
+    return loss.detach(), (logits.argmax(1) == labels).sum()
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW without the wrappers that serve torch.compile.
+
+    Each wrapper imports torch._dynamo, which would add more than a second to the start of every training process.
+    """
+
+    add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = unwrap(torch.optim.Optimizer.load_state_dict)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Update the parameters; see `torch.optim.AdamW.step`."""
+        return unwrap(torch.optim.AdamW.step)(self, closure)
+
+
+def adam(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Adam over the parameters of a model; with weight decay, AdamW (Loshchilov and Hutter, 2019).
+
+    Only the weights of convolutions and fully connected layers decay. Decay of a batch normalisation's scale would not
+    make the network simpler, since the next normalisation undoes it.
+    """
+    weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+    groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return AdamW(groups, recipe.learning_rate, (recipe.beta1, recipe.beta2), recipe.epsilon, fused=True)
+
+
+def learning_rate(recipe: Recipe, done: float) -> float:
+    """The learning rate after a fraction `done` of all steps, in [0, 1]."""
+    scale = 1.0 if recipe.schedule == "constant" else (1 + math.cos(math.pi * done)) / 2
+    return recipe.learning_rate * scale
+
+
+@contextmanager
+def training_settings(device: torch.device) -> Iterator[None]:
+    """What training changes in the process, restored afterwards.
+
+    These are the random states of the CPU and all GPUs and, on a GPU, the current device and TF32 for matrix products,
+    which torch uses for convolutions by default.
+    """
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=gpus))
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("high")
+        yield

@@ -1,0 +1,64 @@
+"""Batches: no image is repeated too early, and the next batch is fetched in time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from hybrid_mobilenet.data.dataset import ImageDataset, load_data
+from hybrid_mobilenet.data.images import DataError
+from hybrid_mobilenet.training.batches import prefetched, shuffled_batches
+
+CPU = torch.device("cpu")
+
+
+def test_no_image_is_repeated_before_all_were_used() -> None:
+    batches = shuffled_batches(10, 8, 3, torch.Generator().manual_seed(0))
+    assert batches.shape == (8, 3)
+    order = batches.flatten().tolist()
+    assert sorted(order[:10]) == sorted(order[10:20]) == list(range(10))
+    assert order[:10] != order[10:20]
+    assert len(set(order[20:])) == 4
+    assert torch.equal(batches, shuffled_batches(10, 8, 3, torch.Generator().manual_seed(0)))
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
+    """Call `act` with the number of batches fetched before, in the thread that fetches."""
+    labelled, fetched = ImageDataset.labelled, 0
+
+    def fetch(dataset: ImageDataset, indices: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal fetched
+        act(fetched)
+        fetched += 1
+        return labelled(dataset, indices)
+
+    monkeypatch.setattr(ImageDataset, "labelled", fetch)
+
+
+def test_the_next_batch_is_fetched_while_one_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = load_data("digits", image_size=8, channels=1).test
+    started = [threading.Event() for _ in range(3)]
+    watched(monkeypatch, lambda number: started[number].set())
+    parts = list(torch.split(torch.arange(12), 4))
+    for number, (images, labels) in enumerate(prefetched(digits, parts, CPU)):
+        assert torch.equal(images, digits.batch(parts[number]))
+        assert torch.equal(labels, digits.labels[parts[number]])
+        assert number == 2 or started[number + 1].wait(10)
+        assert not any(event.is_set() for event in started[number + 2 :])
+    assert list(prefetched(digits, [], CPU)) == []
+
+
+def test_an_image_that_cannot_be_read_is_an_error_of_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(number: int) -> None:
+        if number == 1:
+            raise DataError("unreadable")
+
+    watched(monkeypatch, fail)
+    batches = prefetched(load_data("digits", image_size=8, channels=1).test, list(torch.split(torch.arange(8), 4)), CPU)
+    next(batches)
+    with pytest.raises(DataError, match="unreadable"):
+        next(batches)

@@ -1,0 +1,273 @@
+"""The training loop: its steps and modes, when it waits for the device, and `fit`."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hybrid_mobilenet.data import dataset
+from hybrid_mobilenet.data.dataset import Splits, load_data, normalisation
+from hybrid_mobilenet.network.architecture import FAMILIES, Family
+from hybrid_mobilenet.network.model import HybridMobileNet
+from hybrid_mobilenet.training import evaluate as evaluate_module
+from hybrid_mobilenet.training import fit as fit_module
+from hybrid_mobilenet.training import recipe, step
+from hybrid_mobilenet.training import run as training
+from hybrid_mobilenet.training.cuda_graph import STEPS_BEFORE, CapturedSteps
+from hybrid_mobilenet.training.evaluate import evaluate
+from hybrid_mobilenet.training.fit import Training, fit
+from hybrid_mobilenet.training.meter import Meter
+from hybrid_mobilenet.training.recipe import Precision
+from hybrid_mobilenet.training.run import train
+from hybrid_mobilenet.training.setup import TrainingDiverged
+from hybrid_mobilenet.training.step import learning_rate
+from runs import ENVIRONMENT, RECIPE, SMALL, STEPS, Quiet, before_step, poison, refuses, weights
+
+
+def test_each_step_has_its_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    before_step(monkeypatch, lambda _taken, _model, optimizer: rates.append(optimizer.param_groups[0]["lr"]))
+    train(SMALL, tmp_path / "run", Quiet())
+    assert rates == [learning_rate(SMALL.recipe, step / (3 * STEPS)) for step in range(3 * STEPS)]
+
+
+def test_the_last_epochs_may_have_fixed_regions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[tuple[bool, set[bool]]] = []
+
+    def look(_taken: int, model: HybridMobileNet, _optimizer: object) -> None:
+        modes.append((model.training, {pool.training for pool in model.fractional_max_pools()}))
+
+    before_step(monkeypatch, look)
+    train(replace(SMALL, recipe=replace(RECIPE, fixed_epochs=2)), tmp_path / "run", Quiet())
+    assert modes == [(True, {True})] * STEPS + [(True, {False})] * 2 * STEPS
+
+
+def test_seconds_leave_the_evaluation_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(*arguments: Any, **options: Any) -> Any:
+        time.sleep(1.5)
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(fit_module, "evaluate", slowly)
+    monitor = Quiet()
+    train(replace(SMALL, recipe=replace(RECIPE, epochs=1, batch_size=1000)), tmp_path / "run", monitor)
+    (record,) = monitor.epochs
+    assert record["evaluation_seconds"] >= 1.5
+    assert record["seconds"] < record["evaluation_seconds"]
+
+
+def test_without_validation(tmp_path: Path) -> None:
+    monitor = Quiet()
+    train(replace(SMALL, validation=0, recipe=replace(RECIPE, epochs=2)), tmp_path / "run", monitor)
+    assert all("validation_loss" not in record for record in monitor.epochs)
+    assert HybridMobileNet.from_pretrained(tmp_path / "run").training_record["images"] == 1797 - 359
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
+
+
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts how often a value is asked for, which is when a host waits for its GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operator: Any, _types: Any, arguments: Any = (), options: Any = None) -> Any:
+        self.count += operator is torch.ops.aten._local_scalar_dense.default
+        return operator(*arguments, **(options or {}))
+
+
+def test_values_are_asked_for_at_the_end_of_an_epoch_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, counts = Waits(), []  # type: ignore[no-untyped-call]
+    before_step(monkeypatch, lambda _taken, _model, _optimizer: counts.append(waits.count))
+    with waits:
+        train(SMALL, tmp_path / "run", Quiet())
+    by_epoch = [counts[start : start + STEPS] for start in range(0, 3 * STEPS, STEPS)]
+    assert all(len(set(epoch)) == 1 for epoch in by_epoch), counts
+    assert len(set(counts)) == 3  # it does count
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_is_not_waited_for_within_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    take, read, replayed = CapturedSteps.take, Meter.read, 0
+
+    def watched_take(steps: CapturedSteps) -> tuple[torch.Tensor, torch.Tensor]:
+        nonlocal replayed
+        if steps._graph is not None:
+            torch.cuda.set_sync_debug_mode("error")
+            replayed += 1
+        return take(steps)
+
+    def free_read(meter: Meter) -> float:
+        torch.cuda.set_sync_debug_mode("default")
+        return read(meter)
+
+    monkeypatch.setattr(CapturedSteps, "take", watched_take)
+    monkeypatch.setattr(Meter, "read", free_read)
+    train(replace(SMALL, recipe=replace(RECIPE, precision=precision)), tmp_path / "run", Quiet())
+    assert HybridMobileNet.from_pretrained(tmp_path / "run").training_record["device"] == "cuda:0"
+    assert replayed == 3 * STEPS - STEPS_BEFORE - 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steps_from_tables_are_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Family) -> None:
+    # Dropout draws from the generator of the regions here, and on a GPU from another. The last epoch's are fixed.
+    setup = replace(SMALL, family=family, recipe=replace(RECIPE, dropout=0, fixed_epochs=1))
+    exact = learning_rate
+    # A table's learning rates are float32.
+    monkeypatch.setattr(fit_module, "learning_rate", lambda recipe, done: torch.tensor(exact(recipe, done)).item())
+    train(setup, tmp_path / "one-by-one", Quiet())
+    monkeypatch.setattr(Training, "is_captured", property(lambda _: True))
+    train(setup, tmp_path / "from-tables", Quiet())
+    assert weights(tmp_path / "from-tables") == weights(tmp_path / "one-by-one")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_replayed_graph_trains_as_single_steps_do(tmp_path: Path) -> None:
+    setup = replace(SMALL, recipe=replace(RECIPE, dropout=0, epochs=2, learning_rate=1e-4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "is_captured", property(lambda _: False))
+        train(setup, tmp_path / "one-by-one", Quiet())
+    train(setup, tmp_path / "captured", Quiet())
+    one, graph = (
+        [json.loads(line) for line in (tmp_path / out / "metrics.jsonl").read_text().splitlines()]
+        for out in ("one-by-one", "captured")
+    )
+    for ours, theirs in zip(graph, one, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2)
+
+
+# fit
+
+
+def network(classes: int = 10) -> HybridMobileNet:
+    torch.manual_seed(1)
+    return HybridMobileNet("fmp", 0.25, 1, classes, 1, (8, 8), mean=(0.3,), std=(0.4,))
+
+
+@pytest.fixture(scope="module")
+def digits() -> Splits:
+    return load_data("digits", image_size=8, channels=1, validation=0.1)
+
+
+def test_fit_trains_in_place_and_leaves_the_process_alone(digits: Splits) -> None:
+    model = network()
+    model.fractional_max_pools()[0].generator = generator = torch.Generator().manual_seed(3)
+    state = torch.get_rng_state()
+    monitor = Quiet()
+    history = fit(model, digits.train, RECIPE, validation=digits.validation, seed=7, monitor=monitor)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [record["epoch"] for record in history] == [1, 2, 3]
+    assert history == monitor.epochs
+    assert history[2]["loss"] < history[0]["loss"]
+    assert not any(module.training for module in model.modules())
+    assert model.fractional_max_pools()[0].generator is generator
+    assert digits.validation is not None
+    held_out = evaluate(model, digits.validation, seed=7)  # with the statistics of more images than in training
+    assert held_out.loss == pytest.approx(history[2]["validation_loss"], rel=0.1)
+
+
+def test_fit_is_decided_by_its_seed_and_the_weights(digits: Splits) -> None:
+    recipe = replace(RECIPE, epochs=1)
+
+    def after(seed: int) -> list[torch.Tensor]:
+        model = network()
+        fit(model, digits.train, recipe, seed=seed)
+        return list(model.state_dict().values())
+
+    first, same, other = after(0), after(0), after(1)
+    assert all(map(torch.equal, first, same))
+    assert not all(map(torch.equal, first, other))
+
+
+def test_a_run_is_fit_with_files(tmp_path: Path) -> None:
+    """The same weights come out, if the model starts with the same weights and random state."""
+    train(replace(SMALL, seed=5), tmp_path / "run", Quiet())
+    torch.manual_seed(5)
+    splits = load_data("digits", image_size=8, channels=1, validation=0.1, seed=5)
+    mean, std = normalisation(splits.train)
+    model = HybridMobileNet("fmp", 0.25, 1, 10, 1, (8, 8), mean=mean, std=std)
+    started = torch.get_rng_state()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "manual_seed", lambda _seed: torch.set_rng_state(started))
+        history = fit(model, splits.train, RECIPE, validation=splits.validation, seed=5)
+    expected = HybridMobileNet.from_pretrained(tmp_path / "run").state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for key in ("epoch", "loss", "accuracy", "learning_rate", "validation_loss", "validation_accuracy"):
+        assert [line[key] for line in lines] == [record[key] for record in history]
+
+
+def test_ctrl_c_in_fit_is_a_keyboard_interrupt(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    handler, state, model = signal.getsignal(signal.SIGINT), torch.get_rng_state(), network()
+    before = [tensor.clone() for tensor in model.parameters()]
+    before_step(
+        monkeypatch, lambda taken, _model, _optimizer: signal.raise_signal(signal.SIGINT) if taken == 2 else None
+    )
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fit(model, digits.train, RECIPE)
+    assert type(caught.value) is KeyboardInterrupt
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(before[0], next(model.parameters()))  # two steps were taken
+
+
+def test_fit_diverges_in_one_line(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    before_step(monkeypatch, poison("features.conv.conv.weight"))
+    refuses(TrainingDiverged, lambda: fit(network(), digits.train, RECIPE), "diverged in epoch 2", "than 0.001")
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"image_size": 16}, "dataset has the image size (16, 16), but the model has (8, 8)"),
+        ({"channels": 3}, "dataset has the channels 3, but the model has 1"),
+    ],
+)
+def test_fit_refuses_images_that_do_not_fit_the_model(change: dict[str, int], part: str) -> None:
+    other = load_data("digits", **({"image_size": 8, "channels": 1} | change)).train  # type: ignore[arg-type]
+    refuses(ValueError, lambda: fit(network(), other, RECIPE), part)
+
+
+def test_fit_refuses_what_cannot_be(digits: Splits) -> None:
+    model = network()
+    refuses(ValueError, lambda: fit(network(classes=3), digits.train), "class names", "('0', '1', '2')")
+    refuses(ValueError, lambda: fit(model, digits.train, seed=-1), "seed is -1")
+    refuses(ValueError, lambda: fit(model, digits.train, device="cuda:99"), "--device is 'cuda:99'")
+    bf16 = replace(RECIPE, precision="bf16")
+    refuses(ValueError, lambda: fit(model, digits.train, bf16, device="cpu"), "precision is 'bf16'")
+
+
+@pytest.mark.parametrize("module", [fit_module, training, step, evaluate_module, recipe, dataset])
+def test_examples(module: ModuleType) -> None:
+    failed, attempted = doctest.testmod(module)
+    assert attempted > 0
+    assert failed == 0
+
+
+def test_training_does_not_import_torch_dynamo(tmp_path: Path) -> None:
+    """Its import takes nearly as long as torch's own."""
+    script = (
+        "import sys; from dataclasses import replace; from runs import RECIPE, SMALL\n"
+        "from hybrid_mobilenet import HybridMobileNet, train; from hybrid_mobilenet.training.step import adam\n"
+        "train(replace(SMALL, family='mobilenet', recipe=replace(RECIPE, epochs=1)), sys.argv[1])\n"
+        "optimizer = adam(HybridMobileNet.from_pretrained(sys.argv[1]), RECIPE)\n"
+        "optimizer.load_state_dict(optimizer.state_dict())\n"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-c", script, str(tmp_path / "run")]
+    assert subprocess.run(command, env=environment, check=False).returncode == 0

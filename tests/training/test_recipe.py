@@ -1,0 +1,46 @@
+"""Recipes and seeds: what they refuse, and what stays when epochs change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from hybrid_mobilenet.training.recipe import PAPER, derived_seed
+
+
+def test_other_epochs_keep_the_share_of_fixed_regions() -> None:
+    recipe = replace(PAPER, epochs=40, fixed_epochs=8)
+    assert recipe.with_epochs(20) == replace(recipe, epochs=20, fixed_epochs=4)
+    assert recipe.with_epochs(1) == replace(recipe, epochs=1, fixed_epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "rule"),
+    [
+        ("epochs", 0, "1 or more"),
+        ("batch_size", 1, "batch normalisation needs two images"),
+        ("learning_rate", 0.0, "above 0 and below 1: try 0.001"),
+        ("learning_rate", 1.0, "above 0 and below 1: try 0.001"),
+        ("learning_rate", float("nan"), "above 0 and below 1: try 0.001"),
+        ("schedule", "linear", "cosine or constant"),
+        ("weight_decay", -0.1, "0 or more and below 10: try 0.1"),
+        ("weight_decay", float("nan"), "0 or more and below 10: try 0.1"),
+        ("dropout", 1.0, "0 or more and below 1"),
+        ("dropout", -0.1, "0 or more and below 1"),
+        ("activation", "gelu", "relu or relu6"),
+        ("sequence", "even", "random or pseudorandom"),
+        ("precision", "fp16", "fp32 or bf16"),
+        ("fixed_epochs", 61, "between 0 and epochs"),
+        ("fixed_epochs", -1, "between 0 and epochs"),
+    ],
+)
+def test_a_recipe_that_cannot_be(field: str, value: Any, rule: str) -> None:
+    with pytest.raises(ValueError, match=f"^{field} is {value!r}, but must be .*{rule}"):
+        replace(PAPER, **{field: value})
+
+
+def test_seeds_of_draws_are_what_they_were() -> None:
+    assert [derived_seed(seed, 4) for seed in (0, 1, 42, 10**12)] == [4, 1_000_007, 42_000_130, 10**12 * 1_000_003 + 4]
+    assert {derived_seed(2**64 - 1, number) < 2**64 for number in range(2_000_000, 2_000_010)} == {True}

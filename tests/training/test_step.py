@@ -1,0 +1,96 @@
+"""A training step: gradients, optimiser, learning rate, precision."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+
+from hybrid_mobilenet.layers import batch_norm, depthwise, pointwise
+from hybrid_mobilenet.network.architecture import FAMILIES, Family
+from hybrid_mobilenet.network.model import HybridMobileNet
+from hybrid_mobilenet.training.recipe import PAPER, Precision, Recipe
+from hybrid_mobilenet.training.step import adam, learning_rate, train_step
+
+
+def test_the_learning_rate_falls_as_a_cosine_or_stays() -> None:
+    recipe = Recipe(learning_rate=0.01)
+    assert [learning_rate(recipe, done) for done in (0, 0.5, 1)] == pytest.approx([0.01, 0.005, 0])
+    falling = [learning_rate(recipe, done / 100) for done in range(101)]
+    assert falling == sorted(falling, reverse=True)
+    constant = replace(recipe, schedule="constant")
+    assert {learning_rate(constant, done) for done in (0, 0.3, 1)} == {0.01}
+
+
+def test_weights_decay_and_nothing_else() -> None:
+    model = HybridMobileNet("fmp", 0.25, 2, 10, 1, (8, 8), class_names=[str(digit) for digit in range(10)])
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    adam(model, replace(PAPER, learning_rate=0.1, weight_decay=0.5)).step()
+    for name, parameter in model.named_parameters():
+        decays = name.endswith((".conv.weight", ".linear.weight"))
+        torch.testing.assert_close(parameter.detach(), before[name] * (0.95 if decays else 1))
+
+
+def test_without_decay_it_is_adam() -> None:
+    recipe = replace(PAPER, learning_rate=0.01, weight_decay=0.0)
+    reference = torch.nn.Conv2d(3, 4, 3)
+    ours = deepcopy(reference)
+    optimizers = [
+        torch.optim.Adam(reference.parameters(), 0.01, (recipe.beta1, recipe.beta2), recipe.epsilon),
+        adam(ours, recipe),
+    ]
+    images = torch.randn(2, 3, 5, 5)
+    for _ in range(3):
+        for model, optimizer in zip((reference, ours), optimizers, strict=True):
+            optimizer.zero_grad()
+            model(images).square().sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.state_dict(), reference.state_dict())
+
+
+def test_a_step_updates_every_parameter_once() -> None:
+    linear = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(linear.parameters(), 0.5)
+    before = {name: parameter.detach().clone() for name, parameter in linear.named_parameters()}
+    images, labels = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+    loss, hits = train_step(linear, optimizer, images, labels)
+    logits = images @ before["weight"].t() + before["bias"]
+    expected = nn.functional.cross_entropy(logits, labels)
+    torch.testing.assert_close(loss, expected)
+    assert hits == (logits.argmax(1) == labels).sum()
+    gradient = (logits.softmax(1) - nn.functional.one_hot(labels, 2)) / 4
+    torch.testing.assert_close(linear.weight.detach(), before["weight"] - 0.5 * gradient.t() @ images)
+    torch.testing.assert_close(linear.bias.detach(), before["bias"] - 0.5 * gradient.sum(0))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_looks_at_no_value(family: Family) -> None:
+    with torch.device("meta"):  # where tensors have no values
+        model = HybridMobileNet(family, 0.25, 2, 10).train()
+        images, labels = torch.empty(4, 3, 32, 32, dtype=torch.uint8), torch.empty(4, dtype=torch.int64)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    loss, hits = train_step(model, optimizer, images, labels)
+    assert (loss.device.type, loss.shape, hits.shape) == ("meta", (), ())
+
+
+def test_a_step_in_bf16_leaves_weights_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The way of a GPU through the model, on the CPU.
+    monkeypatch.setattr(depthwise, "_is_training_on_cpu", lambda *_: False)
+    for module in (batch_norm, pointwise):
+        monkeypatch.setattr(module, "is_training_on_cpu", lambda *_: False)
+    losses = {}
+    for precision in get_args(Precision):
+        torch.manual_seed(0)
+        model = HybridMobileNet("fmp", 0.25, 1, 10, 1, (8, 8), dropout=0).train()
+        images, labels = torch.randint(256, (16, 1, 8, 8), dtype=torch.uint8), torch.randint(10, (16,))
+        optimizer = torch.optim.Adam(model.parameters(), 0.003, fused=True)
+        losses[precision] = train_step(model, optimizer, images, labels, precision)[0].item()
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.2)  # bfloat16 has 8 bits, and there are 27 layers
