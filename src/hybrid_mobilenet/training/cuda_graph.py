@@ -8,6 +8,7 @@ tables on the GPU with a line per step, and the graph itself reads the line whos
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
@@ -114,10 +115,7 @@ class CapturedSteps:
         self._rate.copy_(self._rates.index_select(0, self._line)[0])
         self._drawn.copy_(self._regions.index_select(0, self._line))
         self._line.add_(1).remainder_(len(self._rates))
-        for pool, regions in zip(self._pools, self._of_pool, strict=True):
-            pool.given = regions
-        try:
+        with ExitStack() as stack:
+            for pool, regions in zip(self._pools, self._of_pool, strict=True):
+                stack.enter_context(pool.using(*regions))
             return self._step(*self._fetch(numbers))
-        finally:
-            for pool in self._pools:
-                pool.given = None
