@@ -516,7 +516,7 @@ class FractionalMaxPool2d(nn.Module):
     def _exported(self, x: Tensor, size: Size) -> Tensor:
         if self.training:
             raise RuntimeError(
-                "a FractionalMaxPool2d in train() draws its regions anew in each forward and cannot be exported: "
+                "a FractionalMaxPool2d in train() draws new regions in each forward and cannot be exported: "
                 "call model.eval() before the export"
             )
         rows, columns = (
