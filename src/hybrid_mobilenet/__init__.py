@@ -9,6 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .layers.keras import convert_grouped_channels as convert_grouped_channels
+    from .layers.keras import convert_keras_depthwise as convert_keras_depthwise
+    from .layers.keras import to_grouped_channels as to_grouped_channels
+    from .layers.keras import to_keras_depthwise as to_keras_depthwise
     from .layers.pooling import FractionalMaxPool2d as FractionalMaxPool2d
     from .network.architecture import resolve as resolve
     from .network.model import HybridMobileNet as HybridMobileNet
@@ -18,10 +22,23 @@ if TYPE_CHECKING:
 _MODULE_OF = {
     "FractionalMaxPool2d": "layers.pooling",
     "HybridMobileNet": "network.model",
+    "convert_grouped_channels": "layers.keras",
+    "convert_keras_depthwise": "layers.keras",
     "resolve": "network.architecture",
+    "to_grouped_channels": "layers.keras",
+    "to_keras_depthwise": "layers.keras",
 }
 
-__all__ = ["FractionalMaxPool2d", "HybridMobileNet", "__version__", "resolve"]
+__all__ = [
+    "FractionalMaxPool2d",
+    "HybridMobileNet",
+    "__version__",
+    "convert_grouped_channels",
+    "convert_keras_depthwise",
+    "resolve",
+    "to_grouped_channels",
+    "to_keras_depthwise",
+]
 
 
 def __getattr__(name: str) -> object:
