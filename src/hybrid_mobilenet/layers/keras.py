@@ -153,7 +153,8 @@ def to_grouped_channels(tensor: Tensor, multiplier: int, dim: int = 0) -> Tensor
 def _transposed(tensor: Tensor, rows: int, dim: int) -> Tensor:
     """Read one dimension as a matrix with this number of rows, and transpose it."""
     dim %= tensor.dim()
-    return tensor.unflatten(dim, (rows, -1)).transpose(dim, dim + 1).flatten(dim, dim + 1).contiguous()
+    matrix = tensor.reshape(*tensor.shape[:dim], rows, -1, *tensor.shape[dim + 1 :])
+    return matrix.transpose(dim, dim + 1).reshape(tensor.shape).contiguous()
 
 
 def _check_multiplier(tensor: Tensor, multiplier: int, dim: int) -> None:

@@ -428,12 +428,12 @@ class FractionalMaxPool2d(nn.Module):
                 f"ratio is {ratio!r} and output_size is {output_size!r}, but exactly one of them must be given: "
                 "the paper's is ratio=1.44"
             )
-        ratios = ratio if isinstance(ratio, tuple) else (ratio, ratio)
+        ratios: tuple[Any, ...] = ratio if isinstance(ratio, tuple) else (ratio, ratio)
         if ratio is not None and (len(ratios) != 2 or not all(_is_ratio(value) for value in ratios)):
             raise ValueError(
                 f"ratio is {ratio!r}, but must lie in [1, 2], or be a pair of such numbers: the paper's is 1.44"
             )
-        sizes = output_size if isinstance(output_size, tuple) else (output_size, output_size)
+        sizes: tuple[Any, ...] = output_size if isinstance(output_size, tuple) else (output_size, output_size)
         if output_size is not None and (len(sizes) != 2 or not all(_is_size(value) for value in sizes)):
             raise ValueError(
                 f"output_size is {output_size!r}, but must be an int of 1 or more, or a pair of them: "

@@ -115,8 +115,8 @@ def _region(_typing, spread, maps, rows, columns, regions, winners, region, chan
     lengths = LANES_STREAMED if streaming.literal_value else LANES
 
     def write(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        for pixels, *addresses, store in _vectors(context, builder, signature.args, values, lengths):
-            write_vector(builder, pixels, *addresses, store)
+        for pixels, value, winner, store in _vectors(context, builder, signature.args, values, lengths):
+            write_vector(builder, pixels, value, winner, store)
         return context.get_dummy_value()
 
     return numba.types.void(spread, maps, rows, columns, regions, winners, region, channels, streaming), write
