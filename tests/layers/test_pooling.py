@@ -577,8 +577,8 @@ def test_output_size_instead_of_ratio(output_size: int | tuple[int, int], traini
     assert (len(rows) - 1, len(columns) - 1) == (height, width)
     assert pool(x).shape == (2, 3, height, width)
     if not training:
-        sequences = (pseudorandom_sequence(10, n_out, 0.5) for n_out in (height, width))
-        assert torch.equal(pool(x), fractional_max_pool2d(x, *sequences))
+        fixed_rows, fixed_columns = (pseudorandom_sequence(10, n_out, 0.5) for n_out in (height, width))
+        assert torch.equal(pool(x), fractional_max_pool2d(x, fixed_rows, fixed_columns))
 
 
 def test_output_size_and_ratio_that_mean_the_same_draw_the_same() -> None:

@@ -357,7 +357,11 @@ def _pooled(x: Tensor, rows: Tensor, columns: Tensor, overlapping: bool) -> Tens
         rows, columns = (regions.to(x.device, non_blocking=x.is_cuda) for regions in (rows, columns))
     inputs = x, rows, columns, overlapping
     if torch.compiler.is_exporting():
-        return reference.forward(*inputs)[0]  # standard operators only
+        window = 3 if overlapping else 2
+        row_grid, column_grid = (
+            torch.stack(reference.places(each, overlapping)[:window], 1).flatten() for each in (rows, columns)
+        )
+        return pool_grid(x, row_grid, column_grid, window)
     if _are_transformed():
         return cast(Tensor, _TransformedPool.apply(*inputs)[0])  # type: ignore[no-untyped-call]
     # Compilers and tensor subclasses, fake tensors among them, need the operator.

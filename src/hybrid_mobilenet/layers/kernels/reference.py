@@ -1,4 +1,4 @@
-"""Fractional max pooling in plain torch, for devices without a kernel of their own, and for exporters.
+"""Fractional max pooling in plain torch, for devices without a kernel of their own.
 
 Forward is separable: rows first, then columns. It also records the winner of each region, the pixel that is its
 maximum, in a byte: 3 * c + r for column c and row r of the region. Backward is a gather: each pixel adds up the
@@ -15,14 +15,14 @@ from torch import Tensor
 
 def forward(x: Tensor, rows: Tensor, columns: Tensor, overlapping: bool) -> tuple[Tensor, Tensor]:
     """Maxima over regions, and their winners: (N, C, H, W) to two of (N, C, H_out, W_out), x's dtype and uint8."""
-    first, second, third = (x.index_select(2, place) for place in _places(rows, overlapping))
+    first, second, third = (x.index_select(2, place) for place in places(rows, overlapping))
     pooled = torch.maximum(first, second)
     row = torch.where(third > pooled, 2, (second > first).to(torch.uint8))
     pooled = torch.maximum(pooled, third)
 
-    places = _places(columns, overlapping)
-    first, second, third = (pooled.index_select(3, place) for place in places)
-    winning_rows = [row.index_select(3, place) for place in places]
+    at = places(columns, overlapping)
+    first, second, third = (pooled.index_select(3, place) for place in at)
+    winning_rows = [row.index_select(3, place) for place in at]
     pooled = torch.maximum(first, second)
     winners = torch.where(second > first, 3 + winning_rows[1], winning_rows[0])
     winners = torch.where(third > pooled, 6 + winning_rows[2], winners)
@@ -60,7 +60,7 @@ def check_sequence(sequence: Tensor, size: int, name: str) -> None:
         )
 
 
-def _places(sequence: Tensor, overlapping: bool) -> tuple[Tensor, Tensor, Tensor]:
+def places(sequence: Tensor, overlapping: bool) -> tuple[Tensor, Tensor, Tensor]:
     """First, second and third pixel of each region; a narrower region repeats its last pixel."""
     first, last = sequence[:-1], sequence[1:] - 1
     third = (last + 1).clamp(max=sequence[-1] - 1) if overlapping else last
