@@ -17,8 +17,8 @@ from timing import interleave, speed_up, timed
 BATCH = 128
 #: Channels, pixels of a side before and after, and the speed-up over torch to reach.
 SHAPES = [(8, 32, 22, 10.0), (32, 22, 15, 18.0), (64, 15, 10, 18.0), (128, 10, 6, 18.0)]
-#: Passes of each side per round, in this order. torch's pass leaves the caches full of its own maps, and ours takes about
-#: ten passes to replace them: its first pass is timed separately, and the others after a warm-up.
+#: Passes of each side per round, in this order. torch's pass leaves the caches full of its own maps, and ours takes
+#: about ten passes to replace them: its first pass is timed separately, and the others after a warm-up.
 TIMES = {"torch": 1, "first": 1, "ours": 10, "clone": 40}
 WARM_UP = {"torch": 1, "first": 0, "ours": 10, "clone": 10}
 
