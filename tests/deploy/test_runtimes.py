@@ -169,7 +169,7 @@ def test_executorch_has_one_subgraph_of_xnnpack(family: Family) -> None:
 
 
 @needs("executorch")
-@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")  # torch's own
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of ExecuTorch and of torch.export
 @pytest.mark.parametrize("backend", ["portable", "xnnpack"])
 @pytest.mark.parametrize(
     "pool",
