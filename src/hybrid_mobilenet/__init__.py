@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .data.dataset import ImageDataset as ImageDataset
     from .data.dataset import load_data as load_data
+    from .layers.keras import convert_grouped_channels as convert_grouped_channels
+    from .layers.keras import convert_keras_depthwise as convert_keras_depthwise
+    from .layers.keras import to_grouped_channels as to_grouped_channels
+    from .layers.keras import to_keras_depthwise as to_keras_depthwise
     from .layers.pooling import FractionalMaxPool2d as FractionalMaxPool2d
     from .network.architecture import resolve as resolve
     from .network.model import HybridMobileNet as HybridMobileNet
@@ -39,6 +43,10 @@ _MODULE_OF = {
     "resume": "training.run",
     "train": "training.run",
     "train_step": "training.step",
+    "convert_grouped_channels": "layers.keras",
+    "convert_keras_depthwise": "layers.keras",
+    "to_grouped_channels": "layers.keras",
+    "to_keras_depthwise": "layers.keras",
 }
 
 __all__ = [
@@ -48,12 +56,16 @@ __all__ = [
     "Recipe",
     "Setup",
     "__version__",
+    "convert_grouped_channels",
+    "convert_keras_depthwise",
     "evaluate",
     "fit",
     "load_data",
     "paper_recipe",
     "resolve",
     "resume",
+    "to_grouped_channels",
+    "to_keras_depthwise",
     "train",
     "train_step",
 ]

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 import hybrid_mobilenet
-from hybrid_mobilenet import HybridMobileNet, __version__, resolve
+from hybrid_mobilenet import FractionalMaxPool2d, HybridMobileNet, __version__, resolve
 from hybrid_mobilenet.data.dataset import load_data, load_test
 from hybrid_mobilenet.deploy.deployed import Deployed, ExportError, GridMaxPool, fixed_pool
 from hybrid_mobilenet.deploy.executorch import (
@@ -166,6 +166,29 @@ def is_one_subgraph(content: bytes) -> bool:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_executorch_has_one_subgraph_of_xnnpack(family: Family) -> None:
     assert is_one_subgraph(executorch_bytes(network(family)))
+
+
+@needs("executorch")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of ExecuTorch and of torch.export
+@pytest.mark.parametrize("backend", ["portable", "xnnpack"])
+@pytest.mark.parametrize(
+    "pool",
+    [{"ratio": 1.44}, {"ratio": 1.44, "overlapping": True}, {"output_size": (20, 16)}],
+    ids=str,
+)
+def test_the_pooling_layer_in_another_model_runs_in_executorch(pool: dict[str, Any], backend: str) -> None:
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+    from executorch.runtime import Runtime
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), FractionalMaxPool2d(**pool), nn.Conv2d(8, 4, 3)).eval()
+    some = torch.rand(2, 3, 32, 32)
+    partitioner = [XnnpackPartitioner()] if backend == "xnnpack" else []
+    lowered = to_edge_transform_and_lower(torch.export.export(model, (some,)), partitioner=partitioner)
+    program = Runtime.get().load_program(bytes(lowered.to_executorch().buffer))
+    (output,) = program.load_method("forward").execute((some,))
+    torch.testing.assert_close(output, model(some).detach(), rtol=0, atol=1e-5)
 
 
 # int8

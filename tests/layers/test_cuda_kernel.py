@@ -1,6 +1,6 @@
-"""The triton kernels against plain ones: on a CUDA device where there is one, else in triton's interpreter.
+"""The triton kernels against plain torch: on a CUDA device if there is one, otherwise in triton's interpreter.
 
-The interpreter must be chosen before triton is imported, hence the process of its own.
+The interpreter has to be chosen before triton is imported, so the comparisons run in processes of their own.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def wide(dtype):
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 def assert_close(ours, exact, dtype):
-    # dtype: that of the result; what is left of it in bfloat16 is right but for the last rounding
+    # dtype: of the result, whose only large error is the last rounding
     assert ours.dtype == dtype
     tolerance = max(torch.finfo(dtype).eps, 300 * torch.finfo(wide(dtype)).eps)
     torch.testing.assert_close(ours.double(), exact, rtol=tolerance, atol=tolerance)
@@ -84,13 +84,13 @@ def compare(dtype, batch, channels, size, multiplier, stride):
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert_close(y, exact, dtype)
     gradient = torch.randn(y.shape).to(dtype)
-    of_maps, of_weights = kernel.backward(gradient, x, by_place, stride, True)
-    exact_of_maps, exact_of_weights = torch.autograd.grad(exact, (exact_x, exact_weight), gradient.double())
-    assert_close(of_maps, exact_of_maps, dtype)
-    assert_close(of_weights.t().reshape(-1, 1, 3, 3), exact_of_weights, weight.dtype)
+    dx, dweight = kernel.backward(gradient, x, by_place, stride, True)
+    exact_dx, exact_dweight = torch.autograd.grad(exact, (exact_x, exact_weight), gradient.double())
+    assert_close(dx, exact_dx, dtype)
+    assert_close(dweight.t().reshape(-1, 1, 3, 3), exact_dweight, weight.dtype)
     nothing, again = kernel.backward(gradient, x, by_place, stride, False)
     assert nothing is None
-    assert torch.equal(again, of_weights)
+    assert torch.equal(again, dweight)
     compared += 1
 
 for case in (
@@ -108,9 +108,9 @@ compare(torch.float32, 2, 8, (9, 9), 2, 1)
 nobody, by_place = torch.empty(0, 8, 5, 5), torch.randn(9, 16)
 y = kernel.forward(nobody, by_place, 2)
 assert y.shape == (0, 16, 3, 3)
-of_maps, of_weights = kernel.backward(y, nobody, by_place, 2, True)
-assert of_maps.shape == nobody.shape
-assert not of_weights.any()
+dx, dweight = kernel.backward(y, nobody, by_place, 2, True)
+assert dx.shape == nobody.shape
+assert not dweight.any()
 print("compared", compared)
 """
 )
@@ -140,9 +140,9 @@ def compare(dtype, batch, channels, size, relu):
     assert_close(norm.running_mean, exact_norm.running_mean, wide(dtype))
     assert_close(norm.running_var, exact_norm.running_var, wide(dtype))
     gradient = torch.randn(y.shape).to(dtype)
-    of_maps, (of_bias, of_weight) = kernel.backward(gradient, x, saved, relu)
+    dx, (dbias, dweight) = kernel.backward(gradient, x, saved, relu)
     exact = torch.autograd.grad(exact, (exact_x, exact_norm.weight, exact_norm.bias), gradient.double())
-    for ours, expected, precision in zip((of_maps, of_weight, of_bias), exact, (dtype, wide(dtype), wide(dtype))):
+    for ours, expected, precision in zip((dx, dweight, dbias), exact, (dtype, wide(dtype), wide(dtype))):
         assert_close(ours, expected, precision)
     compared += 1
 
@@ -163,8 +163,8 @@ for kernel.ALL_AT_ONCE in (4096, 0):
     x = torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1, 1)
     y, saved = kernel.forward(x, nn.BatchNorm2d(1), True)
     assert y.flatten()[:2].tolist() == [0, 0]
-    _, (of_bias, _) = kernel.backward(torch.ones_like(x), x, saved, True)
-    assert of_bias.item() == 1
+    _, (dbias, _) = kernel.backward(torch.ones_like(x), x, saved, True)
+    assert dbias.item() == 1
 print("compared", compared)
 """
 )

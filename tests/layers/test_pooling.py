@@ -6,6 +6,9 @@ import copy
 import doctest
 import itertools
 import json
+import operator
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +30,9 @@ from hybrid_mobilenet.layers import pooling
 from hybrid_mobilenet.layers.kernels import reference
 from hybrid_mobilenet.layers.pooling import (
     FractionalMaxPool2d,
+    fixed_grid,
     fractional_max_pool2d,
+    pool_grid,
     pseudorandom_sequence,
     random_sequence,
 )
@@ -293,13 +298,13 @@ def test_eager_path_and_operator_are_equal_to_the_plain_kernel(
     expected, winners = reference.forward(x, rows, columns, overlapping)
     expected_gradient = reference.backward(weight, winners, rows, columns, overlapping, 25, 20)
 
-    asked = x.clone().requires_grad_()
-    eager = fractional_max_pool2d(asked, rows, columns, overlapping)
-    operator, of_operator = torch.ops.hybrid_mobilenet.fractional_max_pool2d(asked, rows, columns, overlapping)
-    assert torch.equal(of_operator, winners)
-    for output in (eager, operator):
+    leaf = x.clone().requires_grad_()
+    eager = fractional_max_pool2d(leaf, rows, columns, overlapping)
+    by_operator, operator_winners = torch.ops.hybrid_mobilenet.fractional_max_pool2d(leaf, rows, columns, overlapping)
+    assert torch.equal(operator_winners, winners)
+    for output in (eager, by_operator):
         torch.testing.assert_close(output, expected, rtol=0, atol=0, equal_nan=True)
-        assert torch.equal(torch.autograd.grad(output, asked, weight)[0], expected_gradient)
+        assert torch.equal(torch.autograd.grad(output, leaf, weight)[0], expected_gradient)
 
 
 @both_regions
@@ -562,6 +567,84 @@ def test_height_and_width_have_ratios_of_their_own() -> None:
     assert FractionalMaxPool2d((2, 1))(torch.rand(1, 2, 10, 11)).shape == (1, 2, 5, 11)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("output_size", [7, (7, 7), (6, 10), (10, 5)], ids=str)
+def test_output_size_instead_of_ratio(output_size: int | tuple[int, int], training: bool) -> None:
+    pool = FractionalMaxPool2d(output_size=output_size, generator=seeded()).train(training)
+    height, width = output_size if isinstance(output_size, tuple) else (output_size, output_size)
+    x = torch.rand(2, 3, 10, 10, generator=seeded())
+    rows, columns = drawn_regions(pool, 10, 10)
+    assert (len(rows) - 1, len(columns) - 1) == (height, width)
+    assert pool(x).shape == (2, 3, height, width)
+    if not training:
+        fixed_rows, fixed_columns = (pseudorandom_sequence(10, n_out, 0.5) for n_out in (height, width))
+        assert torch.equal(pool(x), fractional_max_pool2d(x, fixed_rows, fixed_columns))
+
+
+def test_output_size_and_ratio_that_mean_the_same_draw_the_same() -> None:
+    by_size = FractionalMaxPool2d(output_size=22, generator=seeded(3))
+    by_ratio = FractionalMaxPool2d(1.44, generator=seeded(3))
+    x = torch.rand(2, 3, 32, 32, generator=seeded())
+    assert torch.equal(by_size(x), by_ratio(x))
+
+
+def test_repr_has_the_size_that_was_given() -> None:
+    end = "sequence='random', overlapping=False)"
+    assert repr(FractionalMaxPool2d(1.44)) == f"FractionalMaxPool2d(ratio=(1.44, 1.44), {end}"
+    assert repr(FractionalMaxPool2d(output_size=(5, 6))) == f"FractionalMaxPool2d(output_size=(5, 6), {end}"
+
+
+@both_regions
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_one_image_without_a_batch(requires_grad: bool, training: bool, overlapping: bool) -> None:
+    x = small_integers(3, 9, 7).requires_grad_(requires_grad)
+    pool, twin = (
+        FractionalMaxPool2d(1.44, overlapping=overlapping, generator=seeded(2)).train(training) for _ in range(2)
+    )
+    batch = x.detach().unsqueeze(0).requires_grad_(requires_grad)
+    y, expected = pool(x), twin(batch)
+    assert y.shape == (3, 6, 4)
+    assert torch.equal(y, expected[0])
+    if requires_grad:
+        (gradient,), (expected_gradient,) = (
+            torch.autograd.grad(output.square().sum(), leaf) for output, leaf in ((y, x), (expected, batch))
+        )
+        assert torch.equal(gradient, expected_gradient[0])
+
+
+@both_regions
+def test_operator_takes_one_image_without_a_batch(overlapping: bool) -> None:
+    x, rows, columns = small_integers(3, 9, 7), random_sequence(9, 6, seeded(1)), random_sequence(7, 4, seeded(2))
+    y = fractional_max_pool2d(x, rows, columns, overlapping)
+    assert torch.equal(y, fractional_max_pool2d(x.unsqueeze(0), rows, columns, overlapping)[0])
+    y.relu_().zero_()
+    assert torch.equal(x, small_integers(3, 9, 7))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_given_regions_are_used_within_the_block(training: bool) -> None:
+    pool = FractionalMaxPool2d(1.44, generator=seeded()).train(training)
+    x = torch.rand(2, 3, 32, 22, generator=seeded())
+    inner, outer = ((random_sequence(32, 22, seeded(n)), random_sequence(22, 15, seeded(n + 1))) for n in (1, 5))
+    with pool.using(*outer):
+        with pool.using(*inner):
+            assert torch.equal(pool(x), fractional_max_pool2d(x, *inner))
+            assert torch.equal(pool(x[0]), fractional_max_pool2d(x[0], *inner))
+        assert torch.equal(pool(x), fractional_max_pool2d(x, *outer))
+    again = FractionalMaxPool2d(1.44, generator=seeded()).train(training)
+    assert torch.equal(pool(x), again(x))  # nothing was drawn in the block, and it has ended
+
+
+def test_given_regions_end_with_the_block_where_it_raises() -> None:
+    pool, regions = FractionalMaxPool2d(1.44).eval(), (random_sequence(9, 6, seeded(1)), random_sequence(9, 6))
+    x = torch.rand(1, 2, 9, 9)
+    expected = pool(x)
+    with pytest.raises(KeyError), pool.using(*regions):
+        raise KeyError
+    assert torch.equal(pool(x), expected)
+
+
 def test_ratio_2_is_plain_max_pooling() -> None:
     x = torch.rand(2, 3, 10, 8, generator=seeded())
     assert torch.equal(FractionalMaxPool2d(2)(x), nn.functional.max_pool2d(x, 2))
@@ -610,15 +693,159 @@ def test_compiled_training_keeps_drawing(sequence: Any) -> None:
 
 
 @both_regions
-def test_exports_as_one_operator(overlapping: bool) -> None:
-    layer = FractionalMaxPool2d(1.44, overlapping=overlapping).eval()
-    x = small_integers(2, 3, 22, 15)
-    batch = torch.export.Dim("batch", min=1)
-    program = torch.export.export(layer, (x,), dynamic_shapes=({0: batch},))
-    names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
-    assert names.count("hybrid_mobilenet.fractional_max_pool2d.default") == 1
-    larger = small_integers(5, 3, 22, 15, seed=1)
-    assert torch.equal(program.module()(larger), layer(larger))
+def test_the_fixed_grid_pools_as_the_layer_does(overlapping: bool) -> None:
+    for n_in, n_out in PAIRS:
+        pixels = torch.tensor(fixed_grid(n_in, n_out, overlapping))
+        window = 3 if overlapping else 2
+        assert pixels.shape == (window * n_out,)
+        sequence = pseudorandom_sequence(n_in, n_out, 0.5)
+        x = small_integers(2, 3, n_in, n_in)
+        expected = fractional_max_pool2d(x, sequence, sequence, overlapping)
+        assert torch.equal(pool_grid(x, pixels, pixels, window), expected), (n_in, n_out)
+
+
+class Pooled(nn.Module):
+    """A user's model that calls the operator with sequences of its own."""
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, overlapping: bool) -> None:
+        super().__init__()
+        self.register_buffer("rows", random_sequence(30, 21, seeded(1)))
+        self.register_buffer("columns", random_sequence(30, 16, seeded(2)))
+        self.overlapping = overlapping
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fractional_max_pool2d(x, self.rows, self.columns, self.overlapping)
+
+
+#: Pooling layers for maps of 30 pixels.
+EXPORTED: dict[str, Any] = {
+    "ratio": lambda: FractionalMaxPool2d(1.44),
+    "overlapping": lambda: FractionalMaxPool2d(1.44, overlapping=True),
+    "pseudorandom": lambda: FractionalMaxPool2d((1.8, 1.2), sequence="pseudorandom"),
+    "output_size": lambda: FractionalMaxPool2d(output_size=(20, 16)),
+    "halved": lambda: FractionalMaxPool2d(2),
+    "operator": lambda: Pooled(False),
+    "overlapping operator": lambda: Pooled(True),
+}
+exported = pytest.mark.parametrize("pool", EXPORTED)
+# torch's own, from copying its tree specifications
+torch_warns = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")
+
+
+def users_model(pool: str) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), EXPORTED[pool](), nn.Conv2d(8, 4, 3)).eval()
+
+
+def assert_has_standard_operators_only(program: torch.export.ExportedProgram) -> None:
+    targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    operators = [target for target in targets if target is not operator.getitem]
+    assert len(operators) > 3
+    for target in operators:
+        assert isinstance(target, torch._ops.OpOverload)
+        assert target.namespace == "aten", target
+        assert torch.Tag.data_dependent_output not in target.tags, target
+        assert torch.Tag.dynamic_output_shape not in target.tags, target
+
+
+@exported
+@torch_warns
+@pytest.mark.parametrize("strict", [False, True])
+def test_torch_export_gives_core_aten(pool: str, strict: bool) -> None:
+    model, x = users_model(pool), torch.rand(2, 3, 32, 32, generator=seeded())
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(model, (x,), strict=strict, dynamic_shapes=({0: batch},))
+    assert_has_standard_operators_only(program)
+    core = program.run_decompositions()
+    assert_has_standard_operators_only(core)
+    for node in core.graph.nodes:
+        if node.op == "call_function" and node.target is not operator.getitem:
+            assert torch.Tag.core in node.target.tags, node.target
+    for size in (1, 2, 5):
+        several = torch.rand(size, 3, 32, 32, generator=seeded(size))
+        torch.testing.assert_close(program.module()(several), model(several), rtol=0, atol=1e-6)
+        torch.testing.assert_close(core.module()(several), model(several), rtol=0, atol=1e-6)
+
+
+@torch_warns
+@both_regions
+def test_the_exported_layer_alone_is_exact(overlapping: bool) -> None:
+    layer, x = FractionalMaxPool2d(1.44, overlapping=overlapping).eval(), small_integers(3, 22, 15)
+    x[1, 3, 4] = torch.nan
+    x[0] = -torch.inf
+    program = torch.export.export(layer, (x,))  # without a batch
+    torch.testing.assert_close(program.module()(x), layer(x), rtol=0, atol=0, equal_nan=True)
+
+
+@torch_warns
+def test_given_regions_are_exported() -> None:
+    layer, x = FractionalMaxPool2d(1.44).eval(), torch.rand(2, 3, 32, 32, generator=seeded())
+    with layer.using(random_sequence(32, 22, seeded(1)), random_sequence(32, 22, seeded(2))):
+        program, expected = torch.export.export(layer, (x,)), layer(x)
+    assert_has_standard_operators_only(program)
+    assert torch.equal(program.module()(x), expected)
+    assert not torch.equal(expected, layer(x))
+
+
+def test_height_and_width_are_fixed_in_an_export() -> None:
+    layer, side = FractionalMaxPool2d(1.44).eval(), torch.export.Dim("side", min=4, max=64)
+    with pytest.raises(Exception, match="side"):
+        torch.export.export(layer, (torch.rand(2, 3, 32, 32),), dynamic_shapes=({2: side},))
+
+
+@torch_warns
+@exported
+@pytest.mark.parametrize("batch", ["fixed", "dynamic"])
+def test_torch_onnx_export_runs_in_onnx_runtime(pool: str, batch: str, tmp_path: Path) -> None:
+    onnx, runtime = (
+        pytest.importorskip(name, reason="needs the extra: pip install 'hybrid-mobilenet[export]'")
+        for name in ("onnx", "onnxruntime")
+    )
+    pytest.importorskip("onnxscript", reason="torch.onnx.export needs it: pip install onnxscript")
+    model, path = users_model(pool), tmp_path / "model.onnx"
+    shapes = ({0: torch.export.Dim("batch")},) if batch == "dynamic" else None
+    torch.onnx.export(model, (torch.rand(1, 3, 32, 32),), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
+
+    content = onnx.load(path)
+    onnx.checker.check_model(content, full_check=True)
+    assert {node.domain for node in content.graph.node} == {""}
+    assert [opset.domain for opset in content.opset_import] == [""]
+    assert not content.functions
+    session = runtime.InferenceSession(path)
+    for size in (1, 5) if batch == "dynamic" else (1,):
+        x = torch.rand(size, 3, 32, 32, generator=seeded(size))
+        (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(y), model(x).detach(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_in_train_is_refused(strict: bool) -> None:
+    model = users_model("ratio").train()
+    with pytest.raises(Exception, match=r"in train\(\) draws new regions .*call model\.eval\(\)") as error:
+        torch.export.export(model, (torch.rand(2, 3, 32, 32),), strict=strict)
+    assert strict or type(error.value) is RuntimeError
+
+
+# --- what is imported -------------------------------------------------------------------------------------------------
+
+
+def third_party_modules(script: str) -> set[str]:
+    """The packages that a script imports in a process of its own, besides the standard library."""
+    end = "import sys; print(*{name.partition('.')[0] for name in sys.modules} - {*sys.stdlib_module_names})"
+    done = subprocess.run([sys.executable, "-c", f"{script}\n{end}"], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_layer_alone_needs_torch_and_numpy_only() -> None:
+    layer = "import torch\nfrom hybrid_mobilenet import FractionalMaxPool2d\npool = FractionalMaxPool2d(1.44)"
+    least = third_party_modules("import torch, numpy")
+    assert third_party_modules(layer) - least == {"hybrid_mobilenet"}
+    called = third_party_modules(f"{layer}\npool(torch.rand(1, 1, 8, 8))") - least
+    assert "numba" in called
+    assert not called & {"triton", "datasets", "lightning_fabric", "safetensors", "matplotlib", "rich", "typer"}
 
 
 # --- what users get wrong -------------------------------------------------------------------------------------------
@@ -626,7 +853,7 @@ def test_exports_as_one_operator(overlapping: bool) -> None:
 
 @pytest.mark.parametrize(
     "ratio",
-    [0.9, 2.1, 0, -1.44, float("nan"), float("inf"), "1.44", None, (1.44,), (1.44, 1.44, 1.44), (1.44, 2.5), [3]],
+    [0.9, 2.1, 0, -1.44, float("nan"), float("inf"), "1.44", True, (1.44,), (1.44, 1.44, 1.44), (1.44, 2.5), [3]],
     ids=str,
 )
 def test_wrong_ratio_is_refused(ratio: Any) -> None:
@@ -635,17 +862,66 @@ def test_wrong_ratio_is_refused(ratio: Any) -> None:
     assert repr(ratio) in str(error.value)
 
 
+@pytest.mark.parametrize("size", [0, -3, 2.5, "5", True, (5,), (5, 5, 5), (5, 0), [5, 5]], ids=str)
+def test_wrong_output_size_is_refused(size: Any) -> None:
+    with pytest.raises(ValueError, match=r"^output_size is .*, but must be an int of 1 or more.*: ") as error:
+        FractionalMaxPool2d(output_size=size)
+    assert repr(size) in str(error.value)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"ratio": 1.44, "output_size": 5}, {"ratio": None}], ids=str)
+def test_exactly_one_of_ratio_and_output_size_is_needed(arguments: dict[str, Any]) -> None:
+    both = {"ratio": None, "output_size": None} | arguments
+    with pytest.raises(
+        ValueError,
+        match=rf"^ratio is {both['ratio']} and output_size is {both['output_size']}, but exactly one of them must be",
+    ):
+        FractionalMaxPool2d(**arguments)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("size", [(10, 12), (4, 8), (11, 8)], ids=str)
+def test_output_size_that_does_not_fit_is_refused(size: tuple[int, int], training: bool) -> None:
+    pool = FractionalMaxPool2d(output_size=5).train(training)
+    least = -(-size[0] // 2), -(-size[1] // 2)
+    message = f"output_size is (5, 5), but x has height and width {size}, .*choose it between {least} and {size}"
+    with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")):
+        pool(torch.rand(2, 3, *size))
+
+
+def test_given_regions_of_another_size_or_kind_are_refused() -> None:
+    pool, regions = FractionalMaxPool2d(1.44), (random_sequence(9, 6, seeded(1)), random_sequence(9, 5, seeded(2)))
+    with (
+        pool.using(*regions),
+        pytest.raises(ValueError, match=r"^rows and columns have 6 and 5 regions, but .* \(9, 9\) have \(6, 6\)"),
+    ):
+        pool(torch.rand(1, 2, 9, 9))
+    shifted = regions[0] + 1
+    with pool.using(shifted, shifted), pytest.raises(ValueError, match=r"^rows is .*, but must be int64 and rise"):
+        pool(torch.rand(1, 2, 9, 9))
+    for wrong in (regions[0].float(), regions[0][None]):
+        with (
+            pytest.raises(ValueError, match=r"^columns has shape .*, but must be int64 and of one dimension: draw"),
+            pool.using(regions[0], wrong),
+        ):
+            pass
+    pool(torch.rand(1, 2, 9, 9))
+
+
 def test_wrong_kind_of_sequence_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^sequence is 'pseudo', but must be one of random, pseudorandom"):
         FractionalMaxPool2d(1.44, sequence="pseudo")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("x", [torch.rand(3, 8, 8), torch.rand(8), torch.rand(1, 1, 3, 8, 8)], ids=lambda x: x.dim())
+@pytest.mark.parametrize("x", [torch.rand(8, 8), torch.rand(8), torch.rand(1, 1, 3, 8, 8)], ids=lambda x: x.dim())
 @pytest.mark.parametrize("training", [True, False])
 def test_wrong_number_of_dimensions_is_refused(x: Tensor, training: bool) -> None:
-    with pytest.raises(ValueError, match=r"^x has shape .*, but must .*\(N, C, H, W\).*: use x\.unsqueeze") as error:
-        FractionalMaxPool2d(1.44).train(training)(x)
-    assert str(tuple(x.shape)) in str(error.value)
+    sequence = torch.tensor([0, 2, 4, 6, 8])
+    layer = FractionalMaxPool2d(1.44).train(training)
+    for call in (layer, lambda x: fractional_max_pool2d(x, sequence, sequence)):
+        with pytest.raises(ValueError, match=r"^x has shape .*, but must .*\(N, C, H, W\) or \(C, H, W\): ") as error:
+            call(x)
+        assert str(tuple(x.shape)) in str(error.value)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64], ids=str)

@@ -1,4 +1,4 @@
-"""Kernels on several threads: torch's own, or plain ones, give what one thread gives."""
+"""Kernels give the same results on several threads, torch's own or plain ones, as on one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def three_threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     elif threads._gnu_openmp() is None:
         pytest.skip("this build of torch does not run on GNU OpenMP")
     before = torch.get_num_threads()
-    torch.use_deterministic_algorithms(True)  # new arrays are full of NaN: what no thread writes is seen
+    torch.use_deterministic_algorithms(True)  # fills new tensors with NaN: what no thread writes is noticed
     yield
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(before)
@@ -88,18 +88,18 @@ def test_threads_share_a_pointwise_convolution(batch: int) -> None:
     results = []
     for count in (1, 3):
         torch.set_num_threads(count)
-        before, behind = (batch_norm.Norm.of(nn.BatchNorm2d(channels).double()) for channels in (512, 272))
-        done = pointwise.forward(x, before, weight, behind)
+        before, after = (batch_norm.Norm.of(nn.BatchNorm2d(channels).double()) for channels in (512, 272))
+        done = pointwise.forward(x, before, weight, after)
         results.append((*done, *pointwise.backward(gradient, x, weight, *done[1:])))
     torch.testing.assert_close(*results)
 
 
 @pytest.mark.skipif(threads._gnu_openmp() is None, reason="this build of torch does not run on GNU OpenMP")
 @pytest.mark.parametrize("setting", ["OMP_THREAD_LIMIT=1", "OMP_DYNAMIC=true"])
-def test_fewer_threads_than_asked_for(setting: str) -> None:
+def test_fewer_threads_than_requested(setting: str) -> None:
     name, _, value = setting.partition("=")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    # OpenMP reads its settings when a process starts. A kernel that waits for threads that never come waits for ever.
+    # OpenMP reads its settings when a process starts. A kernel that waited for missing threads would never return.
     result = subprocess.run(
         [*command, "-k", "openmp and (share or dtype0)"],
         env=os.environ | {name: value},

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
-from ..layers.pooling import pseudorandom_sequence
+from ..layers.pooling import fixed_grid, pool_grid
 from ..network.architecture import Family, Layer, Network, resolve
 from ..network.blocks import ACTIVATIONS
 from ..network.model import HybridMobileNet
@@ -74,9 +74,7 @@ class GridMaxPool(nn.Module):
         self.window, self.width, self.channels = window, width, channels
 
     def forward(self, x: Tensor) -> Tensor:
-        # Over NHWC whole pixels are copied.
-        grid = x.permute(0, 2, 3, 1).index_select(1, self.rows).index_select(2, self.columns)
-        return nn.functional.max_pool2d(grid.permute(0, 3, 1, 2), self.window)
+        return pool_grid(x, self.rows, self.columns, self.window)
 
 
 class Average(nn.Module):
@@ -166,17 +164,8 @@ def fixed_pool(layer: Layer, overlapping: bool) -> nn.Module:
     if not overlapping and all(n_in == 2 * n_out for n_in, n_out in sizes):
         return nn.MaxPool2d(2)
     window = 3 if overlapping else 2
-    rows, columns = (_grid(n_in, n_out, window) for n_in, n_out in sizes)
+    rows, columns = (torch.tensor(fixed_grid(n_in, n_out, overlapping)) for n_in, n_out in sizes)
     return GridMaxPool(rows, columns, window, layer.in_size[1], layer.in_channels)
-
-
-def _grid(n_in: int, n_out: int, window: int) -> Tensor:
-    """The pixels of the regions of one axis, `window` for each region: int64 (n_out * window,)."""
-    sequence = pseudorandom_sequence(n_in, n_out, 0.5)
-    # The last pixel of a region is the one before the next region, or the first of that where regions overlap.
-    last = (sequence[1:] - (0 if window == 3 else 1)).clamp_max(n_in - 1)
-    pixels = sequence[:-1, None] + torch.arange(window)
-    return torch.minimum(pixels, last[:, None]).flatten()
 
 
 def _copy_of(linear: nn.Linear) -> nn.Linear:

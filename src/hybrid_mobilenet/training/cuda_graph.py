@@ -8,6 +8,7 @@ between steps is in tables on the GPU with one row per step. The graph reads the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
@@ -114,10 +115,7 @@ class CapturedSteps:
         self._rate.copy_(self._rates.index_select(0, self._row)[0])
         self._drawn.copy_(self._regions.index_select(0, self._row))
         self._row.add_(1).remainder_(len(self._rates))
-        for pool, regions in zip(self._pools, self._drawn_of_pools, strict=True):
-            pool.given = regions
-        try:
+        with ExitStack() as stack:
+            for pool, regions in zip(self._pools, self._drawn_of_pools, strict=True):
+                stack.enter_context(pool.using(*regions))
             return self._step(*self._fetch(numbers))
-        finally:
-            for pool in self._pools:
-                pool.given = None

@@ -1,11 +1,11 @@
 """Depthwise 3x3 convolution with a depth multiplier on the CPU, forward and backward, compiled by numba.
 
-Maps are in channels-last order (N, H, W, C). For each image eight channels, a vector, are copied to a map with a border
-of zeros, which fits into the first level of the cache; every pixel then has nine neighbours, and the nine weights stay
-in registers. Input channel c feeds the outputs c, C + c, 2 * C + c, ...: channels are never copied in memory.
+Maps are in channels-last order (N, H, W, C). For each image, a vector of eight channels is copied to a zero-padded map,
+which fits into the first-level cache. Every pixel then has nine neighbours, and the nine weights stay in registers.
+Input channel c feeds the outputs c, C + c, 2 * C + c, ..., so that channels are never repeated in memory.
 
-Backward spreads the gradients of a strided convolution out, with zeros in between: the gradient of the maps is then the
-convolution with the kernel turned by 180 degrees, whatever the stride.
+Backward dilates the gradients of a strided convolution with zeros: the gradient of the input is then the convolution
+with the kernel rotated by 180 degrees, for every stride.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from torch import Tensor
 from .threads import compiled, number, numbers, run, share, team
 from .vectors import WIDTH, load, multiply_add, store, zeros
 
-#: Multiplications below which a second thread costs more than it saves.
+#: Multiplications from which a second thread pays off.
 PARALLEL_FROM = 1 << 18
 
-index = np.uint64  # signed offsets would be tested for negative ones in every loop
+index = np.uint64  # with signed indices, every loop would test for negative ones
 
-ONE, TWO = index(WIDTH), index(2 * WIDTH)  # pixels of a padded map
+ONE, TWO = index(WIDTH), index(2 * WIDTH)  # distance of one and two pixels in a padded map
 
 
 def forward(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """The convolution, padded by one pixel on every side.
+    """The convolution with a padding of one pixel.
 
     Args:
         x: (N, C, H, W), float32 or float64, channels-last; C is a multiple of 8.
-        weight: (9, C * multiplier): a row per place of the kernel, row by row of it.
+        weight: (9, C * multiplier): for each place of the kernel, row by row, the weights of all channels.
         stride: 1 or more.
 
     Returns:
@@ -45,23 +45,23 @@ def forward(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     return y
 
 
-def backward(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, of_maps: bool) -> tuple[Tensor | None, Tensor]:
-    """Gradients of the maps, if wanted, and of the weights, (9, C * multiplier).
+def backward(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, needs_dx: bool) -> tuple[Tensor | None, Tensor]:
+    """Gradients of the input, or None, and of the weights, (9, C * multiplier).
 
     Args:
         gradient: of the output; channels-last.
         x: as for `forward`.
         weight: as for `forward`.
         stride: as for `forward`.
-        of_maps: whether the gradient of the maps is wanted.
+        needs_dx: whether to compute the gradient of the input.
     """
     batch, channels, height, width = x.shape
     threads = _threads(gradient)
-    dx = torch.empty_like(x) if of_maps else x.new_empty(0)
+    dx = torch.empty_like(x) if needs_dx else x.new_empty(0)
     shares = weight.new_zeros((threads, *weight.shape))
-    sizes = (batch, height, width, channels, *gradient.shape[2:], weight.shape[1], stride, int(of_maps))
+    sizes = (batch, height, width, channels, *gradient.shape[2:], weight.shape[1], stride, int(needs_dx))
     run(_backward, (x, weight, gradient, dx, shares), sizes, threads)
-    return dx if of_maps else None, shares.sum(0)
+    return dx if needs_dx else None, shares.sum(0)
 
 
 def _threads(y: Tensor) -> int:
@@ -71,9 +71,7 @@ def _threads(y: Tensor) -> int:
 @compiled
 def _forward(call):  # type: ignore[no-untyped-def]
     x, weight, y = numbers(call, 0), numbers(call, 1), numbers(call, 2)
-    height, width, channels = number(call, 1), number(call, 2), number(call, 3)
-    out_height, out_width, out_channels, stride = number(call, 4), number(call, 5), number(call, 6), number(call, 7)
-    row = (width + 2) * WIDTH
+    height, width, channels, out_height, out_width, out_channels, stride, row = _sizes(call)
     padded = np.zeros((height + 2) * row, x.dtype)
     first, last = share(call, number(call, 0))
     for n in range(first, last):
@@ -91,32 +89,38 @@ def _forward(call):  # type: ignore[no-untyped-def]
 def _backward(call):  # type: ignore[no-untyped-def]
     x, weight, gradient = numbers(call, 0), numbers(call, 1), numbers(call, 2)
     dx, shares = numbers(call, 3), numbers(call, 4)
-    height, width, channels = number(call, 1), number(call, 2), number(call, 3)
-    out_height, out_width, out_channels, stride = number(call, 4), number(call, 5), number(call, 6), number(call, 7)
-    of_maps, thread = number(call, 8) != 0, team(call)[0]
-    row = (width + 2) * WIDTH
-    padded, spread = np.zeros((height + 2) * row, x.dtype), np.zeros((height + 2) * row, x.dtype)
+    height, width, channels, out_height, out_width, out_channels, stride, row = _sizes(call)
+    needs_dx, thread = number(call, 8) != 0, team(call)[0]
+    padded, dilated = np.zeros((height + 2) * row, x.dtype), np.zeros((height + 2) * row, x.dtype)
     first, last = share(call, number(call, 0))
     for n in range(first, last):
         for c in range(0, channels, WIDTH):
             _pad(x, n * height * width * channels + c, height, width, channels, 1, padded, row)
             for out in range(c, out_channels, channels):
                 o = n * out_height * out_width * out_channels + out
-                _pad(gradient, o, out_height, out_width, out_channels, stride, spread, row)
+                _pad(gradient, o, out_height, out_width, out_channels, stride, dilated, row)
                 o = 9 * thread * out_channels + out
-                _add_weight_gradient(padded, spread, out_height, out_width, stride, row, shares, o, out_channels)
-                if of_maps:
+                _add_weight_gradient(padded, dilated, out_height, out_width, stride, row, shares, o, out_channels)
+                if needs_dx:
                     w = _weights(weight, out, out_channels)
-                    turned = (w[8], w[7], w[6], w[5], w[4], w[3], w[2], w[1], w[0])
+                    rotated = (w[8], w[7], w[6], w[5], w[4], w[3], w[2], w[1], w[0])
                     o = n * height * width * channels + c
                     for i in range(height):
-                        _convolve_row(spread, i * row, row, 1, turned, dx, o, width, channels, out >= channels)
+                        _convolve_row(dilated, i * row, row, 1, rotated, dx, o, width, channels, out >= channels)
                         o += width * channels
 
 
 @compiled
+def _sizes(call):  # type: ignore[no-untyped-def]
+    """Height, width and channels of the input, then of the output; stride; numbers in a row of a padded map."""
+    height, width, channels = number(call, 1), number(call, 2), number(call, 3)
+    out_height, out_width, out_channels, stride = number(call, 4), number(call, 5), number(call, 6), number(call, 7)
+    return height, width, channels, out_height, out_width, out_channels, stride, (width + 2) * WIDTH
+
+
+@compiled
 def _pad(maps, start, height, width, channels, stride, padded, row):  # type: ignore[no-untyped-def]
-    """Copy channels of an image, from the number `start` on, inside the border, `stride` pixels apart."""
+    """Copy a vector of channels of an image, from offset `start` on, into the padding, `stride` pixels apart."""
     for i in range(height):
         from_, to = index(start + i * width * channels), index((1 + stride * i) * row) + ONE
         for _ in range(width):
@@ -127,7 +131,7 @@ def _pad(maps, start, height, width, channels, stride, padded, row):  # type: ig
 
 @compiled
 def _weights(weight, out, out_channels):  # type: ignore[no-untyped-def]
-    """A vector of weights per place of the kernel."""
+    """A vector of weights for each place of the kernel."""
     o, step = index(out), index(out_channels)
     return (
         load(weight, o),
@@ -144,11 +148,11 @@ def _weights(weight, out, out_channels):  # type: ignore[no-untyped-def]
 
 @compiled
 def _convolve_row(padded, top, row, stride, w, y, o, out_width, out_channels, add):  # type: ignore[no-untyped-def]
-    """One row of output pixels, from the three rows of `padded` from `top` on; added to what is there, if `add`."""
+    """Compute a row of output pixels from three rows of `padded`, the first at `top`; with `add`, add it to `y`."""
     step = index(stride) * ONE
     a, b, c, to = index(top), index(top + row), index(top + 2 * row), index(o)
     for _ in range(out_width):
-        # Two sums, so that one multiply-add need not wait for the one before.
+        # Two sums, so that a multiply-add need not wait for the previous one.
         first, second = load(padded, a) * w[0], load(padded, a + ONE) * w[1]
         first = multiply_add(load(padded, a + TWO), w[2], first)
         second = multiply_add(load(padded, b), w[3], second)
@@ -164,8 +168,8 @@ def _convolve_row(padded, top, row, stride, w, y, o, out_width, out_channels, ad
 
 
 @compiled
-def _add_weight_gradient(padded, spread, out_height, out_width, stride, row, sums, start, out_channels):  # type: ignore[no-untyped-def]
-    """Add an image's share to the sums of the nine weights: products of pixels and the gradients that they meet."""
+def _add_weight_gradient(padded, dilated, out_height, out_width, stride, row, sums, start, out_channels):  # type: ignore[no-untyped-def]
+    """Add an image's contribution to the gradients of the nine weights: sums of products of pixels and gradients."""
     step = index(stride) * ONE
     a0 = a1 = a2 = b0 = b1 = b2 = c0 = c1 = c2 = zeros(padded)
     for i in range(out_height):
@@ -173,7 +177,7 @@ def _add_weight_gradient(padded, spread, out_height, out_width, stride, row, sum
         b, c = a + index(row), a + index(2 * row)
         g = b + ONE
         for _ in range(out_width):
-            gradient = load(spread, g)
+            gradient = load(dilated, g)
             a0 = multiply_add(load(padded, a), gradient, a0)
             a1 = multiply_add(load(padded, a + ONE), gradient, a1)
             a2 = multiply_add(load(padded, a + TWO), gradient, a2)

@@ -1,15 +1,15 @@
-"""A pointwise convolution between two batch normalisations with ReLU, in a training step on the CPU, compiled by numba.
+"""Batch normalisation, ReLU, pointwise convolution, batch normalisation and ReLU in training, on the CPU, by numba.
 
-A step waits for memory more than for arithmetic: maps of a batch are larger than the cache, and an operation at a time
-goes over each of them again and again. Here a block of pixels is normalised, cut off, multiplied and summed for the
-second normalisation while it is in the cache. The maps between the first normalisation and the convolution are never
-written to memory, backward works them out anew from what it reads anyway; nor are the gradients between the convolution
-and the second normalisation.
+A training step is limited by memory more than by arithmetic: the maps of a batch are larger than the cache, and every
+single operation reads and writes all of them. Here, a block of pixels is normalised, rectified, convolved and summed
+for the second normalisation while it is in the cache. The maps between the first normalisation and the convolution are
+never written to memory: backward recomputes them from what it reads anyway. The gradients between the convolution and
+the second normalisation are not written either.
 
-A convolution with 1x1 kernels is a matrix product: forward pixels x weights, backward gradients x weights for the maps
-and gradients x pixels for the weights. All three are tiles of a few rows and 16 columns whose sums stay in registers.
-The matrices are read from panels of 16 columns, (columns / 16, rows, 16) in memory, so that what a tile reads lies side
-by side.
+A convolution with 1x1 kernels is a matrix product: pixels x weights in forward; in backward, gradients x weights for
+the input and gradients x pixels for the weights. All three are computed in tiles of a few rows and 16 columns, whose
+sums stay in registers. The matrices are stored in panels of 16 columns, (columns / 16, rows, 16) in memory, so that a
+tile reads contiguous memory.
 """
 
 from __future__ import annotations
@@ -25,105 +25,111 @@ from torch import Tensor
 
 from .batch_norm import (
     Norm,
-    gradient_line,
+    backward_in_place,
+    gradient_coefficients,
     layer_arrays,
     normalise,
     scale_and_offset,
-    spread_in_place,
     sum_gradient,
     sum_maps,
 )
 from .threads import array, compiled, number, numbers, run, share, team
-from .vectors import HAS_AVX512, WIDTH, add_product, cut, load, multiply_add, store, zeros
+from .vectors import HAS_AVX512, WIDTH, add_product, load, multiply_add, relu_mask, store, zeros
 
-#: Channels, in and out, that the kernel takes at a time.
+#: Columns of a panel. Input and output channels are multiples of it.
 PANEL = 2 * WIDTH
 
-#: Rows of a tile, where they are pixels and where they are weights: enough that no sum waits for the product before it,
-#: and no more than have their sums in registers. PANEL is a multiple of WEIGHT_ROWS.
+#: Rows of a tile of pixels, and of one of weights: enough that a sum need not wait for its previous product, and few
+#: enough that the sums fit in registers. PANEL is a multiple of WEIGHT_ROWS.
 PIXEL_ROWS, WEIGHT_ROWS = (12, 16) if HAS_AVX512 else (6, 4)
 
-#: Pixels that are in the cache at a time: a multiple of PIXEL_ROWS.
+#: Pixels of a block, which stays in the cache: a multiple of PIXEL_ROWS.
 BLOCK = 96
 
-#: Multiplications below which a second thread costs more than it saves.
+#: Multiplications from which a second thread pays off.
 PARALLEL_FROM = 1 << 18
 
-#: Numbers of a matrix below which a second thread costs more than it saves.
+#: Size of a matrix, in numbers, from which a second thread pays off in copying it to panels.
 PARALLEL_PANELS_FROM = 1 << 15
 
-codegen: Any = cgutils  # these have no types
+codegen: Any = cgutils  # these have no type annotations
 numba_types: Any = types
 written: Any = intrinsic
-index = np.uint64  # signed offsets would be tested for negative ones in every loop
+index = np.uint64  # with signed indices, every loop would test for negative ones
 
 ONE, ROW = index(1), index(PANEL)
 
 
 class Pass(NamedTuple):
-    """A forward pass: its result, and what `backward` needs.
+    """The result of a forward pass, and what `backward` needs.
 
     Attributes:
-        y: (N, C_out, H, W), channels-last.
-        convolved: the convolution's own result, of the same shape.
-        before, behind: (4, C) and (4, C_out), as from `batch_norm.forward`.
+        y: the result, (N, C_out, H, W), channels-last.
+        convolved: the result of the convolution, of the same shape.
+        before: (4, C), saved by the first normalisation, as in `batch_norm.forward`.
+        after: (4, C_out), the same for the second one.
     """
 
     y: Tensor
     convolved: Tensor
     before: Tensor
-    behind: Tensor
+    after: Tensor
 
 
-def forward(x: Tensor, before: Norm, weight: Tensor, behind: Norm) -> Pass:
-    """Normalise by the batch's statistics, cut off at zero, convolve; again normalise, and cut off.
+def forward(x: Tensor, before: Norm, weight: Tensor, after: Norm) -> Pass:
+    """Batch normalisation, ReLU, pointwise convolution, batch normalisation, ReLU.
 
     Args:
-        x: (N, C, H, W), float32 or float64, channels-last, of two pixels or more; C is a multiple of 16.
-        before: the first normalisation.
+        x: (N, C, H, W), float32 or float64, channels-last, with two pixels or more; C is a multiple of 16.
+        before: the normalisation before the convolution.
         weight: (C_out, C); C_out is a multiple of 16.
-        behind: the second normalisation.
+        after: the normalisation after the convolution.
     """
     batch, channels, height, width = x.shape
     out_channels, pixels = len(weight), batch * height * width
     convolved = torch.empty((batch, out_channels, height, width), dtype=x.dtype, memory_format=torch.channels_last)
     threads = _threads(pixels, weight)
-    shares, saved = sum_maps(x, threads), x.new_empty(4, channels)
-    of_convolved = torch.zeros(threads, 2, out_channels, dtype=torch.float64)
-    tensors = (*layer_arrays(x, shares, convolved, saved, before), _panels(weight.t()), of_convolved)
+    sums, saved = sum_maps(x, threads), x.new_empty(4, channels)
+    convolved_sums = torch.zeros(threads, 2, out_channels, dtype=torch.float64)
+    tensors = (*layer_arrays(x, sums, convolved, saved, before), _panels(weight.t()), convolved_sums)
     run(_forward, tensors, (pixels, channels, threads, out_channels), threads)
-    y, saved_behind = normalise(convolved, of_convolved, behind, relu=True)
-    return Pass(y, convolved, saved, saved_behind)
+    y, saved_after = normalise(convolved, convolved_sums, after, relu=True)
+    return Pass(y, convolved, saved, saved_after)
 
 
 def backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, convolved: Tensor, before: Tensor, behind: Tensor
+    gradient: Tensor, x: Tensor, weight: Tensor, convolved: Tensor, before: Tensor, after: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the maps; of the first normalisation's bias and weight, (2, C); of the convolution, (C_out, C); and
-    of the second normalisation, (2, C_out).
+    """Gradients of the input and of all parameters.
 
     Args:
         gradient: of the result; channels-last.
         x: as given to `forward`.
-        weight: as given to it.
-        convolved: as returned by it.
-        before: as returned by it.
-        behind: as returned by it.
+        weight: as given to `forward`.
+        convolved: as returned by `forward`.
+        before: as returned by `forward`.
+        after: as returned by `forward`.
+
+    Returns:
+        The gradients of the input; of bias and weight of the first normalisation, (2, C); of the convolution,
+        (C_out, C); and of bias and weight of the second normalisation, (2, C_out).
     """
     batch, channels, height, width = x.shape
     pixels, dx = batch * height * width, torch.empty_like(x)
     threads = _threads(pixels, weight)
-    of_behind, shares = torch.empty_like(behind[:2]), sum_gradient(gradient, convolved, behind, relu=True)
-    sums = torch.zeros(threads, 2, channels, dtype=torch.float64)
-    products = weight.new_empty((threads, *weight.shape))
-    tensors = (x, sums, gradient, before, dx, products, _panels(weight), convolved, shares, behind, of_behind)
-    run(_backward, tensors, (pixels, channels, threads, len(weight), len(shares)), threads)
-    of_before = spread_in_place(dx, x, before, sums)
-    return dx, of_before, products.sum(0) if threads > 1 else products[0], of_behind
+    dafter, sums_after = torch.empty_like(after[:2]), sum_gradient(gradient, convolved, after, relu=True)
+    sums_before = torch.zeros(threads, 2, channels, dtype=torch.float64)
+    dweight = weight.new_empty((threads, *weight.shape))
+    tensors = (
+        x, sums_before, gradient, before, dx, dweight, _panels(weight), convolved, sums_after, after, dafter
+    )  # fmt: skip
+    run(_backward, tensors, (pixels, channels, threads, len(weight), len(sums_after)), threads)
+    dbefore = backward_in_place(dx, x, before, sums_before)
+    return dx, dbefore, dweight.sum(0) if threads > 1 else dweight[0], dafter
 
 
 def _panels(matrix: Tensor) -> Tensor:
-    """(rows, columns) as (columns / 16, rows, 16); torch copies in such an order several times slower."""
+    """A (rows, columns) matrix as panels, (columns / 16, rows, 16); torch takes several times as long."""
     rows, columns = matrix.shape
     panels = matrix.new_empty(columns // PANEL, rows, PANEL)
     threads = torch.get_num_threads() if matrix.numel() >= PARALLEL_PANELS_FROM else 1
@@ -159,7 +165,7 @@ def _forward(call):  # type: ignore[no-untyped-def]
     channels, out_channels, thread = number(call, 1), number(call, 3), team(call)[0]
     scale, offset = scale_and_offset(call)
     maps, shift = np.empty(BLOCK * channels, x.dtype), np.empty(out_channels, x.dtype)
-    # Sums are of differences to the first pixel: every thread works it out.
+    # The differences to the first pixel are summed: every thread computes that pixel.
     _normalise(x, 0, 1, channels, scale, offset, maps)
     _multiply(maps, 1, channels, panels, shift, 0, out_channels)
     first, last = share(call, number(call, 0))
@@ -172,54 +178,55 @@ def _forward(call):  # type: ignore[no-untyped-def]
 
 @compiled
 def _backward(call):  # type: ignore[no-untyped-def]
-    x, sums, gradient, before = numbers(call, 0), array(call, 1, np.float64), numbers(call, 2), numbers(call, 3)
-    dx, products, panels, convolved = numbers(call, 4), numbers(call, 5), numbers(call, 6), numbers(call, 7)
-    shares, behind, of_behind = array(call, 8, np.float64), numbers(call, 9), numbers(call, 10)
+    x, sums_before, gradient, before = numbers(call, 0), array(call, 1, np.float64), numbers(call, 2), numbers(call, 3)
+    dx, dweight, panels, convolved = numbers(call, 4), numbers(call, 5), numbers(call, 6), numbers(call, 7)
+    sums_after, after, dafter = array(call, 8, np.float64), numbers(call, 9), numbers(call, 10)
     total, channels, out_channels, thread = number(call, 0), number(call, 1), number(call, 3), team(call)[0]
-    line = np.empty((2, out_channels), x.dtype)
-    gradient_line(shares, behind, of_behind, total, out_channels, number(call, 4), thread, line)
+    coefficients = np.empty((2, out_channels), x.dtype)
+    gradient_coefficients(sums_after, after, dafter, total, out_channels, number(call, 4), thread, coefficients)
     mean, scale, offset = before[:channels], before[2 * channels : 3 * channels], before[3 * channels :]
     maps, gradients = np.empty(BLOCK * channels, x.dtype), np.empty(BLOCK * out_channels, x.dtype)
     first, last = share(call, total)
     place = thread * channels * out_channels
     if first == last:
-        products[place : place + channels * out_channels] = 0
+        dweight[place : place + channels * out_channels] = 0
     for start in range(first, last, BLOCK):
         pixels, o = min(BLOCK, last - start), start * channels
         _normalise(x, o, pixels, channels, scale, offset, maps)
-        _spread(convolved, gradient, start * out_channels, pixels, out_channels, behind, line, gradients)
-        _sum_outer_products(gradients, out_channels, maps, channels, pixels, products, place, start > first)
+        _norm_gradient(convolved, gradient, start * out_channels, pixels, out_channels, after, coefficients, gradients)
+        _sum_outer_products(gradients, out_channels, maps, channels, pixels, dweight, place, start > first)
         _multiply(gradients, pixels, out_channels, panels, dx, o, channels)
-        _sum_gradient(x, dx, o, pixels, channels, mean, scale, offset, sums, thread)
+        _sum_gradient(x, dx, o, pixels, channels, mean, scale, offset, sums_before, thread)
 
 
 @compiled
 def _normalise(x, start, pixels, channels, scale, offset, panels):  # type: ignore[no-untyped-def]
-    """Normalise pixels from the number `start` on, and cut them off at zero: (pixels, channels) to panels."""
+    """Normalise and rectify pixels, from offset `start` on: (pixels, channels) to panels."""
     o = index(start)
     for p in range(pixels):
         to = index(p) * ROW
         for c in range(0, channels, WIDTH):
             value = multiply_add(load(x, o), load(scale, index(c)), load(offset, index(c)))
-            store(cut(value, value), panels, to + index(c % PANEL))
+            store(relu_mask(value, value), panels, to + index(c % PANEL))
             o += index(WIDTH)
             if c % PANEL == WIDTH:
                 to += index(pixels) * ROW
 
 
 @compiled
-def _spread(x, gradient, start, pixels, channels, saved, line, panels):  # type: ignore[no-untyped-def]
-    """From the gradient behind a normalisation, of pixels from the number `start` on, that before it: to panels."""
-    scale, offset, slope, height = saved[2 * channels : 3 * channels], saved[3 * channels :], line[0], line[1]
+def _norm_gradient(x, gradient, start, pixels, channels, saved, coefficients, panels):  # type: ignore[no-untyped-def]
+    """The gradient of the input of a normalisation with ReLU, for pixels from offset `start` on: to panels."""
+    scale, offset = saved[2 * channels : 3 * channels], saved[3 * channels :]
+    slope, constant = coefficients[0], coefficients[1]
     o = index(start)
     for p in range(pixels):
         to = index(p) * ROW
         for c in range(0, channels, WIDTH):
             i, value = index(c), load(x, o)
             factor = load(scale, i)
-            g = cut(multiply_add(value, factor, load(offset, i)), load(gradient, o))
-            of_all = multiply_add(value, load(slope, i), load(height, i))
-            store(multiply_add(factor, g, of_all), panels, to + index(c % PANEL))
+            g = relu_mask(multiply_add(value, factor, load(offset, i)), load(gradient, o))
+            rest = multiply_add(value, load(slope, i), load(constant, i))
+            store(multiply_add(factor, g, rest), panels, to + index(c % PANEL))
             o += index(WIDTH)
             if c % PANEL == WIDTH:
                 to += index(pixels) * ROW
@@ -227,8 +234,8 @@ def _spread(x, gradient, start, pixels, channels, saved, line, panels):  # type:
 
 @compiled
 def _multiply(maps, pixels, depth, weights, y, start, width):  # type: ignore[no-untyped-def]
-    """Panels of (pixels, depth) times panels of (depth, width): (pixels, width), from y's number `start` on."""
-    skip = index(pixels - 1) * ROW  # from the end of a pixel's numbers in a panel to their begin in the next
+    """Multiply panels of (pixels, depth) by panels of (depth, width): (pixels, width), from offset `start` of y on."""
+    skip = index(pixels - 1) * ROW  # from the end of a pixel's row in a panel to its start in the next panel
     for n in range(0, width, PANEL):
         column, down = index(n * depth), index(width)
         for p in range(0, pixels, PIXEL_ROWS):
@@ -238,9 +245,9 @@ def _multiply(maps, pixels, depth, weights, y, start, width):  # type: ignore[no
 
 @compiled
 def _sum_outer_products(gradients, out_channels, maps, channels, pixels, sums, start, add):  # type: ignore[no-untyped-def]
-    """Products of gradients and maps, both panels, summed over the pixels: (out_channels, channels), from `start` on.
+    """Sum products of gradients and maps, both in panels, over the pixels: (out_channels, channels), from `start` on.
 
-    They are added to what is there, or take its place.
+    With `add`, the result is added to `sums`; otherwise it is written there.
     """
     for c in range(0, channels, PANEL):
         column, down = index(c * pixels), index(channels)
@@ -251,7 +258,7 @@ def _sum_outer_products(gradients, out_channels, maps, channels, pixels, sums, s
 
 @compiled
 def _sum(x, start, pixels, channels, shift, shares, thread):  # type: ignore[no-untyped-def]
-    """Add to a thread's sums, per channel: differences to `shift`, and their squares."""
+    """Add the differences to `shift` and their squares to a thread's sums, per channel."""
     step, sums = index(channels), np.empty(2 * WIDTH, x.dtype)
     for c in range(0, channels, WIDTH):
         o = index(start + c)
@@ -267,15 +274,15 @@ def _sum(x, start, pixels, channels, shift, shares, thread):  # type: ignore[no-
 
 @compiled
 def _sum_gradient(x, gradient, start, pixels, channels, mean, scale, offset, shares, thread):  # type: ignore[no-untyped-def]
-    """Add to a thread's sums, per channel: the gradient where the ReLU let it pass, and that times what it passed."""
+    """Add the gradient before the ReLU and its products with x - mean to a thread's sums, per channel."""
     step, sums = index(channels), np.empty(2 * WIDTH, x.dtype)
     for c in range(0, channels, WIDTH):
         o = index(start + c)
         totals = products = zeros(x)
-        middle, factor, height = load(mean, index(c)), load(scale, index(c)), load(offset, index(c))
+        middle, factor, shift = load(mean, index(c)), load(scale, index(c)), load(offset, index(c))
         for _ in range(pixels):
             value = load(x, o)
-            g = cut(multiply_add(value, factor, height), load(gradient, o))
+            g = relu_mask(multiply_add(value, factor, shift), load(gradient, o))
             totals = totals + g
             products = multiply_add(g, value - middle, products)
             o += step
@@ -284,7 +291,7 @@ def _sum_gradient(x, gradient, start, pixels, channels, mean, scale, offset, sha
 
 @compiled
 def _flush(totals, products, sums, shares, start, channels):  # type: ignore[no-untyped-def]
-    """Add two vectors of sums to a thread's shares of their channels."""
+    """Add two vectors of sums to a thread's sums of their channels."""
     store(totals, sums, index(0))
     store(products, sums, index(WIDTH))
     for lane in range(WIDTH):
@@ -293,16 +300,27 @@ def _flush(totals, products, sums, shares, start, channels):  # type: ignore[no-
 
 
 def _tile(rows: int) -> Any:
-    """A tile of so many rows."""
+    """The function that computes a tile of a matrix product, for a number of rows."""
 
     @written
     def tile(_typing, a, row, below, last, step, skip, b, column, outer, inner, y, to, down, add):  # type: ignore[no-untyped-def]
-        """Sums of products of rows of numbers and 16 columns, put into (or added to) y, 16 to a row.
+        """Multiply rows of a by the 16 columns of a panel of b; write the sums to y, or add them.
 
-        The first row begins at a's number `row`, the others `below` one another; those behind row `last` are that one
-        again. A row's numbers lie `step` apart, `inner` of them, and the next `inner` then begin `skip` further on. The
-        columns are a panel that begins at b's number `column`. The sums begin at y's number `to`, each row's `down`
-        behind those of the row before.
+        Args:
+            a: holds the rows.
+            row: offset of the first row in a.
+            below: distance from a row to the next one.
+            last: number of the last row that exists; rows after it repeat it.
+            step: distance of the numbers of a row.
+            skip: additional distance after every `inner` numbers.
+            b: holds the panel.
+            column: offset of the panel in b.
+            outer: number of groups of `inner` numbers in a row.
+            inner: numbers in a group.
+            y: receives the sums.
+            to: offset of the first row of sums in y.
+            down: distance from a row of sums to the next one.
+            add: whether to add the sums to what is in y.
         """
 
         def write(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -350,7 +368,7 @@ _pixel_tile, _weight_tile = _tile(PIXEL_ROWS), _tile(WEIGHT_ROWS)
 
 
 def _splat(builder: Any, value: Any, vector: Any) -> Any:
-    """A vector of one number."""
+    """A vector that repeats a number."""
     integer = ir.IntType(32)
     first = builder.insert_element(vector(ir.Undefined), value, integer(0))
     return builder.shuffle_vector(first, vector(ir.Undefined), ir.VectorType(integer, vector.count)([0] * vector.count))

@@ -1,16 +1,15 @@
 """Compiling kernels with numba and running them on torch's own threads.
 
-Two pools of threads on the same cores get in each other's way: OpenMP's threads, on which torch runs, spin for a while
-when their work is done, and a second pool waits for the cores that they hold. Where torch's OpenMP library is GNU's
-(Linux), a kernel is therefore handed to its pool, through the entry point that compilers use. Elsewhere plain threads
-serve.
+Two thread pools on the same cores slow each other down: the threads of OpenMP, which torch uses, spin for a while after
+their work is done, and a second pool waits for the cores they occupy. Where torch's OpenMP library is GNU's (Linux), a
+kernel therefore runs on that pool, through the entry point that compilers use. Elsewhere it runs on plain threads.
 
-A kernel is a function of one argument, its call: the addresses of its arrays, its numbers and its share of the work,
-which it reads with the functions below. That is what OpenMP can hand on, and calling it takes a few microseconds.
+A kernel is a function of one argument, its call: the addresses of its arrays, its integers, and its share of the work.
+It reads them with the functions below. This is a form that OpenMP can pass on, and a call takes a few microseconds.
 
-There are as many shares as threads were asked for, whoever takes them: OpenMP may start fewer threads (OMP_DYNAMIC,
-OMP_THREAD_LIMIT), and each of them then takes several. So every share's part of an array is filled, and the same number
-asked for gives the same results. No share may wait for another.
+The work is divided into as many shares as threads were requested. OpenMP may start fewer threads (OMP_DYNAMIC,
+OMP_THREAD_LIMIT), each of which then takes several shares. So every part of an array is filled, and the results depend
+only on the number of threads requested. A share must not wait for another one.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ codegen: Any = cgutils
 written: Any = intrinsic
 carray: Any = numba.carray  # type: ignore[attr-defined]
 
-#: A call begins with the number of a share and how many there are; for OpenMP its functions that tell a thread's number
-#: and how many there are, and the kernel, follow; then arrays, an address and a length each; and numbers from
-#: FIRST_NUMBER on.
+#: A call holds, in this order: the number of its share, and the number of shares; for OpenMP the addresses of its
+#: functions for a thread's number and for the number of threads, and of the kernel; an address and a length for each
+#: array; from FIRST_NUMBER on, the integers.
 FIRST_ARRAY, MOST_ARRAYS, MOST_NUMBERS = 5, 12, 12
 FIRST_NUMBER = FIRST_ARRAY + 2 * MOST_ARRAYS
 CALL_LENGTH = FIRST_NUMBER + MOST_NUMBERS
@@ -53,31 +52,41 @@ NUMBER = {torch.float32: types.float32, torch.float64: types.float64}
 
 @cache
 def _sources() -> str:
-    """What tells the files of the kernels from those of another version."""
+    """A hash of the kernels' source files, which tells versions apart."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
 
-def compiled(function: Compiled) -> Compiled:
-    """A function that kernels call, or a kernel itself: compiled when first used, and kept on disk."""
-    # numba looks at a function's own file alone to tell whether what it kept is out of date.
+def compiled(function: Compiled, inline: bool = False) -> Compiled:
+    """Compile a kernel, or a function that kernels call, at its first use, and cache it on disk.
+
+    Args:
+        function: written in the part of Python that numba compiles.
+        inline: whether to copy it into its callers.
+    """
+    # numba's cache would check the function's own file only.
     function.__qualname__ += f"_{_sources()}"
-    options = {"nogil": True, "error_model": "numpy"}
+    options = {"nogil": True, "error_model": "numpy", "forceinline": inline}
     try:
         result: Compiled = numba.njit(function, cache=True, **options)  # type: ignore[call-overload]
-    except RuntimeError:  # no folder to cache in can be written to: compile anew in every process
+    except RuntimeError:  # there is no writable folder for the cache: compile in every process
         result = numba.njit(function, **options)  # type: ignore[call-overload]
     return result
 
 
+def inlined(function: Compiled) -> Compiled:
+    """`compiled`, and copied into its callers."""
+    return compiled(function, inline=True)
+
+
 def run(kernel: Compiled, tensors: tuple[Tensor, ...], numbers: tuple[int, ...], threads: int) -> None:
-    """Run a kernel for each of `threads` shares, each on a thread of its own where it can be had, and wait for all.
+    """Run a kernel once per share, on a thread of its own if there is one, and wait for all of them.
 
     Args:
-        kernel: see the top of this file; its numbers are of the first tensor's dtype, float32 or float64.
-        tensors: its arrays, each without gaps in memory; it sees them with one dimension, in the order of memory.
+        kernel: see the top of this file; its numbers have the first tensor's dtype, float32 or float64.
+        tensors: its arrays, each dense in memory; it sees them as one-dimensional, in memory order.
         numbers: its integers.
-        threads: 1 or more.
+        threads: number of shares, 1 or more.
     """
     address, function = _address(kernel, tensors[0].dtype)
     arrays = [number for tensor in tensors for number in (tensor.data_ptr(), tensor.numel())]
@@ -97,14 +106,14 @@ def run(kernel: Compiled, tensors: tuple[Tensor, ...], numbers: tuple[int, ...],
 
 @compiled
 def share(call, items):  # type: ignore[no-untyped-def]
-    """The first of a share's items, and the one behind its last: equal shares, in order."""
+    """The range of items of a share, as first and last + 1: equal shares, in order."""
     thread, threads = team(call)
     return items * thread // threads, items * (thread + 1) // threads
 
 
 @compiled
 def team(call):  # type: ignore[no-untyped-def]
-    """The number of the share, from 0, and how many there are."""
+    """The number of the share, from 0, and the number of shares."""
     return word(call, 0), word(call, 1)
 
 
@@ -116,21 +125,21 @@ def number(call, place):  # type: ignore[no-untyped-def]
 
 @compiled
 def numbers(call, place):  # type: ignore[no-untyped-def]
-    """An array of the kernel's kind of number, by its place among the call's tensors."""
+    """An array of the kernel's dtype, by its place among the call's tensors."""
     slot = FIRST_ARRAY + 2 * place
     return carray(_own_pointer(call, word(call, slot)), word(call, slot + 1))
 
 
 @compiled
 def array(call, place, dtype):  # type: ignore[no-untyped-def]
-    """An array of another kind, such as np.int64."""
+    """An array of another dtype, such as np.int64."""
     slot = FIRST_ARRAY + 2 * place
     return carray(_pointer(word(call, slot), dtype), word(call, slot + 1))
 
 
 @written
 def word(_typing, call, place):  # type: ignore[no-untyped-def]  # noqa: ARG001
-    """One of a call's integers, whatever it stands for."""
+    """A word of the call, by its place."""
 
     def write(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
         words = builder.bitcast(values[0], ir.IntType(64).as_pointer())
@@ -157,7 +166,7 @@ def _pointer(_typing, address, dtype):  # type: ignore[no-untyped-def]
 
 @written
 def _called(_typing, address):  # type: ignore[no-untyped-def]  # noqa: ARG001
-    """What the C function ``int f(void)`` at an address returns."""
+    """Call the C function ``int f(void)`` at an address."""
 
     def write(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
         function = ir.FunctionType(ir.IntType(32), []).as_pointer()
@@ -172,7 +181,7 @@ def _take(_typing, call, share):  # type: ignore[no-untyped-def]
 
     def write(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
         integer = ir.IntType(64)
-        # The threads have one call in common: which share is taken stands in a copy.
+        # The threads share one call: the number of the share is written into a copy.
         own = codegen.alloca_once(builder, integer, CALL_LENGTH)
         codegen.raw_memcpy(builder, own, builder.bitcast(values[0], own.type), integer(CALL_LENGTH), 8)
         builder.store(values[1], own)
@@ -186,15 +195,15 @@ def _take(_typing, call, share):  # type: ignore[no-untyped-def]
 
 @compiled
 def _take_shares(call):  # type: ignore[no-untyped-def]
-    """What each of OpenMP's threads does: its share, and the shares of threads that are not there."""
+    """Run on each OpenMP thread: takes its own share, and those of threads that were not started."""
     for number in range(_called(word(call, 2)), word(call, 1), _called(word(call, 3))):
         _take(call, number)
 
 
 @cache
 def _address(kernel: Any, dtype: torch.dtype) -> tuple[int, Any]:
-    """A kernel's machine code for a kind of number: where it is, and as a function to call, which holds no GIL."""
-    # The kind of pointer tells the kind of number; what it points to is a call.
+    """A kernel's machine code for a dtype: its address, and as a function that is called without the GIL."""
+    # The pointer's type only tells the dtype: it points to a call.
     signature = (types.CPointer(NUMBER[dtype]),)
     kernel.compile(signature)
     result = kernel.overloads[signature]
@@ -215,7 +224,7 @@ class _Openmp:
 
 @cache
 def _gnu_openmp() -> _Openmp | None:
-    """The GNU OpenMP library that torch has loaded, not another copy of it: that would be a pool of its own."""
+    """The GNU OpenMP library that torch has loaded; another copy of it would have a pool of its own."""
     for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*")):
         try:
             return _Openmp(ctypes.CDLL(str(path)))

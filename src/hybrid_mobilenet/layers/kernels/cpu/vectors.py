@@ -1,9 +1,9 @@
-"""Vectors of eight numbers as values in functions that numba compiles: a processor's vector registers, by name.
+"""Vectors of eight numbers as values in functions that numba compiles: the processor's vector registers, explicitly.
 
-numba turns a loop over channels into vector instructions by itself, but entering such a loop costs more than a few
-channels are worth. `load`, `store` and the operators +, - and * on vectors are single instructions, where the processor
-has them so wide. Eight float32 are one register of most processors. Where sixteen are one, twice as wide vectors gain
-little but in matrix products, which `pointwise` writes for itself.
+numba vectorises a loop over channels by itself, but entering such a loop is expensive with few channels. `load`,
+`store` and the operators +, - and * on vectors are single instructions if the processor's vectors are as wide. Eight
+float32 fill a register of most processors. On processors whose registers hold sixteen, wider vectors pay off in matrix
+products only, and `pointwise` writes those itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llvmlite.binding import get_host_cpu_features  # type: ignore[import-untype
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, overload, register_model
 
-codegen: Any = cgutils  # these have no types
+codegen: Any = cgutils  # these have no type annotations
 numba_types: Any = types
 written: Any = intrinsic
 model: Any = models
@@ -29,7 +29,7 @@ HAS_AVX512 = bool(get_host_cpu_features().get("avx512f"))
 
 
 class Vector(numba_types.Type):  # type: ignore[misc]
-    """numba's type of WIDTH numbers of one kind."""
+    """numba's type for a vector of WIDTH numbers."""
 
     def __init__(self, number: Any) -> None:
         self.number = number
@@ -44,7 +44,7 @@ class _VectorModel(model.PrimitiveModel):  # type: ignore[misc]
 
 @written
 def zeros(_typing, array):  # type: ignore[no-untyped-def]
-    """A vector of zeros, of an array's kind of number."""
+    """A vector of zeros of an array's dtype."""
     kind = Vector(array.dtype)
 
     def write(context: Any, _builder: Any, _signature: Any, _values: Any) -> Any:
@@ -55,7 +55,7 @@ def zeros(_typing, array):  # type: ignore[no-untyped-def]
 
 @written
 def load(_typing, array, offset):  # type: ignore[no-untyped-def]
-    """The numbers of a flat array from `offset` on."""
+    """Read a vector from a flat array, from `offset` on."""
     kind = Vector(array.dtype)
 
     def write(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
@@ -67,7 +67,7 @@ def load(_typing, array, offset):  # type: ignore[no-untyped-def]
 
 @written
 def store(_typing, vector, array, offset):  # type: ignore[no-untyped-def]
-    """Put a vector's numbers into a flat array, from `offset` on."""
+    """Write a vector to a flat array, from `offset` on."""
 
     def write(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
         place = _place(context, builder, vector, array, *values[1:])
@@ -98,10 +98,10 @@ _add, _subtract, _multiply = _operator("fadd"), _operator("fsub"), _operator("fm
 
 @written
 def multiply_add(_typing, a, b, c):  # type: ignore[no-untyped-def]
-    """The product of two vectors and a third one added, rounded once where the processor can.
+    """``a * b + c``, rounded once if the processor has fused multiply-add.
 
-    A product and a sum that the compiler may fuse if it likes are fused in one copy of a function and not in another:
-    the same kernel, compiled anew or taken from the cache, then gave other bits.
+    If fusing were left to the compiler, it would fuse in one copy of a function and not in another, and a kernel that
+    is compiled again could give other bits than the cached one.
     """
 
     def write(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
@@ -111,7 +111,7 @@ def multiply_add(_typing, a, b, c):  # type: ignore[no-untyped-def]
 
 
 def add_product(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """The instruction that `multiply_add` is, for functions that write instructions."""
+    """The instruction of `multiply_add`, for functions that write instructions."""
     bits = 32 if isinstance(a.type.element, ir.FloatType) else 64
     kind = ir.FunctionType(a.type, [a.type] * 3)
     return builder.call(
@@ -120,8 +120,8 @@ def add_product(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 @written
-def cut(_typing, value, kept):  # type: ignore[no-untyped-def]
-    """The second vector's numbers, but zero where the first's are at most zero; a NaN there cuts nothing off."""
+def relu_mask(_typing, value, kept):  # type: ignore[no-untyped-def]
+    """`kept`, but zero where `value` is at most zero; where `value` is NaN, `kept` stays."""
 
     def write(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
         zero = values[0].type(None)
@@ -130,7 +130,7 @@ def cut(_typing, value, kept):  # type: ignore[no-untyped-def]
     return value(value, kept), write
 
 
-# numba takes functions from `overload`, not intrinsics.
+# `overload` needs functions: an intrinsic is refused.
 
 
 @overload(operator.add)

@@ -1,15 +1,16 @@
-"""Batch normalisation of a training step on CUDA devices, with the ReLU behind it, in triton.
+"""Batch normalisation with an optional ReLU, in training on CUDA devices, in triton.
 
-Forward and backward each go over the maps twice: once for sums over all pixels, once for the result. Few pixels are
-left to programs of a few channels each, which find them in the cache the second time: one launch. Of many pixels,
-programs sum shares, a second launch puts the shares together, and a third one goes over the maps again.
+Forward and backward each read the maps twice: once for the sums over all pixels, once for the result. With few pixels,
+each program computes a few channels and finds them in the cache the second time: one launch. With many pixels, a first
+launch sums shares of them, a second one merges the shares, and a third one reads the maps again.
 
-Maps are in channels-last order, so that an array is pixels of C numbers. Squares are summed of differences to the mean
-of some pixels, and shares are merged by Chan's formula, so that little cancels. The backward computes anew from the
-input which results the ReLU cut off. Nothing is added atomically, and the same input gives the same bits.
+Maps are in channels-last order: an array of pixels of C numbers. To avoid cancellation, squared differences to the mean
+of the first tile are summed, and shares are merged by Chan's formula (Chan, Golub and LeVeque, 1979). Backward
+recomputes from the input which results the ReLU set to zero. There are no atomic additions, so the same input gives the
+same bits.
 """
 
-# ruff: noqa: N803  triton's custom: compile-time constants in capitals
+# ruff: noqa: N803  compile-time constants are in capitals, as is usual in triton
 
 from __future__ import annotations
 
@@ -21,32 +22,33 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from .maps import on_device_of, pixels_of, triton_wide, wide
+from .maps import on_device_of, pixels_of, shares_of, tile_of, triton_wide, wide
 
-#: Pixels up to which a program sees all of them: a launch takes as long as reading these. Measured on an H200.
+#: Up to this number of pixels, a program processes all of them: reading them takes no longer than a launch. Measured on
+#: an H200.
 ALL_AT_ONCE = 1024
 
-#: Numbers of a tile where a program sees all pixels, and channels of it, where there are enough for all processors.
+#: If a program processes all pixels: numbers of a tile, and its channels, FEW or, for maps of ENOUGH channels, MORE.
 LONG_TILE, FEW, MORE, ENOUGH = 8192, 8, 16, 2048
 
-#: Numbers of a tile where it does not, and channels of it, at most.
+#: Otherwise: numbers of a tile, and its largest number of channels.
 TILE, CHANNELS = 2048, 64
 
-#: Programs that are to sum, and shares of it per channel, at most.
+#: Number of programs to aim at in summing, and largest number of shares per channel.
 PROGRAMS, SHARES = 1024, 512
 
 
 def forward(x: Tensor, norm: nn.BatchNorm2d, relu: bool) -> tuple[Tensor, Tensor]:
-    """Normalise by the batch's statistics, and move the running ones towards them.
+    """Normalise by the batch statistics, and update the running statistics.
 
     Args:
-        x: (N, C, H, W), floating point, of two pixels or more.
+        x: (N, C, H, W), floating point, with two pixels or more.
         norm: the layer, with weight, bias, running statistics and a momentum.
-        relu: whether the result is cut off at zero.
+        relu: whether to apply a ReLU.
 
     Returns:
-        The result, channels-last, and what `backward` needs: (4, C), each channel's mean, 1 / standard deviation, scale
-        and offset; in float64 if x is, else in float32.
+        The result, channels-last, and the (4, C) tensor that `backward` needs: mean, 1 / standard deviation, scale and
+        offset of each channel, in float64 if x is, otherwise in float32.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty_like(x, memory_format=torch.channels_last)
@@ -59,71 +61,67 @@ def forward(x: Tensor, norm: nn.BatchNorm2d, relu: bool) -> tuple[Tensor, Tensor
         shares, steps = _shares(x)
         partial = torch.empty((2, shares, x.shape[1]), dtype=saved.dtype, device=x.device)
         _launch(_sum, shares, (x, partial), x, STEPS=steps)
-        constants = settings | {"LENGTH": steps * _tile(x)[0], "WIDE": _known(x)["WIDE"]}
+        constants = settings | {"LENGTH": steps * _tile(x)[0], "WIDE": _constants(x)["WIDE"]}
         _launch_over_shares(_merge, (partial, *layer, pixels_of(x)), x, shares, **constants)
         _launch(_normalise, _tiles(x), (x, y, saved), x, RELU=relu)
     return y, saved
 
 
 def backward(gradient: Tensor, x: Tensor, saved: Tensor, relu: bool) -> tuple[Tensor, Tensor]:
-    """Gradients of the maps, and, (2, C), of bias and weight.
+    """Gradients of the input, and of bias and weight, (2, C).
 
     Args:
         gradient: of the result.
         x: as given to `forward`.
-        saved: as returned by it.
-        relu: as given to it.
+        saved: as returned by `forward`.
+        relu: as given to `forward`.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     gradient = gradient.contiguous(memory_format=torch.channels_last)
-    dx, of_parameters = torch.empty_like(x, memory_format=torch.channels_last), torch.empty_like(saved[:2])
+    dx, dparameters = torch.empty_like(x, memory_format=torch.channels_last), torch.empty_like(saved[:2])
     if pixels_of(x) <= ALL_AT_ONCE:
-        _launch_at_once(_backward, (gradient, x, saved, dx, of_parameters), x, RELU=relu)
+        _launch_at_once(_backward, (gradient, x, saved, dx, dparameters), x, RELU=relu)
     else:
         shares, steps = _shares(x)
         partial = torch.empty((2, shares, x.shape[1]), dtype=saved.dtype, device=x.device)
         _launch(_sum_gradient, shares, (gradient, x, saved, partial), x, STEPS=steps, RELU=relu)
-        _launch_over_shares(_merge_gradient, (partial, saved, of_parameters), x, shares)
-        _launch(_spread_gradient, _tiles(x), (gradient, x, saved, of_parameters, dx), x, RELU=relu)
-    return dx, of_parameters
+        _launch_over_shares(_merge_gradient, (partial, saved, dparameters), x, shares)
+        _launch(_input_gradient, _tiles(x), (gradient, x, saved, dparameters, dx), x, RELU=relu)
+    return dx, dparameters
 
 
 def _tile(x: Tensor) -> tuple[int, int]:
-    """Pixels and channels of a tile."""
-    channels = min(triton.next_power_of_2(x.shape[1]), CHANNELS)
-    return TILE // channels, channels
+    return tile_of(x, TILE, CHANNELS)
 
 
 def _tiles(x: Tensor) -> int:
-    """Tiles, one behind the other, that hold all pixels of x."""
+    """Number of tiles that hold all pixels of x, for one block of channels."""
     return int(triton.cdiv(pixels_of(x), _tile(x)[0]))
 
 
 def _shares(x: Tensor) -> tuple[int, int]:
-    """How many programs sum a channel, and over how many tiles each: a power of two, as every number is compiled."""
-    wanted = min(max(PROGRAMS // triton.cdiv(x.shape[1], _tile(x)[1]), 1), SHARES)
-    steps = triton.next_power_of_2(triton.cdiv(_tiles(x), wanted))
-    return int(triton.cdiv(_tiles(x), steps)), steps
+    """The number of shares in which x is summed, and the tiles per share."""
+    return shares_of(_tiles(x), triton.cdiv(x.shape[1], _tile(x)[1]), PROGRAMS, SHARES)
 
 
 def _launch(kernel: Any, along: int, tensors: tuple[Tensor | None, ...], x: Tensor, **constants: Any) -> None:
-    """Run `kernel` on all channels of x in tiles side by side, `along` times."""
+    """Run `kernel` with `along` programs for each block of channels of x."""
     pixels, channels = _tile(x)
     blocks = triton.cdiv(x.shape[1], channels)
     with on_device_of(x):
         kernel[(along * blocks,)](
-            *tensors, *_sizes(x), blocks, **_known(x), **constants, PIXELS=pixels, CHANNELS=channels
+            *tensors, *_sizes(x), blocks, **_constants(x), **constants, PIXELS=pixels, CHANNELS=channels
         )
 
 
 def _launch_at_once(kernel: Any, tensors: tuple[Tensor | None, ...], x: Tensor, **constants: Any) -> None:
-    """Run `kernel` on a few channels and all pixels per program."""
+    """Run `kernel` with a program for every few channels, which processes all pixels."""
     channels = min(triton.next_power_of_2(x.shape[1]), FEW if x.shape[1] < ENOUGH else MORE)
     pixels = min(triton.next_power_of_2(pixels_of(x)), LONG_TILE // channels)
     warps = min(max(pixels * channels // 512, 4), 16)
     with on_device_of(x):
         kernel[(triton.cdiv(x.shape[1], channels),)](
-            *tensors, *_sizes(x), **_known(x), **constants,
+            *tensors, *_sizes(x), **_constants(x), **constants,
             STEPS=triton.cdiv(pixels_of(x), pixels), PIXELS=pixels, CHANNELS=channels, num_warps=warps,
         )  # fmt: skip
 
@@ -131,26 +129,26 @@ def _launch_at_once(kernel: Any, tensors: tuple[Tensor | None, ...], x: Tensor, 
 def _launch_over_shares(
     kernel: Any, arguments: tuple[Tensor | int | None, ...], x: Tensor, shares: int, **constants: Any
 ) -> None:
-    """Run `kernel` on a few channels and all shares per program."""
+    """Run `kernel` with a program for every few channels, which merges all shares."""
     with on_device_of(x):
         kernel[(triton.cdiv(x.shape[1], FEW),)](
             *arguments, _sizes(x)[1], shares, **constants,
-            ALIGNED=_known(x)["ALIGNED"], SHARES=triton.next_power_of_2(shares), CHANNELS=FEW,
+            ALIGNED=_constants(x)["ALIGNED"], SHARES=triton.next_power_of_2(shares), CHANNELS=FEW,
         )  # fmt: skip
 
 
 def _sizes(x: Tensor) -> tuple[int, int]:
-    """Pixels, and channels in units of ALIGNED: so the compiler knows that as many can be read at once."""
+    """Pixels, and channels in units of ALIGNED: this tells the compiler how many channels can be read at once."""
     return pixels_of(x), x.shape[1] // math.gcd(x.shape[1], 16)
 
 
-def _known(x: Tensor) -> dict[str, Any]:
+def _constants(x: Tensor) -> dict[str, Any]:
     return {"ALIGNED": math.gcd(x.shape[1], 16), "WIDE": triton_wide(x)}
 
 
 @triton.jit
 def _place(first, step, c, pixels, channels, PIXELS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Where a tile's numbers lie, the step-th after pixel `first`, and which of them there are."""
+    """Offsets of the numbers of a tile, the step-th after pixel `first`, and the mask of those that exist."""
     p = first + step * PIXELS + tl.arange(0, PIXELS)[:, None]
     return p.to(tl.int64) * channels + c, (p < pixels) & (c < channels)
 
@@ -160,7 +158,7 @@ def _moments(  # type: ignore[no-untyped-def]
     x, first, c, pixels, channels,
     STEPS: tl.constexpr, WIDE: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Each channel's mean over some tiles, and the sum of the squared differences to it."""
+    """Mean of each channel over STEPS tiles, and the sum of the squared differences to it."""
     at, live = _place(first, 0, c, pixels, channels, PIXELS)
     value = tl.load(x + at, mask=live, other=0.0).to(WIDE)
     shift = tl.sum(value, 0, keep_dims=True) / tl.minimum(pixels - first, PIXELS).to(WIDE)
@@ -182,9 +180,9 @@ def _settle(  # type: ignore[no-untyped-def]
     mean, squares, weight, bias, running_mean, running_var, saved, c, pixels, channels,
     MOMENTUM: tl.constexpr, EPSILON: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Move the running statistics, and save what normalises each channel; scale and offset."""
+    """Update the running statistics, save what backward needs, and return scale and offset of each channel."""
     here = c < channels
-    squares = tl.where(squares < 0, 0.0, squares)  # NaN stays
+    squares = tl.where(squares < 0, 0.0, squares)  # NaN stays NaN
     inverse = 1.0 / tl.sqrt(squares / pixels.to(WIDE) + EPSILON)
     scale = tl.load(weight + c, mask=here, other=0.0).to(WIDE) * inverse
     offset = tl.load(bias + c, mask=here, other=0.0).to(WIDE) - mean * scale
@@ -205,7 +203,7 @@ def _settle(  # type: ignore[no-untyped-def]
 def _normalise_tile(x, y, at, live, scale, offset, RELU: tl.constexpr, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
     result = tl.load(x + at, mask=live, other=0.0).to(WIDE) * scale + offset
     if RELU:
-        result = tl.where(result <= 0, 0.0, result)  # NaN stays
+        result = tl.where(result <= 0, 0.0, result)  # NaN stays NaN
     tl.store(y + at, result.to(y.dtype.element_ty), mask=live)
 
 
@@ -215,8 +213,8 @@ def _saved(saved, which, c, channels):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _passed(gradient, x, saved, at, live, c, channels, RELU: tl.constexpr, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """A tile of the gradient that the ReLU let pass, and of the distance from the mean."""
+def _before_relu(gradient, x, saved, at, live, c, channels, RELU: tl.constexpr, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A tile of the gradient before the ReLU, and of x - mean."""
     g = tl.load(gradient + at, mask=live, other=0.0).to(WIDE)
     value = tl.load(x + at, mask=live, other=0.0).to(WIDE)
     if RELU:
@@ -229,25 +227,25 @@ def _gradient_sums(  # type: ignore[no-untyped-def]
     gradient, x, saved, first, c, pixels, channels,
     STEPS: tl.constexpr, RELU: tl.constexpr, WIDE: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Each channel's sums over some tiles: of the gradient, and of its products with the distance from the mean."""
+    """Sums over STEPS tiles of the gradient before the ReLU, and of its products with x - mean, per channel."""
     sums = tl.zeros([PIXELS, CHANNELS], WIDE)
     products = tl.zeros([PIXELS, CHANNELS], WIDE)
     for step in range(STEPS):
         at, live = _place(first, step, c, pixels, channels, PIXELS)
-        g, distance = _passed(gradient, x, saved, at, live, c, channels, RELU, WIDE)
+        g, distance = _before_relu(gradient, x, saved, at, live, c, channels, RELU, WIDE)
         sums += g
         products += g * distance
     return tl.sum(sums, 0, keep_dims=True), tl.sum(products, 0, keep_dims=True)
 
 
 @triton.jit
-def _spread_tile(  # type: ignore[no-untyped-def]
-    gradient, x, saved, dx, total, of_weight, at, live, c, pixels, channels, RELU: tl.constexpr, WIDE: tl.constexpr
+def _input_gradient_tile(  # type: ignore[no-untyped-def]
+    gradient, x, saved, dx, total, dweight, at, live, c, pixels, channels, RELU: tl.constexpr, WIDE: tl.constexpr
 ):  # fmt: skip
-    """The input's gradient: scale * (g - mean(g) - z * mean(g * z)), z being x normalised, g what the ReLU let pass."""
-    g, distance = _passed(gradient, x, saved, at, live, c, channels, RELU, WIDE)
+    """The input's gradient: scale * (g - mean(g) - z * mean(g * z)), for g before the ReLU and z, x normalised."""
+    g, distance = _before_relu(gradient, x, saved, at, live, c, channels, RELU, WIDE)
     count = pixels.to(WIDE)
-    slope = of_weight * _saved(saved, 1, c, channels) / count
+    slope = dweight * _saved(saved, 1, c, channels) / count
     result = (g - total / count - distance * slope) * _saved(saved, 2, c, channels)
     tl.store(dx + at, result.to(dx.dtype.element_ty), mask=live)
 
@@ -271,19 +269,19 @@ def _forward(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _backward(  # type: ignore[no-untyped-def]
-    gradient, x, saved, dx, of_parameters, pixels, units,
+    gradient, x, saved, dx, dparameters, pixels, units,
     RELU: tl.constexpr, STEPS: tl.constexpr,
     ALIGNED: tl.constexpr, WIDE: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     channels = units * ALIGNED
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     total, product = _gradient_sums(gradient, x, saved, 0, c, pixels, channels, STEPS, RELU, WIDE, PIXELS, CHANNELS)
-    of_weight = product * _saved(saved, 1, c, channels)
-    tl.store(of_parameters + c, total, mask=c < channels)
-    tl.store(of_parameters + channels + c, of_weight, mask=c < channels)
+    dweight = product * _saved(saved, 1, c, channels)
+    tl.store(dparameters + c, total, mask=c < channels)
+    tl.store(dparameters + channels + c, dweight, mask=c < channels)
     for step in range(STEPS):
         at, live = _place(0, step, c, pixels, channels, PIXELS)
-        _spread_tile(gradient, x, saved, dx, total, of_weight, at, live, c, pixels, channels, RELU, WIDE)
+        _input_gradient_tile(gradient, x, saved, dx, total, dweight, at, live, c, pixels, channels, RELU, WIDE)
 
 
 @triton.jit
@@ -291,7 +289,7 @@ def _sum(  # type: ignore[no-untyped-def]
     x, partial, pixels, units, blocks,
     STEPS: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """A share of the statistics; `partial` is (2, shares, C)."""
+    """Compute a share of the statistics; `partial` is (2, shares, C)."""
     channels = units * ALIGNED
     c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     share, shares = tl.program_id(0) // blocks, tl.num_programs(0) // blocks
@@ -314,10 +312,10 @@ def _merge(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     channels = units * ALIGNED
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    # The last share is of fewer pixels than LENGTH, those that are not there of none.
+    # The last share has fewer pixels than LENGTH, and shares after it have none.
     left = tl.maximum(pixels - tl.arange(0, SHARES)[:, None] * LENGTH, 0)
     counts = tl.minimum(left, LENGTH).to(WIDE)
-    first = _saved(partial, 0, c, channels)  # again, sums are of differences: division is inexact
+    first = _saved(partial, 0, c, channels)  # differences to it are summed: a quotient of large sums would be inexact
     means = _shared(partial, 0, c, shares, channels, SHARES)
     mean = first + tl.sum((means - first) * counts, 0, keep_dims=True) / pixels.to(WIDE)
     away = means - mean
@@ -343,7 +341,7 @@ def _sum_gradient(  # type: ignore[no-untyped-def]
     STEPS: tl.constexpr, RELU: tl.constexpr,
     ALIGNED: tl.constexpr, WIDE: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """A share of the sums; `partial` is (2, shares, C)."""
+    """Compute a share of the sums; `partial` is (2, shares, C)."""
     channels = units * ALIGNED
     c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     share, shares = tl.program_id(0) // blocks, tl.num_programs(0) // blocks
@@ -355,24 +353,24 @@ def _sum_gradient(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _merge_gradient(  # type: ignore[no-untyped-def]
-    partial, saved, of_parameters, units, shares,
+    partial, saved, dparameters, units, shares,
     ALIGNED: tl.constexpr, SHARES: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     channels = units * ALIGNED
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     total = tl.sum(_shared(partial, 0, c, shares, channels, SHARES), 0, keep_dims=True)
     product = tl.sum(_shared(partial, 1, c, shares, channels, SHARES), 0, keep_dims=True)
-    tl.store(of_parameters + c, total, mask=c < channels)
-    tl.store(of_parameters + channels + c, product * _saved(saved, 1, c, channels), mask=c < channels)
+    tl.store(dparameters + c, total, mask=c < channels)
+    tl.store(dparameters + channels + c, product * _saved(saved, 1, c, channels), mask=c < channels)
 
 
 @triton.jit
-def _spread_gradient(  # type: ignore[no-untyped-def]
-    gradient, x, saved, of_parameters, dx, pixels, units, blocks,
+def _input_gradient(  # type: ignore[no-untyped-def]
+    gradient, x, saved, dparameters, dx, pixels, units, blocks,
     RELU: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     channels = units * ALIGNED
     c = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     at, live = _place(0, tl.program_id(0) // blocks, c, pixels, channels, PIXELS)
-    total, of_weight = _saved(of_parameters, 0, c, channels), _saved(of_parameters, 1, c, channels)
-    _spread_tile(gradient, x, saved, dx, total, of_weight, at, live, c, pixels, channels, RELU, WIDE)
+    total, dweight = _saved(dparameters, 0, c, channels), _saved(dparameters, 1, c, channels)
+    _input_gradient_tile(gradient, x, saved, dx, total, dweight, at, live, c, pixels, channels, RELU, WIDE)

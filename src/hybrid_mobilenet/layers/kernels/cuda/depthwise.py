@@ -1,14 +1,14 @@
 """Depthwise 3x3 convolution with a depth multiplier on CUDA devices, in triton.
 
-Maps are in channels-last order (N, H, W, C). A program takes a tile of some pixels times neighbouring channels: where a
-pixel lies is worked out once per pixel, and a thread reads as many channels at once as fit into 16 bytes. Input channel
-c feeds the outputs c, C + c, 2 * C + c, ...: channels are never copied in memory.
+Maps are in channels-last order (N, H, W, C). A program computes a tile of several pixels times neighbouring channels:
+the address of a pixel is computed once, and a thread reads as many channels at once as fit into 16 bytes. Input channel
+c feeds the outputs c, C + c, 2 * C + c, ..., so that channels are never repeated in memory.
 
-The gradient of the maps is a gather, and that of the weights a sum of the shares of a fixed number of programs: nothing
-is added atomically, and the same input gives the same bits.
+The gradient of the input is a gather, and the gradient of the weights is a sum over the shares of a fixed number of
+programs. There are no atomic additions, so the same input gives the same bits.
 """
 
-# ruff: noqa: N803  triton's custom: compile-time constants in capitals
+# ruff: noqa: N803  compile-time constants are in capitals, as is usual in triton
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .maps import on_device_of, pixels_of, triton_wide, wide
+from .maps import on_device_of, pixels_of, position, shares_of, tile_of, triton_wide, wide
 
-#: Numbers of a tile, and channels of it, at most: a thread has eight numbers, in bfloat16 as many as it reads at once.
+#: Numbers of a tile, and its largest number of channels. A thread has eight numbers, one read in bfloat16.
 TILE, CHANNELS = 1024, 64
 
-#: Programs that are to sum the gradient of the weights, and shares of it per channel, at most.
+#: For the gradient of the weights: number of programs to aim at, and largest number of shares per channel.
 PROGRAMS, SHARES = 1024, 512
 
 
 def forward(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """The convolution, padded by one pixel on every side.
+    """The convolution with a padding of one pixel.
 
     Args:
         x: (N, C, H, W), floating point.
-        weight: (9, C * multiplier): a row per place of the kernel, row by row of it; of any strides and precision.
+        weight: (9, C * multiplier): for each place of the kernel, row by row, the weights of all channels; of any
+            strides and dtype.
         stride: 1 or more.
 
     Returns:
@@ -50,37 +51,33 @@ def forward(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     return y
 
 
-def backward(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, of_maps: bool) -> tuple[Tensor | None, Tensor]:
-    """Gradients of the maps, if wanted, and of the weights, (9, C * multiplier).
+def backward(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, needs_dx: bool) -> tuple[Tensor | None, Tensor]:
+    """Gradients of the input, or None, and of the weights, (9, C * multiplier).
 
     Args:
         gradient: of the output.
         x: as for `forward`.
         weight: as for `forward`.
         stride: as for `forward`.
-        of_maps: whether the gradient of the maps is wanted.
+        needs_dx: whether to compute the gradient of the input.
 
     Returns:
-        The second one transposed in memory, so that autograd, which wants it (C * multiplier, 9), need not copy it.
+        The gradient of the weights is transposed in memory: autograd needs it as (C * multiplier, 9), without a copy.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     gradient = gradient.contiguous(memory_format=torch.channels_last)
     dx = None
-    if of_maps:
+    if needs_dx:
         dx = torch.empty_like(x)
         tiles = triton.cdiv(pixels_of(x), _tile(x)[0])
-        _launch(_of_maps, tiles, (gradient, weight, dx, *weight.stride()), pixels_of(x), x, gradient, stride)
-    # Each program goes over some tiles, so that there are few shares to add up; a power of two, because every number is
-    # compiled for itself.
+        _launch(_input_gradient, tiles, (gradient, weight, dx, *weight.stride()), pixels_of(x), x, gradient, stride)
     multiplier = weight.shape[1] // x.shape[1]
     tiles = max(triton.cdiv(pixels_of(gradient), _tile(x)[0]), 1)
-    wanted = min(max(PROGRAMS // (multiplier * _blocks(x)), 1), SHARES)
-    steps = triton.next_power_of_2(triton.cdiv(tiles, wanted))
-    shares = triton.cdiv(tiles, steps)
+    shares, steps = shares_of(tiles, multiplier * _blocks(x), PROGRAMS, SHARES)
     sums = torch.empty((shares, weight.shape[1], 9), dtype=wide(x), device=x.device)
     if gradient.numel():
         programs = shares * multiplier
-        _launch(_of_weights, programs, (gradient, x, sums), pixels_of(gradient), x, gradient, stride, STEPS=steps)
+        _launch(_weight_gradient, programs, (gradient, x, sums), pixels_of(gradient), x, gradient, stride, STEPS=steps)
     else:
         sums.zero_()
     total = sums.sum(0) if shares > 1 else sums[0]
@@ -88,13 +85,11 @@ def backward(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, of_maps: 
 
 
 def _tile(x: Tensor) -> tuple[int, int]:
-    """Pixels and channels of a tile."""
-    channels = min(triton.next_power_of_2(x.shape[1]), CHANNELS)
-    return TILE // channels, channels
+    return tile_of(x, TILE, CHANNELS)
 
 
 def _blocks(x: Tensor) -> int:
-    """Tiles side by side that hold all channels of x."""
+    """Number of tiles that hold all channels of a pixel."""
     return int(triton.cdiv(x.shape[1], _tile(x)[1]))
 
 
@@ -108,11 +103,11 @@ def _launch(
     stride: int,
     **more: int,
 ) -> None:
-    """Run `kernel` on `programs` tiles per block of input channels; x are the maps convolved, y what comes of them."""
-    if not programs:  # CUDA launches no empty grid
+    """Run `kernel` with `programs` programs per block of input channels of x; y has the size of the output."""
+    if not programs:  # an empty grid cannot be launched
         return
     channels = x.shape[1]
-    aligned = math.gcd(channels, 16)  # known when compiling, so that several channels are read at once
+    aligned = math.gcd(channels, 16)  # a compile-time constant, so that several channels are read at once
     with on_device_of(x):
         kernel[(programs * _blocks(x),)](
             *arguments, pixels, channels // aligned, _blocks(x), *x.shape[2:], *y.shape[2:], **more,
@@ -128,20 +123,20 @@ def _forward(  # type: ignore[no-untyped-def]
     STRIDE: tl.constexpr, MULTIPLIER: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """One tile of the output; the tiles of a pixel follow each other, and find its neighbours in the cache."""
+    """Compute a tile of the output. The tiles of a pixel run one after another, with its neighbours in the cache."""
     program, channels = tl.program_id(0), units * ALIGNED
     c = program % blocks * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     out = program // blocks % MULTIPLIER * channels + c
     p = program // (blocks * MULTIPLIER) * PIXELS + tl.arange(0, PIXELS)[:, None]
     here, inside = c < channels, p < pixels
-    j, i, n = p % out_width, p // out_width % out_height, p // out_width // out_height
+    n, i, j = position(p, out_height, out_width)
     top, left = i * STRIDE - 1, j * STRIDE - 1
     corner = ((n * height + top) * width + left).to(tl.int64) * channels
     total = tl.zeros([PIXELS, CHANNELS], WIDE)
     for row in tl.static_range(3):
         for column in tl.static_range(3):
-            met = inside & (top + row >= 0) & (top + row < height) & (left + column >= 0) & (left + column < width)
-            value = tl.load(x + (corner + (row * width + column) * channels) + c, mask=met & here, other=0.0)
+            valid = inside & (top + row >= 0) & (top + row < height) & (left + column >= 0) & (left + column < width)
+            value = tl.load(x + (corner + (row * width + column) * channels) + c, mask=valid & here, other=0.0)
             w = tl.load(weight + (3 * row + column) * place_step + out * channel_step, mask=here, other=0.0)
             total += value.to(WIDE) * w.to(WIDE)
     to = p.to(tl.int64) * (channels * MULTIPLIER)
@@ -149,29 +144,29 @@ def _forward(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _of_maps(  # type: ignore[no-untyped-def]
+def _input_gradient(  # type: ignore[no-untyped-def]
     gradient, weight, dx, place_step, channel_step, pixels, units, blocks, height, width, out_height, out_width,
     STRIDE: tl.constexpr, MULTIPLIER: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """One tile of the maps' gradient, from all outputs that its pixels met."""
+    """Compute a tile of the gradient of the input, from all outputs that depend on its pixels."""
     program, channels = tl.program_id(0), units * ALIGNED
     c = program % blocks * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     p = program // blocks * PIXELS + tl.arange(0, PIXELS)[:, None]
     here, inside = c < channels, p < pixels
-    w, h, n = p % width, p // width % height, p // width // height
+    n, h, w = position(p, height, width)
     total = tl.zeros([PIXELS, CHANNELS], WIDE)
     for row in tl.static_range(3):
         for column in tl.static_range(3):
-            # The output pixel that met this one at this place of the kernel, times the stride.
+            # The output pixel, times the stride, that reads this pixel at this place of the kernel.
             down, right = h + 1 - row, w + 1 - column
             i, j = down // STRIDE, right // STRIDE
-            met = inside & (down >= 0) & (right >= 0) & (i < out_height) & (j < out_width)
-            met = met & (down % STRIDE == 0) & (right % STRIDE == 0)
+            valid = inside & (down >= 0) & (right >= 0) & (i < out_height) & (j < out_width)
+            valid = valid & (down % STRIDE == 0) & (right % STRIDE == 0)
             at = ((n * out_height + i) * out_width + j).to(tl.int64) * (channels * MULTIPLIER)
             for m in tl.static_range(MULTIPLIER):
                 out = m * channels + c
-                value = tl.load(gradient + at + out, mask=met & here, other=0.0)
+                value = tl.load(gradient + at + out, mask=valid & here, other=0.0)
                 factor = tl.load(weight + (3 * row + column) * place_step + out * channel_step, mask=here, other=0.0)
                 total += value.to(WIDE) * factor.to(WIDE)
     tl.store(dx + p.to(tl.int64) * channels + c, total.to(dx.dtype.element_ty), mask=inside & here)
@@ -183,19 +178,19 @@ def _products(x, at, live, g, WIDE: tl.constexpr):  # type: ignore[no-untyped-de
 
 
 @triton.jit
-def _of_weights(  # type: ignore[no-untyped-def]
+def _weight_gradient(  # type: ignore[no-untyped-def]
     gradient, x, sums, pixels, units, blocks, height, width, out_height, out_width,
     STEPS: tl.constexpr, STRIDE: tl.constexpr, MULTIPLIER: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """A share of the weights' gradient: of some channels, summed over STEPS tiles of output pixels."""
+    """Compute a share of the gradient of the weights: a block of channels, over STEPS tiles of output pixels."""
     program, channels = tl.program_id(0), units * ALIGNED
     c = program % blocks * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     out = program // blocks % MULTIPLIER * channels + c
     share = program // (blocks * MULTIPLIER)
     here = c < channels
     pitch = width * channels
-    # The nine are summed per thread; adding up threads is left to the end.
+    # Each thread has its own nine sums, which are added up over the threads at the end.
     a0 = tl.zeros([PIXELS, CHANNELS], WIDE)
     a1 = tl.zeros([PIXELS, CHANNELS], WIDE)
     a2 = tl.zeros([PIXELS, CHANNELS], WIDE)
@@ -208,8 +203,8 @@ def _of_weights(  # type: ignore[no-untyped-def]
     for step in range(STEPS):
         p = (share * STEPS + step) * PIXELS + tl.arange(0, PIXELS)[:, None]
         inside = p < pixels
-        j, i, n = p % out_width, p // out_width % out_height, p // out_width // out_height
-        h, w = i * STRIDE, j * STRIDE  # the middle, which is always inside the maps
+        n, i, j = position(p, out_height, out_width)
+        h, w = i * STRIDE, j * STRIDE  # the centre of the kernel, which is always inside the maps
         above, below = inside & (h > 0), inside & (h + 1 < height)
         left, right = w > 0, w + 1 < width
         g = tl.load(gradient + p.to(tl.int64) * (channels * MULTIPLIER) + out, mask=inside & here, other=0.0).to(WIDE)

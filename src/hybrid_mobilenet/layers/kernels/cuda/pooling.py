@@ -1,10 +1,10 @@
 """Fractional max pooling on CUDA devices, in triton.
 
-Maps are read in channels-last order (N, H, W, C), one number per lane. Winners are coded and backward is a gather, as
-in `reference`: nothing is added atomically.
+Maps are read in channels-last order (N, H, W, C), one number per lane. As in `reference`, winners are encoded in a byte
+and backward is a gather, without atomic additions.
 """
 
-# ruff: noqa: N803  triton's custom: compile-time constants in capitals
+# ruff: noqa: N803  compile-time constants are in capitals, as is usual in triton
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .maps import on_device_of, triton_wide
+from .maps import on_device_of, position, triton_wide
 
 BLOCK = 512
 
@@ -33,9 +33,9 @@ def forward(x: Tensor, rows: Tensor, columns: Tensor, overlapping: bool) -> tupl
 def backward(
     gradient: Tensor, winners: Tensor, rows: Tensor, columns: Tensor, overlapping: bool, height: int, width: int
 ) -> Tensor:
-    """Gradient of the input, (N, C, height, width), from that of the output, each region's going to its winner."""
+    """Gradient of the input, (N, C, height, width): the gradient of each region goes to its winner."""
     gradient = gradient.contiguous(memory_format=torch.channels_last)
-    spread = torch.empty(
+    dx = torch.empty(
         (*winners.shape[:2], height, width),
         dtype=gradient.dtype,
         device=gradient.device,
@@ -45,13 +45,13 @@ def backward(
     block = triton.next_power_of_2(max(len(rows), len(columns)))
     with on_device_of(gradient):
         _invert[(2,)](rows, columns, row_of, column_of, len(rows) - 1, len(columns) - 1, BLOCK=block)
-    tensors = (gradient, winners, spread, rows, columns, row_of, column_of)
-    _launch(_backward, spread.numel(), tensors, spread, gradient, overlapping)
-    return spread
+    tensors = (gradient, winners, dx, rows, columns, row_of, column_of)
+    _launch(_backward, dx.numel(), tensors, dx, gradient, overlapping)
+    return dx
 
 
 def _launch(kernel: Any, total: int, tensors: tuple[Tensor, ...], x: Tensor, y: Tensor, overlapping: bool) -> None:
-    if total:  # CUDA launches no empty grid
+    if total:  # an empty grid cannot be launched
         grid = (triton.cdiv(total, BLOCK),)
         with on_device_of(x):
             kernel[grid](
@@ -61,26 +61,26 @@ def _launch(kernel: Any, total: int, tensors: tuple[Tensor, ...], x: Tensor, y: 
 
 @triton.jit
 def _invert(rows, columns, row_of, column_of, out_height, out_width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The region of each pixel of an axis: the first program for rows, the second for columns."""
+    """Find the region of each pixel of an axis: the first program for rows, the second for columns."""
     if tl.program_id(0) == 0:
-        _number(rows, row_of, out_height, BLOCK)
+        _invert_axis(rows, row_of, out_height, BLOCK)
     else:
-        _number(columns, column_of, out_width, BLOCK)
+        _invert_axis(columns, column_of, out_width, BLOCK)
 
 
 @triton.jit
-def _number(sequence, region_of, regions, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _invert_axis(sequence, region_of, regions, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     region = tl.arange(0, BLOCK)
     live = region < regions
     first = tl.load(sequence + region, mask=live, other=0)
-    behind = tl.load(sequence + region + 1, mask=live, other=0)
+    following = tl.load(sequence + region + 1, mask=live, other=0)
     tl.store(region_of + first, region.to(tl.int64), mask=live)
-    tl.store(region_of + behind - 1, region.to(tl.int64), mask=live)
+    tl.store(region_of + following - 1, region.to(tl.int64), mask=live)
 
 
 @triton.jit
 def _places(sequence, region, size, live, OVERLAPPING: tl.constexpr):  # type: ignore[no-untyped-def]
-    """First, second and third pixel of a region; in a narrower region the last pixel stands again."""
+    """First, second and third pixel of a region; a narrower region repeats its last pixel."""
     first = tl.load(sequence + region, mask=live, other=0)
     last = tl.load(sequence + region + 1, mask=live, other=1) - 1
     if OVERLAPPING:
@@ -109,8 +109,8 @@ def _forward(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = o < total
-    c, j = o % channels, o // channels % out_width
-    i, n = o // channels // out_width % out_height, o // channels // out_width // out_height
+    c = o % channels
+    n, i, j = position(o // channels, out_height, out_width)
     top, middle, bottom = _places(rows, i, height, live, OVERLAPPING)
     left, centre, right = _places(columns, j, width, live, OVERLAPPING)
     pitch = width * channels
@@ -134,23 +134,23 @@ def _backward(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     p = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = p < total
-    c, w = p % channels, p // channels % width
-    h, n = p // channels // width % height, p // channels // width // height
+    c = p % channels
+    n, h, w = position(p // channels, height, width)
     region_row, region_column = tl.load(row_of + h, mask=live, other=0), tl.load(column_of + w, mask=live, other=0)
-    # The first pixel of a region is also the last of the region before, where they overlap.
+    # If regions overlap, the first pixel of a region also belongs to the previous one.
     above = live & (h == tl.load(rows + region_row, mask=live, other=-1)) & (region_row > 0)
     before = live & (w == tl.load(columns + region_column, mask=live, other=-1)) & (region_column > 0)
-    spread = tl.zeros([BLOCK], WIDE)
+    total_gradient = tl.zeros([BLOCK], WIDE)
     for up in tl.static_range(2 if OVERLAPPING else 1):
         for back in tl.static_range(2 if OVERLAPPING else 1):
             i, j = region_row - up, region_column - back
-            held = live
+            inside = live
             if up:
-                held = held & above
+                inside = inside & above
             if back:
-                held = held & before
-            row, column = h - tl.load(rows + i, mask=held, other=0), w - tl.load(columns + j, mask=held, other=0)
+                inside = inside & before
+            row, column = h - tl.load(rows + i, mask=inside, other=0), w - tl.load(columns + j, mask=inside, other=0)
             place = ((n * out_height + i) * out_width + j) * channels + c
-            won = held & (tl.load(winners + place, mask=held, other=0) == 3 * column + row)
-            spread += tl.load(g + place, mask=won, other=0.0).to(WIDE)
-    tl.store(dx + p, spread.to(dx.dtype.element_ty), mask=live)
+            won = inside & (tl.load(winners + place, mask=inside, other=0) == 3 * column + row)
+            total_gradient += tl.load(g + place, mask=won, other=0.0).to(WIDE)
+    tl.store(dx + p, total_gradient.to(dx.dtype.element_ty), mask=live)
