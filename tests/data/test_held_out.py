@@ -170,7 +170,7 @@ def test_a_picture_more(run: Run, copied: Path, seen: Seen, animal: str, name: s
     assert not seen.tested & run.trained
     assert seen.tested == run.held_out & contents(copied)
     (note,) = record["notes"]
-    assert note.startswith("left out, since they came after training: 1 of the images;")
+    assert note.startswith("1 images were added after training and are not tested")
 
 
 def test_a_picture_more_in_a_process_of_its_own(run: Run, copied: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_run_that_does_not_remember(run: Run, tmp_path: Path, seen: Seen) -> N
     assert (record["tested"], record["used_in_training"]) == ("all", None)
     assert seen.tested == contents(run.photos)
     (note,) = record["notes"]
-    assert note.startswith("no split.json of its run is there, so that it is not known which images")
+    assert note.startswith("the run folder has no split.json, so it is not known which images")
 
 
 def test_split_json_is_what_sha256sum_says(run: Run) -> None:
@@ -279,7 +279,7 @@ def test_a_folder_with_its_own_test_images(tmp_path: Path, seen: Seen) -> None:
     assert record["tested"] == "all"
     record = evaluated(out, tmp_path / "d" / "train")  # as asked for, but not in silence
     assert (record["images"], record["used_in_training"]) == (67, 67)
-    assert record["notes"] == ["the model has seen 67 of these images in training"]
+    assert record["notes"] == ["the model was trained on 67 of these images"]
 
 
 def test_some_images_that_the_model_has_seen(run: Run, tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def export_table(results: Sequence[Mapping[str, Any]], accuracy: float | None) -
 
 def benchmark(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Run folders, exported files, or models on the Hub.")
+        list[str], typer.Argument(metavar="MODEL", help="Run folders, exported files, or models on the Hub.")
     ],
     *,
     threads: Annotated[
@@ -252,7 +252,7 @@ def benchmark_table(measurements: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def web(
-    folder: Annotated[Path, typer.Argument(help="A page made by export --to web.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A page made by export --to web.")],
     *,
     host: Annotated[str, typer.Option(help="Address to serve on; 0.0.0.0 for the whole network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 for any free port.")] = 8000,

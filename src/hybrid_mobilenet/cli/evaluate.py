@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: ModelOrFileArgument,
-    data: Annotated[str, typer.Argument(help="Data, as for train.")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Data, as for train.")],
     *,
     passes: PassesOption = 1,
     seed: Annotated[int, typer.Option(help="Seed of the random regions, for several passes.")] = 0,
@@ -35,7 +35,7 @@ def evaluate(
         Path | None,
         typer.Option(
             help="Picture of the confusion matrix to write.",
-            show_default="confusion.png in MODEL, if it is a run folder",
+            show_default="confusion.png in a run folder",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -153,7 +153,7 @@ def class_table(result: Evaluation) -> Table:
 
 def predict(
     model: ModelOrFileArgument,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Images, or folders of images.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Images, or folders of images.")],
     *,
     top: Annotated[int, typer.Option(help="Number of classes to print for each image.")] = 3,
     passes: PassesOption = 1,

@@ -86,21 +86,25 @@ def _parse_list(
 ) -> tuple[Value, ...]:
     if not given:
         return ()
-    must_be = f"must be {rule}, separated by commas, as in {option} {example}"
     if len(given) > 1:
         raise ValueError(f"{option} is given {len(given)} times: give it once, as {option} {','.join(given)}")
     (text,) = given
+
+    def fault(what: str) -> ValueError:
+        return ValueError(
+            f"{option} is {text!r}{what}, but must be {rule}, separated by commas, as in {option} {example}"
+        )
+
     values: list[Value] = []
     for item in map(str.strip, text.split(",")):
         if not item:
-            raise ValueError(f"{option} is {text!r}, which has an empty value, but {must_be}")
+            raise fault(" (an empty value)")
         try:
             value = read(item)
         except (ValueError, KeyError):
-            shown = "" if item == text else f", and {item!r} is not allowed"
-            raise ValueError(f"{option} is {text!r}{shown}, but {must_be}") from None
+            raise fault("" if item == text else f" (unknown: {item!r})") from None
         if value in values:
-            raise ValueError(f"{option} is {text!r}, which has {item} twice, but {must_be}")
+            raise fault(f" ({item} twice)")
         values.append(value)
     return tuple(values)
 

@@ -60,7 +60,7 @@ def reproduce(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Reproduce the paper: train its configurations and record the results.
+    """Train the paper's configurations and record the results.
 
     Without options, that is all 19 configurations on CIFAR-10 and CIFAR-100,
     cheapest first. --data, --family, --delta, --alpha and --table select some

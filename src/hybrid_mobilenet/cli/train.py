@@ -48,7 +48,7 @@ def train(
     data: Annotated[
         str | None,
         typer.Argument(
-            metavar="[DATA]",
+            metavar="DATA",
             help="digits, cifar10, cifar100, a folder of images, Parquet files, or owner/name on the Hub.",
         ),
     ] = None,
