@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from command_line import shell
+from command_line import fails, invoke, shell
 from hybrid_mobilenet.network.architecture import FAMILIES, resolve
 from hybrid_mobilenet.network.cost import network_mult_adds, network_parameters
 from hybrid_mobilenet.study.paper import DEVIATIONS, RESULTS
@@ -102,8 +102,7 @@ def test_cost_has_a_footnote_for_every_letter() -> None:
     ids=" ".join,
 )
 def test_a_mistake_is_one_line_and_status_2(arguments: tuple[str, ...], message: str) -> None:
-    result = CliRunner().invoke(cli.app, ["tables", *arguments])
-    assert (result.exit_code, result.stdout) == (2, "")
+    result = invoke("tables", *arguments)
+    fails(result)
     assert result.stderr.startswith(f"error: {message}")
     assert result.stderr.endswith("\n")
-    assert result.stderr.count("\n") == 1

@@ -69,7 +69,7 @@ def test_choices_refuse(given: list[str], message: str) -> None:
 
 @pytest.mark.parametrize("text", ["0.75", "nan", "inf", "0.25,0.250", "x", "1,-1"])
 def test_numbers_refuse(text: str) -> None:
-    with pytest.raises(ValueError, match="must be one or more of 0.25, 0.5, 1, separated by commas, as in --alpha"):
+    with pytest.raises(ValueError, match=r"must be one or more of 0\.25, 0\.5, 1, separated by commas, as in --alpha"):
         parse_choices("--alpha", [text], ALPHAS)
 
 
@@ -104,7 +104,6 @@ def test_spaces_after_commas(typed: str, joined: str) -> None:
     [
         ("export run --to onnx web", "--to is 'onnx web', but its values are separated by commas: --to onnx,web"),
         ("export run --to onnx web onnx-int8 --json", "separated by commas: --to onnx,web,onnx-int8"),
-        ("export --to onnx web run", "but its values are separated by commas"),
         ("export run --to onnx --to web", "--to is given 2 times: give it once, as --to onnx,web"),
         (
             "export run --to onnx, wbe",

@@ -66,9 +66,13 @@ def test_a_json_list_is_printed_as_a_whole_one(items: list[object], capsys: pyte
 
 
 def test_a_json_list_is_closed_after_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="damaged"), json_list() as add:
-        add({"file": "a.png"})
-        raise ValueError("damaged")
+    def print_one() -> None:
+        with json_list() as add:
+            add({"file": "a.png"})
+            raise ValueError("damaged")
+
+    with pytest.raises(ValueError, match="damaged"):
+        print_one()
     assert json.loads(capsys.readouterr().out) == [{"file": "a.png"}]
 
 
