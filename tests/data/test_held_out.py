@@ -23,6 +23,7 @@ import hybrid_mobilenet
 from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.data import dataset as data
 from hybrid_mobilenet.data.dataset import ImageDataset, Splits
+from hybrid_mobilenet.deploy import classify
 from hybrid_mobilenet.training import evaluate as evaluation
 from hybrid_mobilenet.training import run as training
 
@@ -105,7 +106,8 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Seen:
         return tally(*arguments, **options)
 
     monkeypatch.setattr(training, "load", watched_load)
-    monkeypatch.setattr(evaluation, "tally", watched_tally)
+    for module in (evaluation, classify):
+        monkeypatch.setattr(module, "tally", watched_tally)
     return seen
 
 

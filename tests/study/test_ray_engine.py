@@ -138,7 +138,7 @@ def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_about_this_machine_alone(arguments: list[str]) -> None:
     result = CliRunner().invoke(cli.app, ["reproduce", "--engine", "ray", *arguments])
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "--cpus and --gpus decide how many runs go on at once" in result.stderr
+    assert "--cpus and --gpus decide how many runs go on at the same time" in result.stderr
 
 
 def test_no_machine_has_room() -> None:

@@ -333,7 +333,7 @@ def test_epochs_never_replace_a_record(finished: tuple[Place, list[RunState]]) -
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
         f"error: --epochs 1 would replace 1 records of other recipes in {place.results}, such as that of "
-        "digits-mobilenet-d2-a0.25-seed0: name another folder with --results\n"
+        "digits-mobilenet-d2-a0.25-seed0: choose another folder with --results\n"
     )
 
 

@@ -120,7 +120,7 @@ def reproduce(
 
 
 def check_engine(engine: str, jobs: int, cpus: float, gpus: float, device: str, dry_run: bool) -> None:
-    """Check the options that say where runs are executed.
+    """Check the options that say where and how many runs go on.
 
     Raises:
         ValueError: if one is out of range, or does not go with the engine.
@@ -132,7 +132,7 @@ def check_engine(engine: str, jobs: int, cpus: float, gpus: float, device: str, 
     if engine == "ray" and (jobs > 1 or dry_run):
         raise ValueError(
             "--jobs and --dry-run are for this machine only: leave them out with --engine ray, where --cpus and --gpus "
-            "decide how many runs are executed at the same time"
+            "decide how many runs go on at the same time"
         )
     if engine == "ray" and device != "auto":
         raise ValueError(f"--device is {device!r}, but with --engine ray, --gpus decides: leave out --device")
