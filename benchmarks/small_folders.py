@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from hybrid_mobilenet.cli.progress import RunProgress
+from hybrid_mobilenet.cli.display import RunDisplay
 from hybrid_mobilenet.data.dataset import ImageDataset, Splits, load_data
 from hybrid_mobilenet.training.recipe import paper_recipe
 from hybrid_mobilenet.training.run import train
@@ -90,7 +90,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"
             setup = Setup(options.data, options.family, seed=draw, recipe=recipe)
-            result = train(setup, out, RunProgress(shown=False), read)
+            result = train(setup, out, RunDisplay(shown=False), read)
             last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
         line = {
             "run": run,

@@ -152,7 +152,7 @@ def main(folder: Path) -> None:
         load_classifier(str(run))
     with unchanged("estimate"):
         estimate(
-            select(["data=digits", "alpha=0.25", "delta=2", "family=mobilenet"], epochs=1),
+            select(data=["digits"], families=["mobilenet"], deltas=[2], alphas=[0.25], epochs=1),
             Place(folder / "results", folder / "runs"),
             1,
         )

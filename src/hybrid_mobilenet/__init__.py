@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .data.dataset import ImageDataset as ImageDataset
     from .data.dataset import load_data as load_data
+    from .deploy.classify import predict as predict
     from .layers.keras import convert_grouped_channels as convert_grouped_channels
     from .layers.keras import convert_keras_depthwise as convert_keras_depthwise
     from .layers.keras import to_grouped_channels as to_grouped_channels
@@ -39,6 +40,7 @@ _MODULE_OF = {
     "fit": "training.fit",
     "load_data": "data.dataset",
     "paper_recipe": "training.recipe",
+    "predict": "deploy.classify",
     "resolve": "network.architecture",
     "resume": "training.run",
     "train": "training.run",
@@ -62,6 +64,7 @@ __all__ = [
     "fit",
     "load_data",
     "paper_recipe",
+    "predict",
     "resolve",
     "resume",
     "to_grouped_channels",

@@ -20,8 +20,8 @@ COMMANDS = {
     "evaluate": ("RUN", "digits"),
     "predict": ("RUN", "image.png"),
     "benchmark": ("RUN",),
-    "reproduce": ("--only", "data=digits"),
-    "reproduce --dry-run": ("--only", "data=digits"),
+    "reproduce": ("--data", "digits"),
+    "reproduce --dry-run": ("--data", "digits"),
 }
 
 

@@ -23,6 +23,7 @@ import hybrid_mobilenet
 from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.data import dataset as data
 from hybrid_mobilenet.data.dataset import ImageDataset, Splits
+from hybrid_mobilenet.deploy import classify
 from hybrid_mobilenet.training import evaluate as evaluation
 from hybrid_mobilenet.training import setup
 
@@ -105,7 +106,8 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Seen:
         return tally(*arguments, **options)
 
     monkeypatch.setattr(setup, "load_data", watched_load)
-    monkeypatch.setattr(evaluation, "tally", watched_tally)
+    for module in (evaluation, classify):
+        monkeypatch.setattr(module, "tally", watched_tally)
     return seen
 
 
@@ -170,7 +172,7 @@ def test_a_picture_more(run: Run, copied: Path, seen: Seen, animal: str, name: s
     assert not seen.tested & run.trained
     assert seen.tested == run.held_out & contents(copied)
     (note,) = record["notes"]
-    assert note.startswith("left out, since they came after training: 1 of the images;")
+    assert note.startswith("1 images were added after training and are not tested")
 
 
 def test_a_picture_more_in_a_process_of_its_own(run: Run, copied: Path) -> None:
@@ -242,7 +244,7 @@ def test_a_run_that_does_not_remember(run: Run, tmp_path: Path, seen: Seen) -> N
     assert (record["tested"], record["used_in_training"]) == ("all", None)
     assert seen.tested == contents(run.photos)
     (note,) = record["notes"]
-    assert note.startswith("no split.json of its run is there, so that it is not known which images")
+    assert note.startswith("the run folder has no split.json, so it is not known which images")
 
 
 def test_split_json_is_what_sha256sum_says(run: Run) -> None:
@@ -279,7 +281,7 @@ def test_a_folder_with_its_own_test_images(tmp_path: Path, seen: Seen) -> None:
     assert record["tested"] == "all"
     record = evaluated(out, tmp_path / "d" / "train")  # as asked for, but not in silence
     assert (record["images"], record["used_in_training"]) == (67, 67)
-    assert record["notes"] == ["the model has seen 67 of these images in training"]
+    assert record["notes"] == ["the model was trained on 67 of these images"]
 
 
 def test_some_images_that_the_model_has_seen(run: Run, tmp_path: Path) -> None:

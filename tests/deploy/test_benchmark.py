@@ -66,7 +66,7 @@ def test_peers_run_in_onnx_runtime_as_in_pytorch(tmp_path: Path) -> None:
 
 def test_benchmark(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = invoke("benchmark", run, "--threads", "1", "--threads", "2", "--rounds", "2", "--out", out, "--json")
+    result = invoke("benchmark", run, "--threads", "1,2", "--rounds", "2", "--out", out, "--json")
     assert (result.exit_code, result.stderr) == (0, "")
     record = json.loads(result.stdout)
     assert record == json.loads((out / "benchmark.json").read_text())
@@ -177,7 +177,7 @@ def test_threads_are_as_before_where_a_measurement_fails(run: Path, monkeypatch:
 
 def test_benchmark_refuses(run: Path, tmp_path: Path) -> None:
     for arguments, part in (
-        (("--threads", "0"), "--threads is 0"),
+        (("--threads", "0"), "--threads is '0', but must be one or more whole numbers"),
         (("--rounds", "0"), "--rounds is 0"),
         (("--out", run / "config.json"), "config.json"),
     ):

@@ -293,7 +293,7 @@ def test_export_command_with_data(folder: Path, tmp_path: Path) -> None:
 def test_several_targets_and_files_that_predict(trained_fmp: HybridMobileNet, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     trained_fmp.save_pretrained(folder)
-    targets = ["--to", "onnx", "onnx-int8", "--data", "digits"]
+    targets = ["--to", "onnx,onnx-int8", "--data", "digits"]
     result = invoke("export", folder, *targets, "--out", tmp_path, "--json")
     assert (result.exit_code, result.stderr) == (0, "")
     names = ["model.onnx", "model.int8.onnx"]
@@ -333,8 +333,10 @@ def test_int8_needs_training_images(folder: Path, tmp_path: Path) -> None:
 def test_export_refuses(folder: Path, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "out")
     fails(invoke("export", folder, "--to", "onxx", *out), "--to is 'onxx', but must be one or more of onnx")
-    fails(invoke("export", folder, "--to", "onnx", "coreml", *out), "--to is 'coreml', but must be")
-    fails(invoke("export", folder, *out), "say what to export to")
+    fails(
+        invoke("export", folder, "--to", "onnx,coreml", *out), "--to is 'onnx,coreml' (unknown: 'coreml'), but must be"
+    )
+    fails(invoke("export", folder, *out), "--to is missing: give one or more of onnx")
     fails(invoke("export", tmp_path / "nothing", "--to", "onnx", *out), "there is no config.json in it")
     (tmp_path / "file").write_text("")
     fails(invoke("export", folder, "--to", "onnx", "--out", tmp_path / "file"), str(tmp_path / "file"))
@@ -347,7 +349,7 @@ def test_a_missing_runtime_is_named_with_its_remedy_and_the_others_go_on(
     monkeypatch.setattr(ExecuTorchClassifier, "module", "no_such_module")
     monkeypatch.setattr(LiteRTClassifier, "module", "numpy")
     monkeypatch.setattr(LiteRTClassifier, "exporter", "no_such_module")
-    result = invoke("export", folder, "--to", "executorch", "onnx", "litert", "--out", tmp_path)
+    result = invoke("export", folder, "--to", "executorch,onnx,litert", "--out", tmp_path)
     assert result.exit_code == 2
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     executorch, litert = result.stderr.splitlines()

@@ -356,7 +356,7 @@ def test_export_predict_evaluate_and_benchmark(model: HybridMobileNet, file: Pat
     evaluation = printed("evaluate", exported, "digits", "--out", tmp_path / "confusion.png")
     assert evaluation["accuracy"] == record["accuracy"]
 
-    rows = printed("benchmark", folder, "--rounds", "1", "--threads", "1", "--threads", "2", "--out", tmp_path)
+    rows = printed("benchmark", folder, "--rounds", "1", "--threads", "1,2", "--out", tmp_path)
     runtime = CLASSIFIERS[target].runtime
     assert [(row["runtime"], row["threads"]) for row in rows["measurements"]] == [
         ("PyTorch", 1), (runtime, 1), ("PyTorch", 2), (runtime, 2),

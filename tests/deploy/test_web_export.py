@@ -173,7 +173,7 @@ def test_the_command_exports_the_page_beside_other_targets(
 ) -> None:
     assert folder.is_dir()  # or onnxruntime-web cannot be had, and this is skipped
     model.save_pretrained(tmp_path / "run")
-    result = export(tmp_path / "run", "--to", "web", "onnx", "--json")
+    result = export(tmp_path / "run", "--to", "web,onnx", "--json")
     assert result.exit_code == 0, result.stderr
     page, onnx = json.loads(result.stdout)["files"]
     assert (page["target"], Path(page["file"])) == ("web", tmp_path / "run" / "export" / "web")

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from hybrid_mobilenet import HybridMobileNet
-from hybrid_mobilenet.cli.progress import RunProgress
+from hybrid_mobilenet.cli.display import RunDisplay
 from hybrid_mobilenet.data.dataset import load_data
 from hybrid_mobilenet.deploy.deployed import Deployed
 from hybrid_mobilenet.network.architecture import FAMILIES, Family
@@ -73,7 +73,7 @@ def test_it_is_refused() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_and_evaluation_need_none(family: Family, tmp_path: Path) -> None:
     recipe = Recipe(epochs=1, batch_size=256)
-    train(Setup("digits", family, 0.25, 1, (8, 8), 1, recipe=recipe), tmp_path / "run", RunProgress(shown=False))
+    train(Setup("digits", family, 0.25, 1, (8, 8), 1, recipe=recipe), tmp_path / "run", RunDisplay(shown=False))
     model = HybridMobileNet.from_pretrained(tmp_path / "run")
     test = load_data("digits", image_size=8, channels=1).test
     evaluate(model, test, passes=2 if family == "fmp" else 1)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from hybrid_mobilenet.data.dataset import load_data
 from hybrid_mobilenet.network import architecture
-from hybrid_mobilenet.study.grid import CONFIGURATIONS, DATA_SETS, select
+from hybrid_mobilenet.study.grid import ALPHAS, CONFIGURATIONS, DATA_SETS, DELTAS, TABLES, select
 from hybrid_mobilenet.training import recipe as recipe_module
 from hybrid_mobilenet.training.recipe import CIFAR100_RECIPES, PAPER_RECIPES
-
-
-def names(*only: str, seeds: int = 1) -> set[str]:
-    return {run.name for run in select(only, seeds)}
 
 
 def test_the_whole_grid() -> None:
@@ -42,59 +39,61 @@ def test_the_cheapest_comes_first() -> None:
 def test_a_family_s_recipe_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     recipes = {**PAPER_RECIPES, "fmp": replace(PAPER_RECIPES["fmp"], epochs=123, fixed_epochs=41)}
     monkeypatch.setattr(recipe_module, "PAPER_RECIPES", recipes)
-    assert {run.recipe.epochs for run in select(["family=fmp", "data=cifar10"])} == {123}
-    assert {run.recipe for run in select(["family=mp3", "data=cifar10"])} == {PAPER_RECIPES["mp3"]}
-    (shortened,) = {run.recipe for run in select(["family=fmp", "data=cifar10"], epochs=6)}
+    assert {run.recipe.epochs for run in select(families=["fmp"], data=["cifar10"])} == {123}
+    assert {run.recipe for run in select(families=["mp3"], data=["cifar10"])} == {PAPER_RECIPES["mp3"]}
+    (shortened,) = {run.recipe for run in select(families=["fmp"], data=["cifar10"], epochs=6)}
     assert shortened == replace(recipes["fmp"], epochs=6, fixed_epochs=2)
 
 
 @pytest.mark.parametrize(
-    ("only", "count"),
+    ("conditions", "count"),
     [
-        (["data=cifar10"], 19),
-        (["data=cifar10,cifar100"], 38),
-        (["data=digits"], 19),
-        (["family=fmp"], 12),
-        (["family=fmp,mp3"], 24),
-        (["family=fmp", "family=mp3"], 24),
-        (["family=fmp", "alpha=0.25"], 4),
-        (["family=fmp", "alpha=0.25,.5", "delta=2"], 4),
-        (["alpha=1.0", "delta=1"], 2),
-        (["table=4"], 14),
-        (["table=5"], 14),
-        (["table=6", "data=cifar10"], 7),
-        (["table=4,5"], 26),
+        ({"data": ["cifar10"]}, 19),
+        ({"data": ["cifar10", "cifar100"]}, 38),
+        ({"data": ["digits"]}, 19),
+        ({"families": ["fmp"]}, 12),
+        ({"families": ["fmp", "mp3"]}, 24),
+        ({"families": ["fmp"], "alphas": [0.25]}, 4),
+        ({"families": ["fmp"], "alphas": [0.25, 0.5], "deltas": [2]}, 4),
+        ({"alphas": [1], "deltas": [1]}, 2),
+        ({"tables": [4]}, 14),
+        ({"tables": [5]}, 14),
+        ({"tables": [6], "data": ["cifar10"]}, 7),
+        ({"tables": [4, 5]}, 26),
     ],
+    ids=str,
 )
-def test_only(only: list[str], count: int) -> None:
-    assert len(select(only)) == count
+def test_a_run_matches_all_conditions(conditions: dict[str, Any], count: int) -> None:
+    assert len(select(**conditions)) == count
 
 
 def test_table_7_has_four_rows() -> None:
-    assert names("table=7", "data=cifar10") == {
+    assert {run.name for run in select(tables=[7], data=["cifar10"])} == {
         "cifar10-mobilenet-d1-a1-seed0", "cifar10-mobilenet-d2-a0.5-seed0", "cifar10-mp3-d2-a0.5-seed0",
         "cifar10-fmp-d2-a0.25-seed0",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("only", "message"),
+    ("conditions", "wanted"),
     [
-        (["famly=fmp"], "--only is 'famly=fmp', but must be KEY=VALUE .* data, family, delta, alpha, table: try"),
-        (["fmp"], "--only is 'fmp', but must be KEY=VALUE"),
-        (["family=vgg"], "--only is 'family=vgg', but family must be one or more of mobilenet, mp3, fmp, separated"),
-        (["family="], "--only is 'family=', but family must be"),
-        (["alpha=0.75"], "alpha must be one or more of 0.25, 0.5, 1"),
-        (["delta=2,3"], "delta must be one or more of 1, 2, 4"),
-        (["table=3"], "table must be one or more of 4, 5, 6, 7"),
-        (["data=imagenet"], "data must be one or more of cifar10, cifar100, digits"),
-        (["alpha=nan"], "alpha must be"),
-        (["family=fmp", "delta=1"], "--only family=fmp --only delta=1 leaves nothing: .*baseline"),
+        ({"families": ["fmp"], "deltas": [1]}, "family fmp, delta 1"),
+        ({"families": ["fmp", "mp3"], "tables": [4], "alphas": [0.5]}, "family fmp or mp3, alpha 0.5, table 4"),
+        ({"data": ["imagenet"]}, "data imagenet"),
+        ({"families": ["vgg"]}, "family vgg"),
+        ({"deltas": [3]}, "delta 3"),
+        ({"alphas": [0.75]}, "alpha 0.75"),
+        ({"tables": [3]}, "table 3"),
     ],
+    ids=str,
 )
-def test_only_refuses(only: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        select(only)
+def test_conditions_that_no_run_matches(conditions: dict[str, Any], wanted: str) -> None:
+    with pytest.raises(ValueError, match=f"^no configuration of the paper has {wanted}: delta 1 .*the baseline"):
+        select(**conditions)
+
+
+def test_the_values_to_select_are_those_of_the_paper() -> None:
+    assert (DELTAS, ALPHAS, tuple(TABLES)) == ((1, 2, 4), (0.25, 0.5, 1), (4, 5, 6, 7))
 
 
 def test_seeds_and_epochs_refuse() -> None:
@@ -105,7 +104,7 @@ def test_seeds_and_epochs_refuse() -> None:
 
 
 def test_a_fingerprint_covers_data_layers_and_recipe_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    (run,) = select(["data=cifar10", "family=fmp", "alpha=0.25", "delta=2"])
+    (run,) = select(data=["cifar10"], families=["fmp"], alphas=[0.25], deltas=[2])
     assert replace(run, seed=7).fingerprint == run.fingerprint
     others = [replace(run, **change) for change in (
         {"data": "digits"}, {"family": "mp3"}, {"delta": 4}, {"alpha": 0.5},

@@ -31,17 +31,21 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "RAY
     "PYTHONPATH": str(Path(hybrid_mobilenet.__file__).parents[1]),
     "OMP_NUM_THREADS": "1",
 }
-ONLY = ["data=digits", "alpha=0.25", "delta=2", "family=mobilenet,fmp"]
+OPTIONS = ["--data", "digits", "--alpha", "0.25", "--delta", "2", "--family", "mobilenet,fmp"]
+
+
+def chosen(epochs: int) -> list[Run]:
+    """What `OPTIONS` select."""
+    return select(data=["digits"], families=["mobilenet", "fmp"], deltas=[2], alphas=[0.25], epochs=epochs)
 
 
 def sweep(place: Place, epochs: int) -> subprocess.Popen[str]:
     # Where these tests run in the background of a shell, SIGINT is ignored, and a child would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    only = [text for condition in ONLY for text in ("--only", condition)]
     folders = ["--results", str(place.results), "--runs", str(place.runs)]
     command = [sys.executable, "-m", "hybrid_mobilenet", "reproduce", "--engine", "ray", "--epochs", str(epochs)]
     return subprocess.Popen(
-        [*command, *only, *folders], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        [*command, *OPTIONS, *folders], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
 
 
@@ -75,7 +79,7 @@ def ends(process: int) -> bool:
 
 @needs_ray
 def test_a_killed_worker_s_run_goes_on_in_another(tmp_path: Path) -> None:
-    runs = select(ONLY, epochs=4)
+    runs = chosen(4)
     undisturbed = Place(tmp_path / "undisturbed" / "results", tmp_path / "undisturbed" / "runs")
     run_here(runs, undisturbed, lambda _: None)
 
@@ -87,7 +91,7 @@ def test_a_killed_worker_s_run_goes_on_in_another(tmp_path: Path) -> None:
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert worker(place, runs[1]) != killed
-    assert "2 of 2 runs have their record" in stdout
+    assert "2 of 2 runs are recorded" in stdout
     # What was done before the kill is not done again, but for the epoch that may not have been saved yet.
     assert "fmp-d2-a0.25-seed0  epoch 1/4" not in stderr
     for run in runs:
@@ -105,8 +109,8 @@ def test_ctrl_c_saves_what_the_workers_do(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=300)
     assert (process.returncode, stdout) == (130, "")
-    assert stderr.splitlines()[-1] == "error: stopped and saved; the same command goes on"
-    (begun,) = (run for run in select(ONLY, epochs=100)[:1] if place.folder(run).exists())
+    assert stderr.splitlines()[-1] == "error: stopped and saved; the same command continues"
+    (begun,) = (run for run in chosen(100)[:1] if place.folder(run).exists())
     assert read_checkpoint(place.folder(begun))[1].epoch >= 1
     assert ends(worker(place, begun))
 
@@ -114,7 +118,7 @@ def test_ctrl_c_saves_what_the_workers_do(tmp_path: Path) -> None:
 @needs_ray
 def test_an_address_without_a_cluster() -> None:
     result = CliRunner().invoke(
-        cli.app, ["reproduce", "--engine", "ray", "--address", "127.0.0.1:1", "--only", ONLY[0]]
+        cli.app, ["reproduce", "--engine", "ray", "--address", "127.0.0.1:1", "--data", "digits"]
     )
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
@@ -125,7 +129,7 @@ def test_an_address_without_a_cluster() -> None:
 
 def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    result = CliRunner().invoke(cli.app, ["reproduce", "--engine", "ray", "--only", "data=digits"])
+    result = CliRunner().invoke(cli.app, ["reproduce", "--engine", "ray", "--data", "digits"])
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == "error: --engine ray needs Ray: pip install 'hybrid-mobilenet[ray]'\n"
 
@@ -134,7 +138,7 @@ def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_about_this_machine_alone(arguments: list[str]) -> None:
     result = CliRunner().invoke(cli.app, ["reproduce", "--engine", "ray", *arguments])
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "--cpus and --gpus decide how many runs go on at once" in result.stderr
+    assert "--cpus and --gpus decide how many runs go on at the same time" in result.stderr
 
 
 def test_no_machine_has_room() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -15,6 +15,7 @@ from scipy.stats import t
 from typer.testing import CliRunner
 
 from hybrid_mobilenet.cli import app as cli
+from hybrid_mobilenet.network.architecture import Family
 from hybrid_mobilenet.network.cost import network_mult_adds, network_parameters
 from hybrid_mobilenet.study.claims import (
     ASSUMED_DEVIATION,
@@ -56,9 +57,17 @@ def record(run: Run, percent: float) -> Record:
     )  # fmt: skip
 
 
-def as_the_paper(*only: str, seeds: int = 1, change: Callable[[Run], float] = lambda _: 0.0) -> list[Record]:
+def as_the_paper(
+    *,
+    data: Collection[str] = (),
+    families: Collection[Family] = (),
+    tables: Collection[int] = (),
+    seeds: int = 1,
+    change: Callable[[Run], float] = lambda _: 0.0,
+) -> list[Record]:
     """Records of all legible rows, with the paper's accuracy plus `change`."""
-    found = [(run, PAPER[run.family, run.delta, run.alpha, run.network.classes]) for run in select(only, seeds)]
+    runs = select(data=data, families=families, tables=tables, seeds=seeds)
+    found = [(run, PAPER[run.family, run.delta, run.alpha, run.network.classes]) for run in runs]
     return [record(run, float(accuracy) + change(run)) for run, accuracy in found if accuracy is not None]
 
 
@@ -107,13 +116,13 @@ def test_a_claim_that_our_numbers_contradict_is_false() -> None:
     ("change", "verdict"), [(1.5, "true"), (-0.1, "inconclusive"), (-0.3, "inconclusive"), (-3, "false")]
 )
 def test_similar_is_two_points_and_a_margin(change: float, verdict: Verdict) -> None:
-    records = as_the_paper("table=7", change=lambda run: change if run.alpha == 0.5 else 0)
+    records = as_the_paper(tables=[7], change=lambda run: change if run.alpha == 0.5 else 0)
     assert the("accuracy is similar to the baseline's", records).verdict == verdict  # the paper's is 1.8 below
 
 
 @pytest.mark.parametrize(("change", "verdict"), [(1.0, "true"), (-0.5, "inconclusive"), (-2.0, "false")])
 def test_much_is_five_points_and_a_margin(change: float, verdict: Verdict) -> None:
-    records = as_the_paper("table=7", "data=cifar10", change=lambda run: change if run.family == "fmp" else 0)
+    records = as_the_paper(tables=[7], data=["cifar10"], change=lambda run: change if run.family == "fmp" else 0)
     assert the("much more accurate", records).verdict == verdict  # the paper's is 5.4 above
 
 
@@ -130,7 +139,9 @@ def test_one_comparison_against_a_claim_of_many_refutes_it() -> None:
 
 def test_a_small_comparison_against_a_claim_of_many_may_be_chance() -> None:
     # -1.6 beside +0.6 to +7.6: beyond a pair's own margin of 1.4, but not beyond that of one pair in ten, 2.0.
-    against = as_the_paper("data=cifar10", change=lambda run: -2.6 if run.name.startswith("cifar10-mp3-d4-a1-") else 0)
+    against = as_the_paper(
+        data=["cifar10"], change=lambda run: -2.6 if run.name.startswith("cifar10-mp3-d4-a1-") else 0
+    )
     claim = the("Accuracy grows with delta", against)
     (pair,) = (each for each in claim.comparisons if each.verdict == "false")
     assert (pair.by_chance, pair.outcome) == (True, "does not hold, which one of several may by chance")
@@ -140,7 +151,7 @@ def test_a_small_comparison_against_a_claim_of_many_may_be_chance() -> None:
 
 
 def test_a_small_difference_of_single_runs_neither_holds_nor_refutes() -> None:
-    claim = the("Accuracy grows with delta", as_the_paper("data=cifar10"))
+    claim = the("Accuracy grows with delta", as_the_paper(data=["cifar10"]))
     (small,) = (
         each for each in claim.comparisons if "FMP d4 a1 against FMP d2 a1" in each.text and each.data == "cifar10"
     )
@@ -151,11 +162,11 @@ def test_a_small_difference_of_single_runs_neither_holds_nor_refutes() -> None:
 
 
 def test_what_is_within_its_margin_is_inconclusive_not_false() -> None:
-    records = as_the_paper("data=cifar10", change=lambda run: -1.0 if run.family == "mp3" else 0)
+    records = as_the_paper(data=["cifar10"], change=lambda run: -1.0 if run.family == "mp3" else 0)
     claim = the("Max pooling in place of strides raises", records)  # +1.0 +- 0.6 in the paper
     assert abs(claim.mean["cifar10"].points) < claim.mean["cifar10"].margin
     assert claim.verdict == "inconclusive"
-    lower = as_the_paper("data=cifar10", change=lambda run: -2.0 if run.family == "mp3" else 0)
+    lower = as_the_paper(data=["cifar10"], change=lambda run: -2.0 if run.family == "mp3" else 0)
     assert the("Max pooling in place of strides raises", lower).verdict == "false"
 
 
@@ -163,7 +174,7 @@ def test_a_data_set_on_which_little_is_known_makes_no_claim_false() -> None:
     def change(run: Run) -> float:
         return [-0.1, 0.0, 0.1][run.seed] - (2.0 if run.family == "mp3" and run.data == "cifar100" else 0)
 
-    records = as_the_paper("table=7", seeds=3, change=change)
+    records = as_the_paper(tables=[7], seeds=3, change=change)
     single = [each for each in records if each.data == "cifar10" or each.seed == 0]
     twice = [*single, *(each for each in records if (each.data, each.delta, each.seed) == ("cifar100", 1, 2))]
     for chosen in (single, twice):
@@ -223,7 +234,7 @@ def test_the_verdict_over_both_data_sets(cifar10: str, cifar100: str, verdict: V
 
 def test_less_than_half_of_the_comparisons_is_no_test() -> None:
     # On CIFAR-100 Table 7's rows are one of the six pairs of MP3 and MobileNet.
-    claim = the("Max pooling in place of strides raises", as_the_paper("table=7"))
+    claim = the("Max pooling in place of strides raises", as_the_paper(tables=[7]))
     assert [each.outcome for each in claim.comparisons].count("not run") == 10
     assert claim.verdict == "untested"
     assert "CIFAR-100: +2.8" in claim.summary()
@@ -241,7 +252,7 @@ def test_student_s_t(freedom: int) -> None:
 
 def test_the_margin_shrinks_with_seeds_and_knows_their_scatter() -> None:
     scatter = [-0.3, 0.0, 0.3]
-    seeds = rows(as_the_paper("data=cifar10", seeds=3, change=lambda run: scatter[run.seed]))
+    seeds = rows(as_the_paper(data=["cifar10"], seeds=3, change=lambda run: scatter[run.seed]))
     judge = Judge(seeds)
     assert judge.scatter("cifar10").deviation == pytest.approx(0.3)
     assert (judge.scatter("cifar10").freedom, judge.scatter("cifar10").source) == (2 * 19, "cifar10")
@@ -257,7 +268,7 @@ def test_two_runs_of_one_network_have_one_degree_of_freedom() -> None:
     def apart(run: Run) -> float:
         return 0.3 if run.seed else -0.3
 
-    twice = as_the_paper("table=7", "data=cifar10", seeds=2, change=apart)
+    twice = as_the_paper(tables=[7], data=["cifar10"], seeds=2, change=apart)
     found = rows([each for each in twice if each.seed == 0 or each.delta == 1])
     judge = Judge(found)
     assert judge.scatter("cifar10").freedom == 1
@@ -280,15 +291,15 @@ def test_a_scatter_that_is_assumed_is_said_to_be() -> None:
 
 
 def test_only_rows_that_count_say_how_much_seeds_scatter() -> None:
-    counted = as_the_paper("table=7", "data=cifar10", seeds=2, change=lambda run: 0.1 * run.seed)
-    trial = [replace(run, recipe=run.recipe.with_epochs(5)) for run in select(["table=7", "data=cifar10"], 2)]
+    counted = as_the_paper(tables=[7], data=["cifar10"], seeds=2, change=lambda run: 0.1 * run.seed)
+    trial = [replace(run, recipe=run.recipe.with_epochs(5)) for run in select(tables=[7], data=["cifar10"], seeds=2)]
     scattered = [record(run, 40 + 20 * run.seed) for run in trial]
     assert Judge(rows(counted + scattered)).scatter("cifar10") == Judge(rows(counted)).scatter("cifar10")
 
 
 def row(configuration: Configuration, *accuracies: float) -> Row:
     family, delta, alpha = configuration
-    (run,) = select(["data=cifar10", f"family={family}", f"delta={delta}", f"alpha={alpha:g}"])
+    (run,) = select(data=["cifar10"], families=[family], deltas=[delta], alphas=[alpha])
     (found,) = rows([record(replace(run, seed=seed), each) for seed, each in enumerate(accuracies)])
     return found
 
@@ -312,7 +323,7 @@ def test_a_network_in_every_pair_counts_in_full() -> None:
 def test_the_margin_of_a_mean_is_that_of_all_that_could_have_been() -> None:
     """Every network half a point above or below, in all combinations: the mean's deviation, enumerated."""
     text, scale = "Accuracy grows with delta", 1.959964 * ASSUMED_DEVIATION
-    runs = select(["data=cifar10", "family=mobilenet"])
+    runs = select(data=["cifar10"], families=["mobilenet"])
     pairs = Counter[tuple[int, float]]()  # the coefficients of a claim of four pairs, by hand
     for delta, alpha in ((1, 1.0), (2, 1.0), (2, 0.5), (2, 0.25)):
         pairs[delta, alpha] -= 1
@@ -321,7 +332,7 @@ def test_the_margin_of_a_mean_is_that_of_all_that_could_have_been() -> None:
         sum(sign * pairs[run.delta, run.alpha] / 4 for run, sign in zip(runs, signs, strict=True)) ** 2
         for signs in product((-1, 1), repeat=len(runs))
     ]
-    claim = the(text, as_the_paper("data=cifar10", "family=mobilenet"))
+    claim = the(text, as_the_paper(data=["cifar10"], families=["mobilenet"]))
     assert claim.mean["cifar10"].margin == pytest.approx(scale * (sum(squares) / len(squares)) ** 0.5)
 
 
@@ -340,7 +351,7 @@ def test_feature_maps_are_counted() -> None:
 
 
 def test_a_row_has_one_recipe_and_the_longest_is_judged() -> None:
-    (run,) = select(["data=cifar10", "family=fmp", "delta=2", "alpha=0.25"])
+    (run,) = select(data=["cifar10"], families=["fmp"], deltas=[2], alphas=[0.25])
     short = replace(run, recipe=replace(run.recipe, epochs=2, fixed_epochs=0), seed=1)
     found = rows([record(short, 60), record(run, 84), record(replace(run, seed=2), 86)])
     assert [(row.recipe.epochs, row.n, row.accuracy) for row in found] == [(run.recipe.epochs, 2, 85.0), (2, 1, 60.0)]
@@ -352,7 +363,7 @@ def test_a_row_has_one_recipe_and_the_longest_is_judged() -> None:
 
 
 def test_a_row_has_one_revision_of_the_code_and_the_newest_is_judged() -> None:
-    (run,) = select(["data=cifar10", "family=fmp", "delta=2", "alpha=0.25"])
+    (run,) = select(data=["cifar10"], families=["fmp"], deltas=[2], alphas=[0.25])
     long = run.recipe.with_epochs(2 * run.recipe.epochs)
     old = [record(replace(run, seed=seed), 80 + seed) for seed in range(3)]
     new = replace(record(replace(run, seed=1), 85), training=2, code={"version": "1.3.0", "commit": "fedcba"})
@@ -371,14 +382,15 @@ def test_a_row_has_one_revision_of_the_code_and_the_newest_is_judged() -> None:
 
 def test_rows_of_two_revisions_are_compared_with_a_note() -> None:
     records = [
-        replace(each, training=2) if each.family == "fmp" else each for each in as_the_paper("table=7", "data=cifar10")
+        replace(each, training=2) if each.family == "fmp" else each
+        for each in as_the_paper(tables=[7], data=["cifar10"])
     ]
     claim = the("much more accurate", records)
     assert claim.comparisons[0].text.endswith("(25 against 16 epochs, revision 2 against 1)")
 
 
 def test_the_recipe_of_today_is_judged_before_a_longer_one() -> None:
-    (run,) = select(["data=cifar10", "family=fmp", "delta=2", "alpha=0.25"])
+    (run,) = select(data=["cifar10"], families=["fmp"], deltas=[2], alphas=[0.25])
     earlier = replace(run, recipe=run.recipe.with_epochs(2 * run.recipe.epochs))
     found = rows([record(earlier, 90.0), record(run, 80.0)])
     assert [(row.recipe, row.accuracy) for row in found] == [(run.recipe, 80.0), (earlier.recipe, 90.0)]
@@ -404,7 +416,7 @@ def test_the_first_screen_says_whether_the_paper_holds_up() -> None:
 
 
 def test_the_first_screen_counts_all_four_verdicts() -> None:
-    worse = as_the_paper("table=7", "data=cifar10", change=lambda run: -20 if run.family == "fmp" else 0)
+    worse = as_the_paper(tables=[7], data=["cifar10"], change=lambda run: -20 if run.family == "fmp" else 0)
     counts = Counter(claim.verdict for claim in judged(worse).values())
     assert min(counts[verdict] for verdict in ("true", "false", "inconclusive", "untested")) > 0
     assert (
@@ -417,7 +429,7 @@ def test_the_report_says_which_code_made_each_record() -> None:
     commits = ["aaa", "bbb", "aaa"]
     records = [
         replace(each, code={"version": "1.2.3", "commit": commits[each.seed]})
-        for each in as_the_paper("table=7", "data=cifar10", seeds=3)
+        for each in as_the_paper(tables=[7], data=["cifar10"], seeds=3)
     ]
     unknown = [replace(each, training=2, code={"version": "0+unknown", "commit": None}) for each in records[:3]]
     text = render(rows([*records[::-1], *unknown]))
@@ -440,7 +452,7 @@ def test_the_first_screen_says_how_far_each_family_is_from_the_paper() -> None:
 
 def test_tables_stand_beside_the_paper_s() -> None:
     scatter = [0.5, 1.5]
-    text = render(rows(as_the_paper("table=7", "data=cifar10", seeds=2, change=lambda run: scatter[run.seed])))
+    text = render(rows(as_the_paper(tables=[7], data=["cifar10"], seeds=2, change=lambda run: scatter[run.seed])))
     assert line(text, "| FMP d2 a0.25", "## Table 6") == (
         "| FMP d2 a0.25 | 9.577 | 9.5 | 0.433 | 0.43 | 82.1 | 83.1 | 0.71 | 2 | +1.0 | 85.1 | B | 1: a a |"
     )
@@ -464,7 +476,7 @@ def test_a_row_below_the_paper_is_named_with_the_evidence() -> None:
         "last epoch 90.0%."
     ) in below
     twice = as_the_paper(
-        "data=cifar10", seeds=2, change=lambda run: (0.2 * run.seed - 0.1) + (-1 if run.family == "mp3" else 0)
+        data=["cifar10"], seeds=2, change=lambda run: (0.2 * run.seed - 0.1) + (-1 if run.family == "mp3" else 0)
     )
     one_degree = [each for each in twice if each.seed == 0 or (each.family, each.delta, each.alpha) == ("mp3", 2, 1.0)]
     assert "MP3 d2 a1: 1.0 points below, within the margin of our mean (1.3)" in render(rows(one_degree))
@@ -472,14 +484,14 @@ def test_a_row_below_the_paper_is_named_with_the_evidence() -> None:
 
 
 def test_every_setting_of_the_recipe_stands_there() -> None:
-    text = render(rows(as_the_paper("table=7")))
+    text = render(rows(as_the_paper(tables=[7])))
     settings = text.split("## What the paper leaves unstated", 1)[1]
     for name in Recipe.__dataclass_fields__:
         assert f"| {name.replace('_', ' ')} | " in settings
 
 
 def test_a_record_says_which_revision_trained_it(tmp_path: Path) -> None:
-    each, path = as_the_paper("table=7", "data=cifar10")[0], tmp_path / "record.json"
+    each, path = as_the_paper(tables=[7], data=["cifar10"])[0], tmp_path / "record.json"
     write_record(path, replace(each, training=2))
     assert json.loads(path.read_text())["training"] == 2
     assert read_record(path).training == 2
@@ -499,7 +511,7 @@ def test_the_revisions_of_the_committed_records_are_explained() -> None:
 def results(tmp_path: Path) -> Path:
     folder = tmp_path / "results"
     folder.mkdir()
-    for each, run in zip(as_the_paper("table=7", "data=cifar10"), select(["table=7", "data=cifar10"]), strict=True):
+    for each, run in zip(as_the_paper(tables=[7], data=["cifar10"]), select(tables=[7], data=["cifar10"]), strict=True):
         write_record(record_path(folder, run), each)
     return folder
 

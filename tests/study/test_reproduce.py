@@ -23,6 +23,7 @@ from typer.testing import CliRunner, Result
 import hybrid_mobilenet
 from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.data.dataset import load_test
+from hybrid_mobilenet.network.architecture import Family
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.study import reproduce
 from hybrid_mobilenet.study.engines.local import run_here, run_in_processes
@@ -43,8 +44,6 @@ ENVIRONMENT = os.environ | {
     "COLUMNS": "200",
     "OMP_NUM_THREADS": "1",
 }
-ONLY = ["data=digits", "alpha=0.25", "delta=2"]
-
 #: How often `test_kills_at_random_moments` kills a sweep.
 KILLS = int(os.environ.get("HYBRID_MOBILENET_KILLS", "3"))
 
@@ -56,8 +55,8 @@ def _large_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipe_module, "PAPER_RECIPES", recipes)
 
 
-def chosen(*families: str, epochs: int = 2) -> list[Run]:
-    return select([*ONLY, f"family={','.join(families)}"], epochs=epochs)
+def chosen(*families: Family, epochs: int = 2) -> list[Run]:
+    return select(data=["digits"], families=families, deltas=[2], alphas=[0.25], epochs=epochs)
 
 
 @pytest.fixture
@@ -290,8 +289,8 @@ def invoke(*arguments: str | Path) -> Result:
 
 
 def options(place: Place, *families: str) -> list[str]:
-    only = [text for condition in [*ONLY, f"family={','.join(families)}"] for text in ("--only", condition)]
-    return [*only, "--results", str(place.results), "--runs", str(place.runs)]
+    selected = ["--data", "digits", "--delta", "2", "--alpha", "0.25", "--family", ",".join(families)]
+    return [*selected, "--results", str(place.results), "--runs", str(place.runs)]
 
 
 def test_the_command(finished: tuple[Place, list[RunState]]) -> None:
@@ -299,7 +298,7 @@ def test_the_command(finished: tuple[Place, list[RunState]]) -> None:
     # The recipe's 40 epochs are not what these records were made with: --epochs must be given again.
     result = invoke(*options(place, "mobilenet", "fmp"), "--epochs", "2")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.replace("\n", "") == f"2 of 2 runs have their record in {place.results}"
+    assert result.stdout.replace("\n", "") == f"2 of 2 runs are recorded in {place.results}"
     result = invoke(*options(place, "mobilenet", "fmp"), "--epochs", "2", "--json")
     assert json.loads(result.stdout) == [
         {
@@ -327,7 +326,7 @@ def test_the_command_tells_and_fails(place: Place, monkeypatch: pytest.MonkeyPat
         f"{name}  failed  training diverged  [0 of 1 runs finished, 1 failed]",
         f"error: {name}: training diverged",
     ]
-    assert result.stdout.replace("\n", "") == f"0 of 1 runs have their record in {place.results}"
+    assert result.stdout.replace("\n", "") == f"0 of 1 runs are recorded in {place.results}"
 
 
 def test_epochs_never_replace_a_record(finished: tuple[Place, list[RunState]]) -> None:
@@ -336,14 +335,14 @@ def test_epochs_never_replace_a_record(finished: tuple[Place, list[RunState]]) -
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
         f"error: --epochs 1 would replace 1 records of other recipes in {place.results}, such as that of "
-        "digits-mobilenet-d2-a0.25-seed0: name another folder with --results\n"
+        "digits-mobilenet-d2-a0.25-seed0: choose another folder with --results\n"
     )
 
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--only", "family=vgg"], "family must be one or more of"),
+        (["--family", "vgg"], "--family is 'vgg', but must be one or more of mobilenet, mp3, fmp, separated by commas"),
         (["--seeds", "0"], "--seeds is 0"),
         (["--epochs", "0"], "epochs is 0"),
         (["--jobs", "0"], "--jobs is 0, but must be 1 or more"),
@@ -497,7 +496,7 @@ def test_what_stops_a_sweep_saves_every_process_s_run(
         assert process.returncode == -signal.SIGKILL
     else:
         assert (process.returncode, stdout) == (130, "")
-        assert stderr.splitlines()[-1] == "error: stopped and saved; the same command goes on"
+        assert stderr.splitlines()[-1] == "error: stopped and saved; the same command continues"
     assert "Traceback" not in stderr
     assert all(map(ends, workers))
     # Between epochs no step is done yet: what was saved at the end of an epoch has none.
@@ -558,7 +557,7 @@ def test_the_command_says_which_process_was_stopped(place: Place, monkeypatch: p
     os.kill(worker(place, runs[1]), signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 2
-    assert stdout.replace("\n", "") == f"1 of 2 runs have their record in {place.results}"
+    assert stdout.replace("\n", "") == f"1 of 2 runs are recorded in {place.results}"
     message = "its process was stopped by SIGTERM: run again to go on with it"
     assert stderr.splitlines()[-1] == f"error: {runs[1].name}: {message}"
 

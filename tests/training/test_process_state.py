@@ -64,7 +64,7 @@ def test_a_sweep_s_processes_keep_freed_memory(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(WATCH)
     environment = ENVIRONMENT | {"WATCHED": str(tmp_path / "watched")}
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), environment["PYTHONPATH"]])
-    only = ["--only", "data=digits", "--only", "alpha=0.25", "--only", "delta=2", "--only", "family=mobilenet"]
+    only = ["--data", "digits", "--alpha", "0.25", "--delta", "2", "--family", "mobilenet"]
     command = [sys.executable, "-m", "hybrid_mobilenet", "reproduce", *only, "--epochs", "1", "--jobs", "2"]
     subprocess.run(command, capture_output=True, env=environment, cwd=tmp_path, check=True, timeout=300)
     pages = dict(line.split() for line in (tmp_path / "watched").read_text().splitlines())

@@ -242,7 +242,7 @@ def test_a_process_stopped_by_ctrl_c_then_killed(tmp_path: Path) -> None:
     process = start("digits", *OPTIONS, "--batch-size", "32", "--validation", "0", "--out", str(out))
     stderr = stop_in_epoch(2, out, process, signal.SIGINT)
     assert process.returncode == 130
-    assert stderr.splitlines()[-1] == f"error: stopped and saved; go on with: hybrid-mobilenet train --resume {out}"
+    assert stderr.splitlines()[-1] == f"error: stopped and saved; continue with: hybrid-mobilenet train --resume {out}"
     assert "Traceback" not in stderr
     progress = read_checkpoint(out)[1]
     assert progress.epoch == 1
@@ -311,7 +311,7 @@ def test_a_disk_that_is_really_full(finished: Path, tmp_path: Path) -> None:
         result = CliRunner().invoke(cli.app, arguments)
         assert (result.exit_code, result.stdout) == (2, "")
         assert result.stderr == (
-            f"error: {disk / 'run' / CHECKPOINT_FILE}: No space left on device; put that right, then: "
+            f"error: {disk / 'run' / CHECKPOINT_FILE}: No space left on device; fix this, then: "
             f"hybrid-mobilenet train --resume {disk / 'run'}\n"
         )
         assert read_checkpoint(disk / "run")[1].epoch == 0

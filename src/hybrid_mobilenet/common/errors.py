@@ -1,4 +1,4 @@
-"""What a user is told of an error. Standard library only."""
+"""How errors are shown to users. Standard library only."""
 
 from __future__ import annotations
 
@@ -6,32 +6,36 @@ import dis
 import os
 import traceback
 
-#: Set to 1, every error is told with its traceback.
+#: If set to 1, every error is shown with its traceback.
 DEBUG_VARIABLE = "HYBRID_MOBILENET_DEBUG"
 
 
 def one_line(error: Exception) -> str:
-    """The message in one line, with the file of an OSError; a ValueError that nobody wrote a message for says so."""
+    """The message of an error in one line.
+
+    An OSError is shown with its file. A ValueError that this package did not raise itself may be a bug, and the message
+    says so.
+    """
     if isinstance(error, OSError):
         reason = error.strerror or str(error)
         text = f"{error.filename}: {reason}" if error.filename else reason
     else:
         text = str(error) or type(error).__name__
     if isinstance(error, ValueError) and not _is_ours(error):
-        text += f" (no message of hybrid-mobilenet's own, so perhaps a bug in it: {DEBUG_VARIABLE}=1 shows where)"
+        text += f" (unexpected error, possibly a bug in hybrid-mobilenet: set {DEBUG_VARIABLE}=1 to see the traceback)"
     return " ".join(text.split())
 
 
 def trace(error: Exception) -> str:
-    """The traceback, lines that all end in a newline, where `DEBUG_VARIABLE` asks for it; else nothing."""
+    """The traceback with a newline after every line if `DEBUG_VARIABLE` is set, else an empty string."""
     wanted = os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
     return "".join(traceback.format_exception(error)) if wanted else ""
 
 
 def _is_ours(error: Exception) -> bool:
-    """Whether a `raise` statement of this package raised it, and not a function called with what it cannot take."""
+    """Whether a `raise` statement of this package raised the error, rather than a function that it called."""
     package = __name__.partition(".")[0]
-    if type(error).__module__.partition(".")[0] == package:  # also from another process, which leaves no traceback
+    if type(error).__module__.partition(".")[0] == package:  # also from another process, without a traceback
         return True
     origin = error.__traceback__
     while origin and origin.tb_next:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -41,6 +41,8 @@ TRAINING = 2
 CONFIGURATIONS: tuple[tuple[Family, int, float], ...] = tuple(
     dict.fromkeys((result.family, result.delta, result.alpha) for result in RESULTS)
 )
+DELTAS: tuple[int, ...] = tuple(sorted({delta for _, delta, _ in CONFIGURATIONS}))
+ALPHAS: tuple[float, ...] = tuple(sorted({alpha for _, _, alpha in CONFIGURATIONS}))
 BASELINE: tuple[Family, int, float] = ("mobilenet", 1, 1.0)
 
 #: The configurations that each table of the paper prints: Tables 5 and 6 repeat the baseline.
@@ -92,67 +94,52 @@ class Run:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def select(only: Sequence[str] = (), seeds: int = 1, epochs: int | None = None) -> list[Run]:
-    """The runs of the grid that are asked for, cheapest first.
+def select(
+    *,
+    data: Collection[str] = (),
+    families: Collection[Family] = (),
+    deltas: Collection[int] = (),
+    alphas: Collection[float] = (),
+    tables: Collection[int] = (),
+    seeds: int = 1,
+    epochs: int | None = None,
+) -> list[Run]:
+    """Select runs of the grid, cheapest first. A run must match every condition; an empty one matches all runs.
 
     Args:
-        only: conditions "KEY=VALUE,VALUE..." with the keys data, family, delta, alpha and table; all keys must hold, of
-            a key one value. Without data, the paper's two data sets.
-        seeds: seeds 0, 1, ..., seeds - 1.
-        epochs: in place of the recipe's; the share of epochs with fixed regions stays.
+        data: names in `DATA_SETS`; if empty, the paper's two data sets.
+        families: names in `FAMILIES`.
+        deltas: depth multipliers, in `DELTAS`.
+        alphas: width multipliers, in `ALPHAS`.
+        tables: numbers in `TABLES`: configurations that one of these tables of the paper has.
+        seeds: number of runs of each configuration, with the seeds 0, 1, ..., seeds - 1.
+        epochs: in place of the recipe's; the share of epochs with fixed regions stays the same.
 
     Raises:
-        ValueError: where a condition cannot be read, or nothing meets them all.
+        ValueError: if no run matches, or `seeds` or `epochs` is below 1.
     """
     if seeds < 1:
         raise ValueError(f"--seeds is {seeds}, but must be 1 or more: 3 stands for the seeds 0, 1 and 2")
-    wanted = _conditions(only)
 
     def recipe(family: Family, data: str) -> Recipe:
         return paper_recipe(family, data) if epochs is None else paper_recipe(family, data).with_epochs(epochs)
 
     runs = [
-        Run(data, family, delta, alpha, seed, recipe(family, data))
-        for data in wanted.get("data", PAPER_DATA_SETS)
+        Run(name, family, delta, alpha, seed, recipe(family, name))
+        for name in DATA_SETS
         for family, delta, alpha in CONFIGURATIONS
         for seed in range(seeds)
-        if family in wanted.get("family", FAMILIES)
-        and str(delta) in wanted.get("delta", (str(delta),))
-        and f"{alpha:g}" in wanted.get("alpha", (f"{alpha:g}",))
-        and any((family, delta, alpha) in TABLES[int(number)] for number in wanted.get("table", "4567"))
+        if name in (data or PAPER_DATA_SETS)
+        and family in (families or FAMILIES)
+        and delta in (deltas or DELTAS)
+        and alpha in (alphas or ALPHAS)
+        and any((family, delta, alpha) in rows for number, rows in TABLES.items() if number in (tables or TABLES))
     ]
     if not runs:
+        conditions = {"data": data, "family": families, "delta": deltas, "alpha": alphas, "table": tables}
+        wanted = ", ".join(f"{name} {' or '.join(map(str, some))}" for name, some in conditions.items() if some)
         raise ValueError(
-            f"--only {' --only '.join(only)} leaves nothing: delta 1 stands in the paper with alpha 1 of the family "
-            "mobilenet only, the baseline; see `hybrid-mobilenet cost` for all configurations"
+            f"no configuration of the paper has {wanted}: delta 1 occurs only in the baseline, the family mobilenet "
+            "with alpha 1; `hybrid-mobilenet cost` lists all configurations"
         )
     return sorted(runs, key=lambda run: (run.cost, run.data, run.seed))
-
-
-def _conditions(only: Sequence[str]) -> dict[str, list[str]]:
-    allowed: dict[str, list[str]] = {
-        "data": list(DATA_SETS),
-        "family": list(FAMILIES),
-        "delta": ["1", "2", "4"],
-        "alpha": ["0.25", "0.5", "1"],
-        "table": [str(number) for number in TABLES],
-    }
-    wanted: dict[str, list[str]] = {}
-    for condition in only:
-        key, _, values = condition.partition("=")
-        if key not in allowed:
-            raise ValueError(
-                f"--only is {condition!r}, but must be KEY=VALUE or KEY=VALUE,VALUE,... with KEY one of "
-                f"{', '.join(allowed)}: try --only family=fmp"
-            )
-        for value in values.split(","):
-            # "1.0" and ".5" are numbers too
-            number = f"{float(value):g}" if value.replace(".", "", 1).isdecimal() else value
-            if number not in allowed[key]:
-                raise ValueError(
-                    f"--only is {condition!r}, but {key} must be one or more of {', '.join(allowed[key])}, separated "
-                    "by commas"
-                )
-            if number not in wanted.setdefault(key, []):
-                wanted[key].append(number)
-    return wanted

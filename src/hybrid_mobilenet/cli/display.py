@@ -1,4 +1,4 @@
-"""What a person sees while a command works: a bar with a rate and the time left, and a line per finished epoch."""
+"""Progress on stderr while a command works: a bar with the rate and the time left, and a line per finished epoch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from .output import duration, plain_console
 
 if TYPE_CHECKING:
     from ..study.reproduce import RunState
@@ -25,13 +27,8 @@ class _RateColumn(ProgressColumn):
         return Text(f"{speed:,.0f} {task.fields.get('unit', 'images')}/s" if speed else "")
 
 
-def plain_console(**options: Any) -> Console:
-    """A console that prints strings as they are: brackets and colons in a path or the name of a class are no markup."""
-    return Console(highlight=False, markup=False, emoji=False, **options)
-
-
-class RunProgress:
-    """Bars (on a terminal) and epoch lines on stderr, or nothing where not `shown`; a Monitor for `train`."""
+class RunDisplay:
+    """A progress bar (on a terminal) and epoch lines on stderr. A `Monitor` for training. Silent if not `shown`."""
 
     def __init__(self, *, shown: bool) -> None:
         self._console = plain_console(stderr=True, quiet=not shown)
@@ -48,10 +45,10 @@ class RunProgress:
         self._task = self._bars.add_task("", visible=False)
         self._epochs = self._batch_size = self._steps = self._epoch = 0
         self.notes: list[str] = []
-        self.warnings: list[str] = []  # to be printed last, where they cannot be missed
+        self.warnings: list[str] = []  # printed after the result, where they are not missed
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:  # elsewhere rich would still print an empty line
+        if self._console.is_terminal:  # otherwise rich prints an empty line
             self._bars.start()
         return self
 
@@ -62,7 +59,7 @@ class RunProgress:
             self._bars.stop()
 
     def counter(self, what: str, total: int, unit: str = "images") -> Callable[[int], None]:
-        """A bar for `total` images, or other units; call the result with the number just done."""
+        """Show a bar for `total` images or other units. Call the returned function with the number just done."""
         self._show(what, total)
         self._bars.update(self._task, unit=unit)
         return lambda count: self._bars.advance(self._task, count)
@@ -74,7 +71,7 @@ class RunProgress:
 
     def on_start(self, epoch: int, epochs: int, step: int, steps: int, batch_size: int) -> None:
         self._epoch, self._epochs, self._steps, self._batch_size = epoch, epochs, steps, batch_size
-        # One bar over the whole run: the time left is the run's.
+        # One bar for the whole run, so that it shows the time left of the run.
         if epoch == 0 or not self._bars.tasks[0].description.startswith("epoch"):
             self._show("epoch", epochs * steps * batch_size, (epoch * steps + step) * batch_size)
 
@@ -99,25 +96,25 @@ class RunProgress:
 
     def _show(self, what: str, total: int, completed: int = 0) -> None:
         self._bars.reset(self._task, description=what, total=total, completed=completed, visible=True)
-        self._bars.refresh()  # at once: an export keeps stderr to itself for a while
+        self._bars.refresh()  # at once: an export captures stderr for a while
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a run of a sweep costs: runs of one kind take as long as their amounts are large."""
+    """The work of a run in a sweep. For runs of one kind, the time is proportional to the amount."""
 
     kind: str
     amount: float
 
 
-class SweepProgress:
-    """A live table of the runs under way, with the time left, on stderr; plain lines where that is no terminal."""
+class SweepDisplay:
+    """A live table of the active runs and the time left, on stderr. If that is not a terminal, plain lines."""
 
     def __init__(self, work: Mapping[str, Work], *, shown: bool) -> None:
         self.states: dict[str, RunState] = {}
         self._work = work
-        self._spent: dict[str, tuple[float, float]] = {}  # seconds, and the amount of work done in them, of each kind
-        self._last: dict[str, tuple[float, float]] = {}  # when each run told last, and how far it was
+        self._spent: dict[str, tuple[float, float]] = {}  # by kind: seconds, and the amount of work done in them
+        self._last: dict[str, tuple[float, float]] = {}  # by run: time and progress of its last report
         self._console = plain_console(stderr=True, quiet=not shown, soft_wrap=True)
         self._live = Live(console=self._console, refresh_per_second=2, transient=True, get_renderable=self._table)
 
@@ -133,7 +130,7 @@ class SweepProgress:
             self._live.stop()
 
     def __call__(self, state: RunState) -> None:
-        """Take note of what a run tells."""
+        """Show the new state of a run."""
         self._measure(state)
         self.states[state.name] = state
         if state.state != "running":
@@ -144,7 +141,7 @@ class SweepProgress:
             self._console.print(f"{state.name}  {state.what}{rate}  [{self.summary()}]")
 
     def summary(self) -> str:
-        """How far the sweep is, with the time left."""
+        """The progress of the sweep, with the time left."""
         count = {state: [each.state for each in self.states.values()].count(state) for state in ("finished", "failed")}
         failed = f", {count['failed']} failed" if count["failed"] else ""
         left = self.seconds_left()
@@ -154,11 +151,11 @@ class SweepProgress:
         )
 
     def seconds_left(self) -> float | None:
-        """Seconds until all is done, by the pace of runs of each kind so far; None where nothing was measured yet."""
+        """Seconds until all runs finish, from the pace of each kind so far; None before the first measurement."""
         paces = {kind: seconds / amount for kind, (seconds, amount) in self._spent.items()}
         if not paces:
             return None
-        slowest = max(paces.values())  # for kinds that were not measured yet
+        slowest = max(paces.values())  # for kinds that are not measured yet
         left = [
             (1 - state.done if state else 1) * work.amount * paces.get(work.kind, slowest)
             for name, work in self._work.items()
@@ -169,7 +166,7 @@ class SweepProgress:
     def _measure(self, state: RunState) -> None:
         now = time.monotonic()
         when, done = self._last.get(state.name, (now, state.done))
-        # Without a rate it is not training: it may just have found how far it was before.
+        # Without a rate it is not training: it may just have read its progress from a checkpoint.
         if state.rate and state.done > done:
             work = self._work[state.name]
             seconds, amount = self._spent.get(work.kind, (0.0, 0.0))
@@ -185,15 +182,3 @@ class SweepProgress:
                 bar = ProgressBar(total=1, completed=state.done, width=24)
                 table.add_row(state.name, bar, state.what, f"{state.rate:,.0f}" if state.rate else "")
         return Group(table, Text(self.summary()))
-
-
-def duration(seconds: float) -> str:
-    """A time as a person would say it: "40 s", "12 min", "3 h 05 min", "2 d 4 h"."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 90:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes // 1440} d {minutes % 1440 // 60} h"

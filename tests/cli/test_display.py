@@ -6,10 +6,10 @@ import io
 import time
 
 import pytest
+import rich.console
 from rich.console import Console
 
-from hybrid_mobilenet.cli import progress
-from hybrid_mobilenet.cli.progress import RunProgress, SweepProgress, Work, duration
+from hybrid_mobilenet.cli.display import RunDisplay, SweepDisplay, Work
 from hybrid_mobilenet.study.reproduce import RunState
 
 WORK = {"a": Work("small", 10.0), "b": Work("small", 30.0), "c": Work("large", 60.0)}
@@ -24,7 +24,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_the_time_left_is_what_runs_of_a_kind_took(clock: list[float]) -> None:
-    sweep = SweepProgress(WORK, shown=False)
+    sweep = SweepDisplay(WORK, shown=False)
     assert sweep.seconds_left() is None
     sweep(RunState("a", "running", 0.0))
     clock[0] = 20
@@ -45,7 +45,7 @@ def test_the_time_left_is_what_runs_of_a_kind_took(clock: list[float]) -> None:
 
 
 def test_a_resumed_run_is_timed_from_where_it_went_on(clock: list[float]) -> None:
-    sweep = SweepProgress({"a": Work("small", 100.0)}, shown=False)
+    sweep = SweepDisplay({"a": Work("small", 100.0)}, shown=False)
     sweep(RunState("a", "running", 0.0))  # reading data
     clock[0] = 5
     sweep(RunState("a", "running", 0.8, "epoch 9/10"))
@@ -55,7 +55,7 @@ def test_a_resumed_run_is_timed_from_where_it_went_on(clock: list[float]) -> Non
 
 
 def test_lines_where_there_is_no_terminal(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    with SweepProgress(WORK, shown=True) as sweep:
+    with SweepDisplay(WORK, shown=True) as sweep:
         sweep(RunState("a", "running", 0.0, "reading"))
         clock[0] = 10
         sweep(RunState("a", "running", 0.5, "epoch 1/2", 1234.5, is_news=True))
@@ -76,12 +76,12 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     def terminal(**options: object) -> Console:
         return Console(**{**options, "file": sent, "force_terminal": True, "width": 100})  # type: ignore[arg-type]
 
-    monkeypatch.setattr(progress, "Console", terminal)
+    monkeypatch.setattr(rich.console, "Console", terminal)
     return sent
 
 
 def test_a_live_table_on_a_terminal(screen: io.StringIO) -> None:
-    with SweepProgress(WORK, shown=True) as sweep:
+    with SweepDisplay(WORK, shown=True) as sweep:
         sweep(RunState("a", "running", 0.5, "epoch 1/2 loss 0.1", 987.0, is_news=True))
         sweep._live.refresh()
         sweep(RunState("a", "finished", 1.0, message="80.00%"))
@@ -93,11 +93,11 @@ def test_a_live_table_on_a_terminal(screen: io.StringIO) -> None:
 
 @pytest.mark.parametrize("name", ["a[b]", "[/x]", "[red]", ":smile:", "\\[b]"])
 def test_names_are_shown_as_they_are(name: str, screen: io.StringIO) -> None:
-    with RunProgress(shown=True) as run:
+    with RunDisplay(shown=True) as run:
         run.counter(f"bar {name}", 3)(1)
         run.on_data(f"data {name}", 1, 3)
         run.on_note(f"note {name}")
-    with SweepProgress({name: Work("small", 1.0)}, shown=True) as sweep:
+    with SweepDisplay({name: Work("small", 1.0)}, shown=True) as sweep:
         sweep(RunState(name, "running", 0.5, f"what {name}", is_news=True))
         sweep._live.refresh()
         sweep(RunState(name, "failed", 1.0, message=f"message {name}"))
@@ -106,17 +106,9 @@ def test_names_are_shown_as_they_are(name: str, screen: io.StringIO) -> None:
 
 
 def test_names_are_shown_as_they_are_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with RunProgress(shown=True) as run, SweepProgress({"a[b]": Work("small", 1.0)}, shown=True) as sweep:
+    with RunDisplay(shown=True) as run, SweepDisplay({"a[b]": Work("small", 1.0)}, shown=True) as sweep:
         run.on_note("note [/x] :smile:")
         sweep(RunState("a[b]", "running", 0.5, "what [red]", is_news=True))
     note, line = capsys.readouterr().err.splitlines()
     assert note == "note [/x] :smile:"
     assert line.startswith("a[b]  what [red]  [0 of 1 runs finished")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0 s"), (89, "89 s"), (100, "2 min"), (5000, "83 min"), (11_100, "3 h 05 min"), (200_000, "2 d 7 h")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

@@ -1,0 +1,218 @@
+"""The command `train`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..layers.sizes import PoolingSequence
+from ..network.architecture import Activation, Family
+from ..training.recipe import CIFAR100_RECIPES, LEAST_STEPS, PAPER_RECIPES, Precision, Recipe, paper_recipe
+from .options import (
+    AlphaOption,
+    DeltaOption,
+    DeviceOption,
+    ImageSizeOption,
+    InChannelsOption,
+    JsonOption,
+    parse_image_size,
+)
+from .output import INTERRUPTED, USAGE_ERROR, bold_first, console, print_json
+
+if TYPE_CHECKING:
+    from ..training.evaluate import Evaluation
+    from .display import RunDisplay
+
+
+def recipe_option(setting: str, explanation: str, *names: str) -> Any:
+    """An option that replaces a setting of the recipe. The help shows the recipe's value as the default."""
+
+    def defaults(recipes: dict[Family, Recipe]) -> str:
+        values = {family: str(getattr(recipe, setting)) for family, recipe in recipes.items()}
+        same = len(set(values.values())) == 1
+        return values["fmp"] if same else ", ".join(f"{family}: {value}" for family, value in values.items())
+
+    usual, of_cifar100 = defaults(PAPER_RECIPES), defaults(CIFAR100_RECIPES)
+    default = usual if usual == of_cifar100 else f"{usual}; cifar100: {of_cifar100}"
+    return typer.Option(*names, help=explanation, show_default=default)
+
+
+def train(
+    ctx: typer.Context,
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="DATA",
+            help="digits, cifar10, cifar100, a folder of images, Parquet files, or owner/name on the Hub.",
+        ),
+    ] = None,
+    *,
+    family: Annotated[
+        Family, typer.Option(help="How maps shrink: by strides, 3x3 max pooling, or fractional max pooling.")
+    ] = "fmp",
+    alpha: AlphaOption = 0.25,
+    delta: DeltaOption = 2,
+    image_size: ImageSizeOption = "32",
+    in_channels: InChannelsOption = 3,
+    epochs: Annotated[int | None, recipe_option("epochs", "Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, recipe_option("batch_size", "Images per step.")] = None,
+    learning_rate: Annotated[
+        float | None, recipe_option("learning_rate", "Initial learning rate of Adam; it decays to 0 (cosine).")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, recipe_option("weight_decay", "Weight decay (AdamW) of convolutions and the last layer.")
+    ] = None,
+    activation: Annotated[
+        Activation | None, recipe_option("activation", "Activation after batch normalisation.")
+    ] = None,
+    sequence: Annotated[
+        PoolingSequence | None, recipe_option("sequence", "How fractional max pooling draws its regions.")
+    ] = None,
+    overlapping: Annotated[
+        bool | None, recipe_option("overlapping", "Whether pooling regions overlap.", "--overlapping/--disjoint")
+    ] = None,
+    fixed_epochs: Annotated[
+        int | None, recipe_option("fixed_epochs", "Last epochs, with the fixed regions used at test time.")
+    ] = None,
+    precision: Annotated[
+        Precision | None, recipe_option("precision", "fp32, or bf16 for mixed precision on GPUs.")
+    ] = None,
+    validation: Annotated[float, typer.Option(help="Share of the training images held out for validation.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Seed of weights, image order, regions and validation split.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Run folder to create.", show_default="runs/DATA-FAMILY-...")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Continue a stopped run, with the settings it was started with.")
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Train a network and save it in a run folder.
+
+    The run folder holds the model, its training curves and its evaluation on
+    the test images. The defaults train the network that the paper recommends.
+
+    DATA can be a folder with one subfolder of images per class, or with two
+    such folders named train and test. Without a test folder, a fifth of the
+    images is held out for testing.
+
+    Without --epochs, small data sets are trained for at least 4,000 steps:
+    an epoch then repeats the images. The run is saved after every epoch,
+    every 5 minutes and on Ctrl-C, and --resume continues it.
+
+    Examples:
+      hybrid-mobilenet train digits --epochs 20 --out runs/digits
+      hybrid-mobilenet train cifar10
+      hybrid-mobilenet train photos/ --family mp3 --alpha 0.5 --image-size 64
+      hybrid-mobilenet train --resume runs/digits
+
+    With several GPUs or machines:
+      torchrun --nproc-per-node gpu -m hybrid_mobilenet train cifar10
+    """
+    if (data is None) == (resume is None):
+        raise ValueError("train takes DATA, such as digits or a folder of images, or --resume RUN: give one of the two")
+    settings = {
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "activation": activation,
+        "sequence": sequence,
+        "overlapping": overlapping,
+        "fixed_epochs": fixed_epochs,
+        "precision": precision,
+    }
+    if resume is not None:
+        refuse_settings(ctx)
+        folder = resume
+    else:
+        assert data is not None
+        recipe = chosen_recipe(family, data, epochs, settings)
+        folder = out or Path("runs") / f"{Path(data).stem}-{family}-d{delta}-a{alpha:g}-s{seed}"
+
+    from ..common.machine import keep_freed_memory
+    from ..training import run as training
+    from ..training.processes import rank
+    from ..training.setup import Setup
+    from .display import RunDisplay
+
+    keep_freed_memory()
+    is_first = rank() == 0  # of several processes, only the first prints
+    with RunDisplay(shown=is_first and not as_json) as display:
+        if data is None:
+            start = partial(training.resume, folder, display, device=device)
+        else:
+            size = parse_image_size(image_size)
+            setup = Setup(data, family, alpha, delta, size, in_channels, validation, seed, recipe)
+            start = partial(training.train, setup, folder, display, device=device)
+        evaluation = finish(start, folder, is_first)
+    if is_first:
+        print_result(evaluation, folder, display, as_json)
+
+
+def refuse_settings(ctx: typer.Context) -> None:
+    """Refuse every option that `--resume` ignores.
+
+    Raises:
+        ValueError: if there is one on the command line.
+    """
+    given = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
+    if others := given - {"resume", "device", "as_json"}:
+        options = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in others))
+        raise ValueError(f"--resume continues with the settings that the run was started with: leave out {options}")
+
+
+def chosen_recipe(family: Family, data: str, epochs: int | None, settings: dict[str, Any]) -> Recipe:
+    """The paper's recipe with those of the `settings` that are not None."""
+    recipe = paper_recipe(family, data)
+    # On a small data set, the recipe's epochs would be too few steps.
+    recipe = replace(recipe, least_steps=LEAST_STEPS) if epochs is None else recipe.with_epochs(epochs)
+    return replace(recipe, **{name: value for name, value in settings.items() if value is not None})
+
+
+def finish(start: Callable[[], Evaluation], folder: Path, is_first: bool) -> Evaluation:
+    """Train to the end. If training stops before, the error shows how to continue.
+
+    Raises:
+        KeyboardInterrupt: if training was interrupted, and saved.
+        OSError: if something could not be read or written.
+        typer.Exit: in a process that does not print, or after an error in another process.
+    """
+    from ..training.checkpoint import CHECKPOINT_FILE
+    from ..training.processes import OtherProcessFailed
+    from ..training.setup import Interrupted
+
+    try:
+        return start()
+    except OtherProcessFailed:
+        raise typer.Exit(USAGE_ERROR) from None
+    except Interrupted:
+        if not is_first:
+            raise typer.Exit(INTERRUPTED) from None
+        raise KeyboardInterrupt(f"stopped and saved; continue with: hybrid-mobilenet train --resume {folder}") from None
+    except OSError as error:
+        if not (folder / CHECKPOINT_FILE).is_file():
+            raise
+        reason = f"{error.strerror or error}; fix this, then: hybrid-mobilenet train --resume {folder}"
+        raise OSError(error.errno, reason, error.filename) from error
+
+
+def print_result(evaluation: Evaluation, folder: Path, display: RunDisplay, as_json: bool) -> None:
+    """Print the accuracy and the run folder, then the warnings."""
+    if as_json:
+        result = {"run": str(folder), "accuracy": evaluation.accuracy, "images": evaluation.images}
+        print_json(result | {"notes": display.notes, "warnings": display.warnings})
+        return
+    count = f"{evaluation.images:,}"
+    console().print(
+        bold_first(f"{evaluation.accuracy:.2%}", f" of {count} test images classified correctly after the last epoch"),
+        f"model, curves and evaluation in {folder}",
+        sep="\n",
+    )
+    sys.stdout.flush()
+    for warning in display.warnings:
+        print("warning:", warning, file=sys.stderr)

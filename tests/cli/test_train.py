@@ -1,0 +1,168 @@
+"""`train` from the command line: what it prints, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command_line import NETWORK, fails, invoke, shell, start
+from hybrid_mobilenet.cli import train as command
+from hybrid_mobilenet.training import recipe as recipe_module
+from hybrid_mobilenet.training.recipe import PAPER_RECIPES
+
+
+def test_train_prints_epochs_and_result(trained: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, result = trained
+    assert result.returncode == 0
+    first, second = result.stdout.splitlines()
+    assert re.fullmatch(r"\d+\.\d\d% of 359 test images classified correctly after the last epoch", first)
+    assert second == "model, curves and evaluation in runs/digits-fmp-d1-a0.25-s0"
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    pattern = r"epoch (\d)/3  loss \d\.\d{4}  accuracy [\d.]+%  validation [\d.]+%  [\d,]+ images/s"
+    epochs = [match[1] for line in lines if (match := re.fullmatch(pattern, line))]
+    assert epochs == ["1", "2", "3"]
+    assert "\x1b" not in result.stdout + result.stderr
+    assert first.startswith(f"{json.loads((folder / 'evaluation.json').read_text())['accuracy']:.2%} of")
+
+
+def test_train_json_is_all_that_is_printed(tmp_path: Path) -> None:
+    result = invoke("train", "digits", *NETWORK, "--epochs", "1", "--out", tmp_path / "run", "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    record = json.loads(result.stdout)
+    evaluation = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert record == {
+        "run": str(tmp_path / "run"),
+        "accuracy": evaluation["accuracy"],
+        "images": 359,
+        "notes": [],
+        "warnings": [],
+    }
+
+
+def test_every_option_reaches_the_run(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "epochs": 2, "batch-size": 500, "learning-rate": 0.01, "weight-decay": 0.1, "activation": "relu6",
+        "sequence": "pseudorandom", "fixed-epochs": 1, "validation": 0.2, "seed": 3,
+    }  # fmt: skip
+    given = [text for name, value in options.items() for text in (f"--{name}", value)]
+    network = ["--family", "fmp", "--alpha", "0.5", "--delta", "2", "--image-size", "8x12", "--in-channels", "3"]
+    out = tmp_path / "run"
+    result = invoke("train", "digits", *network, *map(str, given), "--overlapping", "--out", out, "--json")
+    assert result.exit_code == 0, result.stderr
+    config = json.loads((out / "config.json").read_text())
+    record = config["training"] | config["training"]["recipe"]
+    assert {name: record[name.replace("-", "_")] for name in options} == options
+    assert (config["alpha"], config["delta"], config["image_size"], config["in_channels"]) == (0.5, 2, [8, 12], 3)
+    assert (config["activation"], config["sequence"], config["overlapping"]) == ("relu6", "pseudorandom", True)
+
+
+def test_fewer_epochs_have_fewer_with_fixed_regions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = replace(PAPER_RECIPES["fmp"], epochs=30, fixed_epochs=15, batch_size=500)
+    monkeypatch.setattr(recipe_module, "PAPER_RECIPES", {**PAPER_RECIPES, "fmp": recipe})
+    network = ["--alpha", "0.25", "--delta", "1", "--image-size", "8", "--in-channels", "1"]
+    result = invoke("train", "digits", *network, "--epochs", "2", "--out", tmp_path / "run", "--json")
+    assert result.exit_code == 0, result.stderr
+    trained = json.loads((tmp_path / "run/config.json").read_text())["training"]["recipe"]
+    assert trained == asdict(replace(recipe, epochs=2, fixed_epochs=1))
+
+
+def test_what_is_not_given_comes_from_the_family_s_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes = {
+        family: replace(recipe.with_epochs(1), batch_size=500, learning_rate=0.001 * (1 + index))
+        for index, (family, recipe) in enumerate(PAPER_RECIPES.items())
+    }
+    monkeypatch.setattr(recipe_module, "PAPER_RECIPES", recipes)
+    monkeypatch.setattr(command, "LEAST_STEPS", 3)
+    for family in ("mp3", "fmp"):
+        network = ["--family", family, "--alpha", "0.25", "--delta", "1", "--image-size", "8", "--in-channels", "1"]
+        out = tmp_path / family
+        result = invoke("train", "digits", *network, "--fixed-epochs", "1", "--out", out, "--json")
+        assert result.exit_code == 0, result.stderr
+        recipe = json.loads((out / "config.json").read_text())["training"]["recipe"]
+        assert recipe == asdict(replace(recipes[family], fixed_epochs=1, least_steps=3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ((), ("train takes DATA", "or --resume RUN")),
+        (("digits", "--resume", "run"), ("train takes DATA", "or --resume RUN")),
+        (("--resume", "run", "--alpha", "0.25", "--epochs", "3"), ("leave out --alpha, --epochs",)),
+        (("--resume", "nowhere"), ("no checkpoint.safetensors in nowhere",)),
+        (("digits", "--alpha", "0.3"), ("alpha is 0.3", "choose a multiple of 1/32")),
+        (("digits", "--delta", "0"), ("delta is 0",)),
+        (("digits", "--image-size", "7"), ("image_size is 7x7", "must be 8 or more")),
+        (("digits", "--image-size", "x"), ("--image-size is 'x'",)),
+        (("digits", "--in-channels", "2"), ("2", "channels")),
+        (("digits", "--epochs", "0"), ("epochs is 0",)),
+        (("digits", "--batch-size", "1"), ("batch_size is 1",)),
+        (("digits", "--learning-rate", "0"), ("learning_rate is 0",)),
+        (("digits", "--weight-decay", "-1"), ("weight_decay is -1",)),
+        (("digits", "--validation", "1"), ("validation is 1",)),
+        (("digits", "--fixed-epochs", "99", "--epochs", "9"), ("fixed_epochs is 99",)),
+        (("digits", "--seed", "-1"), ("seed is -1", "0 or more and less than 2**64")),
+        (("digits", "--seed", "18446744073709551616"), ("seed is 18446744073709551616", "less than 2**64")),
+        (("digit",), ("there is no data 'digit'", "did you mean 'digits'?")),
+    ],
+    ids=" ".join,
+)
+def test_train_refuses(
+    arguments: tuple[str, ...], parts: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    fails(invoke("train", *arguments), *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_does_not_overwrite_a_run(model: Path) -> None:
+    before = (model / "model.safetensors").read_bytes()
+    fails(invoke("train", "digits", *NETWORK, "--out", model), str(model), "exists already", "--out", "--resume")
+    fails(invoke("train", "--resume", model), "is finished")
+    assert (model / "model.safetensors").read_bytes() == before
+
+
+def test_mistakes_in_the_shell_leave_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = shell("train", "digits", *NETWORK, "--epochs", "1", "--out", tmp_path / "file" / "run")
+    fails(result, f"out is '{tmp_path / 'file' / 'run'}'", "Not a directory", "choose another with --out")
+    result = shell("train", "digits", "--family", "vgg")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "Traceback" not in result.stderr
+
+
+def test_a_run_resumes_from_another_folder(photos: Path, tmp_path: Path) -> None:
+    network = (*NETWORK, "--epochs", "8", "--batch-size", "16")
+    process = start("train", "photos", *network, "--out", "stopped", cwd=photos.parent)
+    assert process.stderr
+    with process:
+        assert process.stderr.readline().startswith("epoch 1/8")
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read().splitlines()[-1].endswith("train --resume stopped")
+    assert process.returncode == 130
+    run = photos.parent / "stopped"
+    result = shell("train", "--resume", run, cwd=tmp_path / "elsewhere")
+    assert result.returncode == 0, result.stderr
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 8
+    assert json.loads((run / "evaluation.json").read_text())["images"] == 56
+
+
+def test_names_of_data_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hybrid_mobilenet.data.sources import whole_name
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "cifar10", "cifar100", "owner/name", "nothing", ""):
+        assert whole_name(name) == name
+    for folder in ("digits", "photos", "owner2/name"):  # a folder called as data of the package is not meant
+        (tmp_path / folder).mkdir(parents=True)
+    assert whole_name("digits") == "digits"
+    assert whole_name("photos") == str(tmp_path / "photos")
+    assert whole_name("owner2/name") == str(tmp_path / "owner2/name")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert whole_name("~/photos") == str(tmp_path / "photos")
