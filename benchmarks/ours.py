@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from lightning_fabric import Fabric
 
-from hybrid_mobilenet.common.machine import keep_freed_memory
+from hybrid_mobilenet.common.memory import keep_freed_memory
 from hybrid_mobilenet.network.architecture import Network
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.training.run import train_step

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .deploy.export import export as export
     from .layers.pooling import FractionalMaxPool2d as FractionalMaxPool2d
     from .network.architecture import resolve as resolve
     from .network.model import HybridMobileNet as HybridMobileNet
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
 _MODULE_OF = {
     "FractionalMaxPool2d": "layers.pooling",
     "HybridMobileNet": "network.model",
+    "export": "deploy.export",
     "resolve": "network.architecture",
 }
 
-__all__ = ["FractionalMaxPool2d", "HybridMobileNet", "__version__", "resolve"]
+__all__ = ["FractionalMaxPool2d", "HybridMobileNet", "__version__", "export", "resolve"]
 
 
 def __getattr__(name: str) -> object:

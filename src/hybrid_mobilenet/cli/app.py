@@ -318,7 +318,7 @@ def train(
         recipe = replace(recipe, least_steps=LEAST_STEPS) if epochs is None else recipe.with_epochs(epochs)
         recipe = replace(recipe, **chosen)
         folder = out or Path("runs") / f"{Path(data).stem}-{family}-d{delta}-a{alpha:g}-s{seed}"
-    from ..common.machine import keep_freed_memory
+    from ..common.memory import keep_freed_memory
     from ..training import run as training
     from ..training.checkpoint import CHECKPOINT_FILE
     from ..training.processes import OtherProcessFailed, rank
@@ -427,7 +427,7 @@ def reproduce(
     chosen = select(only or [], seeds, epochs)
 
     from ..common.devices import choose_device
-    from ..common.machine import keep_freed_memory
+    from ..common.memory import keep_freed_memory
     from ..study.engines.local import run_here, run_in_processes
     from ..study.engines.ray import run_on_ray
     from ..study.records import is_recorded, record_path
@@ -553,13 +553,13 @@ def evaluate(
       hybrid-mobilenet evaluate runs/digits digits --passes 12 --json
       hybrid-mobilenet evaluate runs/digits/export/model.int8.onnx digits
     """
-    from ..common.machine import keep_freed_memory
-    from ..common.plots import CONFUSION_FILE, draw_confusion
+    from ..common.memory import keep_freed_memory
     from ..data.dataset import Remembered, load_to_evaluate
     from ..deploy.classify import image_shape, load_classifier
     from ..deploy.runtimes import FileClassifier
     from ..training.evaluate import evaluate as evaluate_model
     from ..training.evaluate import tally
+    from ..training.plots import CONFUSION_FILE, draw_confusion
     from .progress import RunProgress
     from .tables import class_table
 
@@ -736,14 +736,11 @@ def export(
     if not to:
         raise ValueError(f"say what to export to, after the model: --to followed by one or more of {', '.join(FILES)}")
 
-    from dataclasses import asdict
-
-    from ..common.machine import keep_freed_memory
+    from ..common.memory import keep_freed_memory
     from ..data.dataset import Remembered, load, load_to_evaluate
     from ..data.images import DataError
     from ..deploy.deployed import ExportError
     from ..deploy.export import export as export_target
-    from ..deploy.quantise import calibration_images
     from ..deploy.runtimes import RuntimeFileError
     from ..network.model import HybridMobileNet
     from ..training.evaluate import evaluate as evaluate_model
@@ -770,11 +767,9 @@ def export(
             if CALIBRATED & set(targets):
                 try:
                     splits = load(source, image_size=size, channels=channels, progress=progress.on_data)
-                    calibration = calibration_images(splits.train)
+                    calibration = splits.train
                     if data is not None and evaluated.which == "all":  # not those that it is calibrated on
                         test = splits.test
-                except ExportError as error:
-                    why_not = str(error)
                 except (DataError, OSError) as error:
                     if data is not None:
                         raise
@@ -789,7 +784,8 @@ def export(
             try:
                 if target in CALIBRATED and calibration is None:
                     raise ExportError(why_not)
-                results.append(asdict(export_target(network, target, folder, calibration, test, done)))
+                exported = export_target(network, target, folder, calibration=calibration, test=test, on_images=done)
+                results.append(exported.record())
             except (ExportError, RuntimeFileError) as error:  # the other targets go on
                 problems.append(f"{target}: {error}")
     if as_json:
@@ -831,9 +827,9 @@ def benchmark(
 
     from ..common.devices import choose_device
     from ..common.files import write_atomically
-    from ..common.plots import draw_latencies
     from ..deploy.benchmark import benchmark as measure
     from ..deploy.benchmark import environment, expand
+    from ..deploy.plots import draw_latencies
     from .progress import RunProgress
     from .tables import benchmark_table
 

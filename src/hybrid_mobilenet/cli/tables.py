@@ -273,13 +273,13 @@ def benchmark_table(measurements: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def export_table(results: Sequence[Mapping[str, Any]], accuracy: float | None) -> Table:
-    """The files that were exported, as records of `export.export.Exported`, and PyTorch's accuracy."""
+    """The files that were exported, as records of `deploy.export.Exported`, and PyTorch's accuracy."""
     rows = table("File", "Size", "Logits differ by", "Accuracy", "PyTorch's", "One image", left=1)
     for result in results:
         accuracies = ("-" if share is None else f"{share:.2%}" for share in (result["accuracy"], accuracy))
         rows.add_row(
-            result["file"],
-            f"{result['bytes'] / 1000:,.0f} kB",
+            result["path"],
+            f"{result['size'] / 1000:,.0f} kB",
             f"{result['parity']['difference']:.1e}",
             *accuracies,
             f"{result['microseconds']:,.0f} us",

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..common.machine import keep_freed_memory
+from ..common.memory import keep_freed_memory
 from ..data.dataset import load_test
 from ..network.architecture import Network
 from ..network.model import HybridMobileNet

@@ -124,7 +124,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a model on every image of a data set.
 
-    On a CPU that is faster in a process that keeps freed memory (`machine.keep_freed_memory`), as the command
+    On a CPU that is faster in a process that keeps freed memory (`memory.keep_freed_memory`), as the command
     line's does.
 
     Args:

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from .. import __version__
 from ..common.devices import choose_device
 from ..common.files import remove_left_overs, write_atomically
-from ..common.plots import CURVES_FILE, draw_curves
 from ..common.signals import stop_signals
 from ..data.dataset import SPLIT_FILE, ImageDataset, Splits, load, normalisation
 from ..data.sources import whole_name
@@ -45,6 +44,7 @@ from .checkpoint import (
 )
 from .cuda_graph import CapturedSteps
 from .evaluate import Evaluation, evaluate
+from .plots import CURVES_FILE, draw_curves
 from .precise_statistics import FINAL_IMAGES, VALIDATION_IMAGES, set_precise_statistics
 from .processes import Processes, joined
 from .recipe import PAPER, Precision, Recipe, check_seed, derived_seed
@@ -181,7 +181,7 @@ def train(setup: Setup, out: Path, monitor: Monitor, read: Read = read_data, dev
     The process is left as it was, but for this: while it trains, Ctrl-C and SIGTERM stop the run and not the process,
     where that is in the main thread; on a GPU the current device becomes the one trained on; on MPS the device's random
     generator goes on from `setup.seed`; processes of torchrun stay connected. Training on a CPU is faster in a process
-    that keeps freed memory (`machine.keep_freed_memory`), as the command line's does.
+    that keeps freed memory (`memory.keep_freed_memory`), as the command line's does.
 
     Args:
         setup: what to train on what, and how.

@@ -15,7 +15,7 @@ from multiprocessing.process import BaseProcess
 
 import torch
 
-from ...common.machine import keep_freed_memory
+from ...common.memory import keep_freed_memory
 from ...common.signals import stop_signals
 from ...training.run import Interrupted
 from ..grid import Run

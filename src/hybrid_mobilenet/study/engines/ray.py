@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ...common.machine import keep_freed_memory
+from ...common.memory import keep_freed_memory
 from ...common.signals import stop_signals
 from ...data.sources import DATA_VARIABLE
 from ...training.run import Interrupted
