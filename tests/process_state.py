@@ -105,7 +105,7 @@ def main(folder: Path) -> None:
     from hybrid_mobilenet.deploy.export import export
     from hybrid_mobilenet.study.estimate import estimate
     from hybrid_mobilenet.study.grid import select
-    from hybrid_mobilenet.study.reproduce import Place
+    from hybrid_mobilenet.study.reproduce import Folders
     from hybrid_mobilenet.training.evaluate import evaluate, probabilities
     from hybrid_mobilenet.training.run import Interrupted, resume, train
 
@@ -150,7 +150,7 @@ def main(folder: Path) -> None:
     with unchanged("estimate"):
         estimate(
             select(["data=digits", "alpha=0.25", "delta=2", "family=mobilenet"], epochs=1),
-            Place(folder / "results", folder / "runs"),
+            Folders(folder / "results", folder / "runs"),
             1,
         )
     print(*CALLED)

@@ -431,13 +431,13 @@ def reproduce(
     from ..study.engines.local import run_here, run_in_processes
     from ..study.engines.ray import run_on_ray
     from ..study.records import is_recorded, record_path
-    from ..study.reproduce import Place
+    from ..study.reproduce import Folders
     from ..training.run import Interrupted
     from .progress import RunProgress, SweepProgress, Work, duration
 
     keep_freed_memory()
     choose_device(device)
-    place = Place(results, runs)
+    folders = Folders(results, runs)
     left = [run for run in chosen if not is_recorded(results, run)]
     if epochs is not None and (replaced := [run.name for run in left if record_path(results, run).exists()]):
         raise ValueError(
@@ -451,7 +451,7 @@ def reproduce(
         with RunProgress(shown=not as_json) as progress:
             networks = len({(run.network, run.recipe) for run in left})
             estimates = estimate(
-                left, place, jobs, partial(progress.counter("measuring networks", networks), 1), device
+                left, folders, jobs, partial(progress.counter("measuring networks", networks), 1), device
             )
         seconds = seconds_in_all(estimates, jobs)
         if as_json:
@@ -469,11 +469,11 @@ def reproduce(
     with SweepProgress(work, shown=not as_json) as sweep:
         try:
             if engine == "ray":
-                run_on_ray(left, place, sweep, cpus=cpus, gpus=gpus, address=address)
+                run_on_ray(left, folders, sweep, cpus=cpus, gpus=gpus, address=address)
             elif jobs == 1:
-                run_here(left, place, sweep, device)
+                run_here(left, folders, sweep, device)
             else:
-                run_in_processes(left, place, jobs, sweep, device)
+                run_in_processes(left, folders, jobs, sweep, device)
         except Interrupted:
             raise KeyboardInterrupt("stopped and saved; the same command goes on") from None
     unfinished = {name: state for name, state in sweep.states.items() if state.state != "finished"}

@@ -27,7 +27,7 @@ from ..training.processes import Processes
 from ..training.recipe import Recipe
 from ..training.run import EVALUATION_FILE, adam, engine, train_step, training_settings
 from .grid import DATA_SETS, Run
-from .reproduce import PASSES, Place
+from .reproduce import PASSES, Folders
 
 #: The first step compiles, the second still fills caches; then so many seconds are timed, but at least so many steps.
 WARM_UP, SECONDS, AT_LEAST = 2, 2.0, 3
@@ -69,7 +69,7 @@ class Estimate:
 
 def estimate(
     runs: Sequence[Run],
-    place: Place,
+    folders: Folders,
     jobs: int,
     on_measured: Callable[[], None] | None = None,
     device: str = "auto",
@@ -81,7 +81,7 @@ def estimate(
 
     Args:
         runs: what is to be run.
-        place: where unfinished runs are, whose epochs so far are counted as done.
+        folders: where unfinished runs are, whose epochs so far are counted as done.
         jobs: processes at once.
         on_measured: called after each network.
         device: as `choose_device` takes it.
@@ -98,7 +98,7 @@ def estimate(
             speeds[_kind(run)] = Speed(mean(each.step for each in measured), mean(each.image for each in measured))
             if on_measured:
                 on_measured()
-    return [_estimate(run, speeds[_kind(run)], reading[run.data], place) for run in runs]
+    return [_estimate(run, speeds[_kind(run)], reading[run.data], folders) for run in runs]
 
 
 def seconds_in_all(estimates: Sequence[Estimate], jobs: int) -> float:
@@ -210,8 +210,8 @@ def _reading(data: str) -> float:
     return seconds[-1] * (1 + shape.train_images / shape.test_images)
 
 
-def _estimate(run: Run, speed: Speed, reading: float, place: Place) -> Estimate:
-    data, folder = DATA_SETS[run.data], place.folder(run)
+def _estimate(run: Run, speed: Speed, reading: float, folders: Folders) -> Estimate:
+    data, folder = DATA_SETS[run.data], folders.run_folder(run)
     steps = max(1, data.train_images // run.recipe.batch_size)
     done = 0.0
     is_trained = (folder / EVALUATION_FILE).is_file() and not (folder / CHECKPOINT_FILE).is_file()

@@ -56,13 +56,13 @@ VERDICT_RULES = f"""\
 **A comparison** holds if the difference exceeds the claimed one by more than the margin. It does not hold if the \
 difference is smaller by more than the margin. Otherwise it is within the margin.
 
-**A claim on one data set** is judged by one of two rules:
+**A claim on one data set** is judged by one of two rules. The first verdict that applies counts:
 
 | Verdict | Every comparison must hold | A kind of network is more accurate (larger delta, pooling instead of strides) |
 |---|---|---|
-| true | all comparisons hold | the mean difference is above its margin, and no comparison fails |
-| false | a comparison fails | the mean difference is below minus its margin, or a comparison fails |
+| false | a comparison fails | a comparison fails, or the mean difference is below minus its margin |
 | untested | a comparison was not run | more than half of the comparisons were not run |
+| true | all comparisons hold | no comparison fails, and the mean difference is above its margin |
 | inconclusive | otherwise | otherwise |
 
 **Many comparisons.** Among many comparisons one may fail by chance. If k pairs were compared (or selected from), one \
