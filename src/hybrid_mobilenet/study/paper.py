@@ -1,9 +1,9 @@
 """Tables 4 to 7 of the paper as printed, and the figures that exact counting does not confirm. Standard library only.
 
 Figures are strings as printed ("139", "1.70"), to be compared digit by digit. A printed figure is confirmed if the
-exact one rounds or truncates to it; the paper does both (3.239 is printed as 3.23, 1.698 as 1.70). Every other figure has a
-`Deviation`. We count by `cost` and reproduce no deviation. Figures that are illegible in the copies of the paper known
-to us are None. Tables 5 to 7 repeat Table 4's baseline, which is kept only for Table 7.
+exact one rounds or truncates to it; the paper does both (3.239 is printed as 3.23, 1.698 as 1.70). Every other figure
+has a `Deviation`. We count by `cost` and reproduce no deviation. Figures that are illegible in the copies of the paper
+known to us are None. Tables 5 to 7 repeat Table 4's baseline, which is kept only for Table 7.
 
 Source: Chen and Su, "The Enhanced Hybrid MobileNet", 2018 (arXiv 1712.04698).
 """
