@@ -1,4 +1,5 @@
-// Run the model of an exported page in the page's own onnxruntime-web, outside a browser: node run_page.mjs FOLDER THREADS
+// Run the model of an exported page in the page's own onnxruntime-web, without a browser.
+// Usage: node run_page.mjs FOLDER THREADS
 //
 // Batches are read from stdin: the number of images N as uint32, then the images, uint8 (N, H, W, C).
 // For each batch, stdout gets the logits and then the probabilities, float32 (N, classes).

@@ -161,7 +161,7 @@ document.ondragleave = ({ relatedTarget }) => {
 document.ondrop = (event) => {
   event.preventDefault();
   document.body.classList.remove("dropping");
-  receive(event.dataTransfer.files, "That was no file: save the picture, then drop the file.");
+  receive(event.dataTransfer.files, "That was not a file: save the picture, then drop the file.");
 };
 document.onpaste = ({ clipboardData }) => receive(clipboardData.files, "There is no picture in the clipboard.");
 
@@ -204,7 +204,7 @@ async function openCamera() {
     return await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
   } catch (error) {
     const reasons = {
-      NotAllowedError: "The camera was refused: allow it for this page in the browser's settings.",
+      NotAllowedError: "Access to the camera was denied: allow it for this page in the browser's settings.",
       NotFoundError: "There is no camera here.",
       NotReadableError: "The camera is in use by another program.",
     };

@@ -1,7 +1,7 @@
 // Runs the model in a worker thread, so that the page stays responsive.
 //
-// Messages in: {id, picture}, with a Blob or an ImageBitmap. Messages out: {model} once the model is ready, or {failure}
-// if it cannot be loaded; for each picture {id, probabilities, milliseconds, pixels}, or {id, error}.
+// Messages in: {id, picture}, with a Blob or an ImageBitmap. Messages out: {model} once the model is ready, or
+// {failure} if it cannot be loaded; for each picture {id, probabilities, milliseconds, pixels}, or {id, error}.
 
 import * as ort from "./onnxruntime-web/ort.wasm.min.mjs";
 import { MAX_PIXELS, networkInput } from "./pixels.js";
