@@ -24,7 +24,7 @@ test: $(READY) ## run all tests, a file at a time on each core
 
 test-ray: $(READY) ## install Ray (240 MB) and test the sweep on it
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock 'ray>=2.50'
-	$(BIN)/python -m pytest tests/test_ray_engine.py
+	$(BIN)/python -m pytest tests/study/test_ray_engine.py
 
 # litert-torch needs an older typing_extensions than the lock has, and so older versions of what stands on it: hence an
 # environment of its own. ExecuTorch's binaries go with one version of torch, the lock's.
@@ -33,7 +33,7 @@ test-runtimes: ## install ExecuTorch and LiteRT (2 GB) in .venv-runtimes, and te
 	grep -vE '^(anyio|pydantic|pydantic_core|typing_extensions|typing-inspection)==' requirements.lock > .venv-runtimes/constraints.txt
 	.venv-runtimes/bin/python -m pip install --disable-pip-version-check --constraint .venv-runtimes/constraints.txt \
 	  --editable '.[export,executorch,litert]' 'executorch==1.5.1' 'litert-torch==0.10.0' pytest
-	.venv-runtimes/bin/python -m pytest -p no:anyio tests/test_runtimes.py
+	.venv-runtimes/bin/python -m pytest -p no:anyio tests/deploy/test_runtimes.py
 
 check: $(READY) ## lint, format check and types
 	$(BIN)/ruff check

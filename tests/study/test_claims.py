@@ -79,7 +79,7 @@ def test_a_small_comparison_against_a_claim_of_many_may_be_chance() -> None:
     against = as_the_paper("data=cifar10", change=lambda run: -2.6 if run.name.startswith("cifar10-mp3-d4-a1-") else 0)
     claim = the("Accuracy grows with delta", against)
     (pair,) = (each for each in claim.comparisons if each.verdict == "false")
-    assert (pair.by_chance, pair.outcome) == (True, "does not hold, but may be chance among so many")
+    assert (pair.by_chance, pair.outcome) == (True, "does not hold, but may be chance among many comparisons")
     assert claim.verdict == "inconclusive"
     assert claim.mean["cifar10"].points > claim.mean["cifar10"].margin
     assert claim.summary().endswith("(1 of them does not hold); CIFAR-100: not run")

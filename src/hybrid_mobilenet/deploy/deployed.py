@@ -154,7 +154,7 @@ def folded(block: ConvolutionBlock) -> nn.Conv2d:
         old.stride[0],
         old.padding[0],
         groups=old.groups,
-        device="meta",  # where no weights are drawn: the caller's random state stays as it is
+        device="meta",  # initialises no weights, so the caller's random state is unchanged
     )
     weights = (old.weight.detach().cpu().double() * scale.view(-1, 1, 1, 1)).float().contiguous()
     convolution.weight = nn.Parameter(weights)

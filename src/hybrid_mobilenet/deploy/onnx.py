@@ -129,8 +129,8 @@ class Graph:
         """The maximum of each region, in the form that is fastest for the size of the maps (docs/LOG.md).
 
         In NHWC, whole rows and pixels are copied. Max pooling follows the transpose back to NCHW, which ONNX Runtime
-        fuses with the conversion to its blocked layout. It does not where the channels do not fill a block: there the
-        maximum is taken in NHWC.
+        fuses with the conversion to its blocked layout. If the channels do not fill a block, nothing is fused, and the
+        maximum over columns is also taken in NHWC.
         """
         window, rows, columns = step.window, step.rows.int(), step.columns.int()
         x = self.add("Transpose", f"{name}.nhwc", [x], perm=[0, 2, 3, 1])

@@ -50,7 +50,7 @@ class Comparison:
     @property
     def outcome(self) -> str:
         """The verdict in words."""
-        return "does not hold, but may be chance among so many" if self.by_chance else OUTCOMES[self.verdict]
+        return "does not hold, but may be chance among many comparisons" if self.by_chance else OUTCOMES[self.verdict]
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,8 @@ def verdict_on_comparisons(verdicts: Sequence[Verdict], *, refuted: bool, mean: 
 
     Args:
         verdicts: one verdict per comparison.
-        refuted: whether a comparison is false by more than chance explains among so many. Then the claim is false.
+        refuted: whether a comparison is false by more than chance explains, given the number of comparisons. Then the
+            claim is false.
         mean: the mean difference over all tested comparisons.
     """
     untested = verdicts.count("untested")
