@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_mobilenet import FractionalMaxPool2d
-from hybrid_mobilenet.common.machine import keep_freed_memory
+from hybrid_mobilenet.common.memory import keep_freed_memory
 from hybrid_mobilenet.network.architecture import FMP_RATIO
 from report import Cell, Figure, Section
 from timing import interleave, speed_up, timed

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from hybrid_mobilenet.common.machine import keep_freed_memory
+from hybrid_mobilenet.common.memory import keep_freed_memory
 from hybrid_mobilenet.network.architecture import Network
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.training.step import train_step

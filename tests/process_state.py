@@ -105,7 +105,7 @@ def main(folder: Path) -> None:
     from hybrid_mobilenet.deploy.export import export
     from hybrid_mobilenet.study.estimate import estimate
     from hybrid_mobilenet.study.grid import select
-    from hybrid_mobilenet.study.reproduce import Place
+    from hybrid_mobilenet.study.reproduce import Folders
     from hybrid_mobilenet.training.evaluate import evaluate, probabilities
     from hybrid_mobilenet.training.run import resume, train
     from hybrid_mobilenet.training.setup import Interrupted
@@ -153,7 +153,7 @@ def main(folder: Path) -> None:
     with unchanged("estimate"):
         estimate(
             select(data=["digits"], families=["mobilenet"], deltas=[2], alphas=[0.25], epochs=1),
-            Place(folder / "results", folder / "runs"),
+            Folders(folder / "results", folder / "runs"),
             1,
         )
     print(*CALLED)

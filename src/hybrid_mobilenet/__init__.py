@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .data.dataset import ImageDataset as ImageDataset
     from .data.dataset import load_data as load_data
     from .deploy.classify import predict as predict
+    from .deploy.export import export as export
     from .layers.keras import convert_grouped_channels as convert_grouped_channels
     from .layers.keras import convert_keras_depthwise as convert_keras_depthwise
     from .layers.keras import to_grouped_channels as to_grouped_channels
@@ -41,6 +42,7 @@ _MODULE_OF = {
     "load_data": "data.dataset",
     "paper_recipe": "training.recipe",
     "predict": "deploy.classify",
+    "export": "deploy.export",
     "resolve": "network.architecture",
     "resume": "training.run",
     "train": "training.run",
@@ -72,6 +74,7 @@ __all__ = [
     "train",
     "train_step",
 ]
+__all__ = ["FractionalMaxPool2d", "HybridMobileNet", "__version__", "export", "resolve"]
 
 
 def __getattr__(name: str) -> object:

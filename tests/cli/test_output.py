@@ -46,9 +46,9 @@ def test_names_are_printed_as_they_are(tmp_path: Path) -> None:
         assert re.search(rf"[ ,]{re.escape(name)} +\d", text)
     text = shown("export", out, "--to", "onnx", "--out", tmp_path / "[b]files[x]")
     assert str(tmp_path / "[b]files[x]/model.onnx") in text
-    place = tmp_path / "[red]speed[b]"
-    text = shown("benchmark", out, tmp_path / "[b]files[x]/model.onnx", "--rounds", "1", "--out", place)
-    assert f"written to {place}" in text
+    folder = tmp_path / "[red]speed[b]"
+    text = shown("benchmark", out, tmp_path / "[b]files[x]/model.onnx", "--rounds", "1", "--out", folder)
+    assert f"written to {folder}" in text
     assert text.count(str(tmp_path / "[b]files[x]/model.onnx")) == 1
     assert f"{out} " in text
     error = CliRunner().invoke(cli.app, ["predict", str(tmp_path / "[/x]"), "x"]).stderr

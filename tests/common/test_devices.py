@@ -58,13 +58,13 @@ def test_devices_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "gpus", "processes", "parts"),
     [
-        ("cuda", 0, 1, ("finds cpu alone", "leave it out, or give cpu")),
-        ("mps", 1, 1, ("finds cpu and cuda:0 alone", "give cpu or cuda:0")),
-        ("cuda:2", 2, 1, ("finds cpu and cuda:0 and cuda:1 alone",)),
+        ("cuda", 0, 1, ("finds only cpu here", "leave it out, or give cpu")),
+        ("mps", 1, 1, ("finds only cpu and cuda:0 here", "give cpu or cuda:0")),
+        ("cuda:2", 2, 1, ("finds only cpu and cuda:0 and cuda:1 here",)),
         ("gpu", 1, 1, ("must be auto, cpu, cuda, mps",)),
         ("cuda:x", 1, 1, ("must be auto",)),
         ("", 1, 1, ("must be auto",)),
-        ("cuda:1", 2, 2, ("of 2 processes each takes a GPU of its own", "give cuda or cpu")),
+        ("cuda:1", 2, 2, ("each of 2 processes takes a GPU of its own", "give cuda or cpu")),
     ],
 )
 def test_devices_that_are_not(
@@ -87,7 +87,7 @@ def test_every_command_refuses_a_device_that_is_not_there(
     arguments = [str(run) if each == "RUN" else each for each in COMMANDS[command]]
     result = CliRunner().invoke(cli.app, [*command.split(), *arguments, "--device", "cuda:1"])
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith("error: --device is 'cuda:1', but here PyTorch finds cpu alone: leave it out")
+    assert result.stderr.startswith("error: --device is 'cuda:1', but PyTorch finds only cpu here: leave it out")
     assert result.stderr.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -101,8 +101,8 @@ def test_models_are_put_where_auto_is(run: Path, monkeypatch: pytest.MonkeyPatch
     classifier = benchmark.open_source(str(run), 1, there)
     assert isinstance(classifier, benchmark.TorchClassifier)
     assert classifier.model.mean.device == there
-    assert benchmark.named(classifier) == "PyTorch on meta"
-    assert benchmark.named(benchmark.open_source(str(run), 1, torch.device("cpu"))) == "PyTorch"
+    assert benchmark.runtime_name(classifier) == "PyTorch on meta"
+    assert benchmark.runtime_name(benchmark.open_source(str(run), 1, torch.device("cpu"))) == "PyTorch"
 
 
 def test_an_exported_file_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

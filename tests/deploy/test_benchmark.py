@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,10 @@ from typer.testing import CliRunner, Result
 
 from hybrid_mobilenet import HybridMobileNet
 from hybrid_mobilenet.cli import app as cli
-from hybrid_mobilenet.common import plots
 from hybrid_mobilenet.deploy import benchmark
 from hybrid_mobilenet.deploy.benchmark import expand, share_saved, with_plain_pooling
-from hybrid_mobilenet.deploy.onnx import export_onnx, onnx_bytes
+from hybrid_mobilenet.deploy.export import export_file
+from hybrid_mobilenet.deploy.onnx import onnx_bytes
 from hybrid_mobilenet.deploy.runtimes import ExecuTorchClassifier, LiteRTClassifier, OnnxClassifier, open_file
 from scripts import script
 
@@ -40,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     model.save_pretrained(folder)
     (folder / "export").mkdir()
-    export_onnx(model, folder / "export" / "model.onnx")
+    export_file(model, "onnx", folder / "export" / "model.onnx")
     return folder
 
 
@@ -111,39 +110,6 @@ def test_a_share_is_taken_within_rounds() -> None:
     """A machine that becomes twice as slow in the middle changes nothing."""
     assert share_saved([1.0, 1.0, 2.0, 2.0, 2.0], [0.9, 0.9, 1.8, 1.8, 1.8]) == pytest.approx(0.1)
     assert share_saved([1.0, 1.0, 1.0], [0.9, 0.9, 9.0]) == pytest.approx(0.1)
-
-
-@pytest.mark.parametrize("slowest", [2e-4, 3e-3, 0.02, 0.2])
-def test_numbers_at_the_axis_of_times_do_not_overlap(
-    slowest: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    figures = []
-    monkeypatch.setattr(plots, "_write", lambda figure, _path: figures.append(figure))
-    times = [{"median": time, "lower": 0.9 * time, "upper": 1.1 * time} for time in (1e-4, slowest)]
-    name = "runs/cifar10/export/model.int8.onnx"
-    plots.draw_latencies(
-        [{"model": name, "runtime": "ONNX Runtime", "threads": 2, "latency": t} for t in times], tmp_path
-    )
-    (figure,) = figures
-    figure.draw_without_rendering()
-    low, high = figure.axes[0].get_xlim()
-    shown = [
-        label.get_window_extent()
-        for place, label in zip(figure.axes[0].get_xticks(), figure.axes[0].get_xticklabels(), strict=True)
-        if low <= place <= high
-    ]
-    assert len(shown) >= 2
-    assert all(left.x1 < right.x0 for left, right in pairwise(shown))
-
-
-def test_long_names_leave_the_axis_of_times_its_width(tmp_path: Path) -> None:
-    record = {"runtime": "PyTorch", "threads": 1, "latency": {"median": 1e-3, "lower": 9e-4, "upper": 2e-3}}
-    widths = []
-    for name in ("runs/short", "/a/very/long/path" * 20):
-        plots.draw_latencies([record | {"model": name}], tmp_path / "benchmark.png")
-        with Image.open(tmp_path / "benchmark.png") as picture:
-            widths.append(picture.width)
-    assert widths[1] > widths[0] + 1000
 
 
 def test_no_share_where_no_pooling_is_fractional(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_model_in_memory(model: HybridMobileNet, photos: Path) -> None:
 def test_files_as_they_are_given(model: HybridMobileNet, photos: Path) -> None:
     one = predict(model, str(photos / "c.png"))
     assert one == predict(model, photos / "c.png") == predict(model, [photos / "c.png"])
-    files = [str(photos / "c.png"), photos / "a.png"]
+    files: list[str | Path] = [str(photos / "c.png"), photos / "a.png"]
     assert [str(each.file) for each in predict(model, files)] == [str(file) for file in files]
     assert predict(model, []) == []
 

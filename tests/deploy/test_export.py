@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import re
+from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,13 @@ from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
-from hybrid_mobilenet import HybridMobileNet, __version__
+from hybrid_mobilenet import HybridMobileNet, __version__, export
 from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.data.dataset import load_data, load_test
-from hybrid_mobilenet.deploy.check import float_parity
 from hybrid_mobilenet.deploy.deployed import Deployed, ExportError
-from hybrid_mobilenet.deploy.onnx import export_onnx, onnx_bytes
-from hybrid_mobilenet.deploy.onnx_int8 import export_onnx_int8
+from hybrid_mobilenet.deploy.export import export_file
+from hybrid_mobilenet.deploy.onnx import onnx_bytes
+from hybrid_mobilenet.deploy.parity import float_parity
 from hybrid_mobilenet.deploy.runtimes import (
     ExecuTorchClassifier,
     LiteRTClassifier,
@@ -158,7 +160,7 @@ def test_the_graph_has_standard_operators_named_after_the_layers(fmp: HybridMobi
 
 def test_any_batch_size_and_what_the_file_says(fmp: HybridMobileNet, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    assert 0 < export_onnx(fmp, path).difference <= 1e-4
+    assert 0 < export_file(fmp, "onnx", path).difference <= 1e-4
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     (entry,) = session.get_inputs()
     assert (entry.name, entry.type, entry.shape) == ("images", "tensor(uint8)", ["N", 32, 32, 3])
@@ -189,14 +191,14 @@ def test_any_batch_size_and_what_the_file_says(fmp: HybridMobileNet, tmp_path: P
 def test_int8_agrees_and_is_small(family: Family, options: dict[str, Any], digits: Tensor, tmp_path: Path) -> None:
     model = trained(family, **options)
     path = tmp_path / "model.int8.onnx"
-    export_onnx_int8(model, path, digits)  # an error below 10 dB
+    export_file(model, "onnx-int8", path, calibration=digits)  # an error below 10 dB
     assert path.stat().st_size <= 0.3 * len(onnx_bytes(model))
 
 
 def test_int8_is_integer_throughout(trained_fmp: HybridMobileNet, digits: Tensor, tmp_path: Path) -> None:
     """In the graph that ONNX Runtime makes of the file, nothing but the ends is computed in floating point."""
     path, optimised = tmp_path / "model.int8.onnx", tmp_path / "optimised.onnx"
-    assert export_onnx_int8(trained_fmp, path, digits).signal_to_noise >= 10
+    assert export_file(trained_fmp, "onnx-int8", path, calibration=digits).signal_to_noise >= 10
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath, options.log_severity_level = str(optimised), 4
     onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
@@ -216,7 +218,7 @@ def test_int8_is_integer_throughout(trained_fmp: HybridMobileNet, digits: Tensor
 
 def test_int8_that_disagrees_leaves_no_file(trained_fmp: HybridMobileNet, digits: Tensor, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"signal-to-noise ratio is -?\d.* dB, but must be 10 or more"):
-        export_onnx_int8(trained_fmp, tmp_path / "model.onnx", torch.zeros_like(digits))
+        export_file(trained_fmp, "onnx-int8", tmp_path / "model.onnx", calibration=torch.zeros_like(digits))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -231,7 +233,7 @@ def test_an_export_that_disagrees_leaves_no_file(
         changed.get_parameter("classifier.linear.bias")[3] += 2e-4
     monkeypatch.setattr("hybrid_mobilenet.deploy.onnx.onnx_bytes", lambda _model: onnx_bytes(changed))
     with pytest.raises(ExportError, match=r"disagrees with PyTorch in ONNX Runtime: logits differ by 0.000[12]"):
-        export_onnx(fmp, tmp_path / "model.onnx")
+        export_file(fmp, "onnx", tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -248,7 +250,7 @@ def test_a_file_cut_in_the_middle(fmp: HybridMobileNet, tmp_path: Path, keep: fl
     content = onnx_bytes(fmp)
     path = tmp_path / "model.onnx"
     path.write_bytes(content[: int(keep * len(content)) if isinstance(keep, float) else keep])
-    with pytest.raises(RuntimeFileError, match=r"model\.onnx is (damaged|no model).*export it again"):
+    with pytest.raises(RuntimeFileError, match=r"model\.onnx is (damaged|not a model).*export it again"):
         open_file(path)
 
 
@@ -258,8 +260,48 @@ def test_a_foreign_onnx_model(tmp_path: Path) -> None:
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", [value], [result])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "model.onnx")
-    with pytest.raises(RuntimeFileError, match="no model exported by hybrid-mobilenet"):
+    with pytest.raises(RuntimeFileError, match="not a model exported by hybrid-mobilenet"):
         open_file(tmp_path / "model.onnx")
+
+
+# The function
+
+
+def test_the_example_in_the_docstring() -> None:
+    results = doctest.testmod(import_module("hybrid_mobilenet.deploy.export"))
+    assert (results.failed, results.attempted > 3) == (0, True)
+
+
+def test_export_says_what_it_wrote(trained_fmp: HybridMobileNet, tmp_path: Path) -> None:
+    splits = load_data("digits", image_size=16)
+    counts: list[int] = []
+    folder = tmp_path / "a" / "b"
+    exported = export(
+        trained_fmp, "onnx-int8", str(folder), calibration=splits.train, test=splits.test, on_images=counts.append
+    )
+    assert (exported.target, exported.path) == ("onnx-int8", folder / "model.int8.onnx")
+    assert exported.size == exported.path.stat().st_size
+    assert exported.parity.images == 256
+    assert exported.parity.signal_to_noise >= 10
+    with torch.no_grad():
+        right = trained_fmp(splits.test.batch(torch.arange(len(splits.test)))).argmax(1) == splits.test.labels
+    assert exported.accuracy == pytest.approx(right.float().mean().item(), abs=0.02)
+    assert sum(counts) == len(splits.test)
+    record = json.loads(json.dumps(exported.record()))
+    assert list(record) == ["target", "path", "size", "parity", "accuracy", "microseconds"]
+    assert (record["path"], record["parity"]["images"]) == (str(exported.path), 256)
+
+
+def test_export_without_test_images_has_no_accuracy(fmp: HybridMobileNet, tmp_path: Path) -> None:
+    assert export(fmp, "onnx", tmp_path).accuracy is None
+
+
+def test_export_refuses_what_it_cannot_do(fmp: HybridMobileNet, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"^to is 'coreml', but must be one of onnx, onnx-int8, "):
+        export(fmp, "coreml", tmp_path / "out")
+    with pytest.raises(ExportError, match=r"^calibration is None, but onnx-int8 takes .* from training images: pass"):
+        export(fmp, "onnx-int8", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 # The command
@@ -280,7 +322,7 @@ def test_export_command_with_data(folder: Path, tmp_path: Path) -> None:
     printed = json.loads(result.stdout)
     (record,) = printed["files"]
     file = tmp_path / "a" / "b" / "model.onnx"
-    assert (record["target"], record["file"], record["bytes"]) == ("onnx", str(file), file.stat().st_size)
+    assert (record["target"], record["path"], record["size"]) == ("onnx", str(file), file.stat().st_size)
     test = load_test("digits")
     with torch.no_grad():
         right = HybridMobileNet.from_pretrained(folder)(test.batch(torch.arange(len(test)))).argmax(1) == test.labels
@@ -297,7 +339,7 @@ def test_several_targets_and_files_that_predict(trained_fmp: HybridMobileNet, tm
     result = invoke("export", folder, *targets, "--out", tmp_path, "--json")
     assert (result.exit_code, result.stderr) == (0, "")
     names = ["model.onnx", "model.int8.onnx"]
-    assert [record["file"] for record in json.loads(result.stdout)["files"]] == [str(tmp_path / name) for name in names]
+    assert [record["path"] for record in json.loads(result.stdout)["files"]] == [str(tmp_path / name) for name in names]
     one = load_test("digits", image_size=16).batch(torch.arange(1))
     Image.fromarray(one[0].permute(1, 2, 0).numpy()).save(tmp_path / "image.png")
     with torch.no_grad():

@@ -91,8 +91,8 @@ def test_a_taken_port_and_other_mistakes_are_one_line(folder: Path) -> None:
             ((folder, "--port", "70000"), "--port is 70000", "65535"),
             ((folder, "--port", "0", "--host", "203.0.113.1"), "--host 203.0.113.1"),
             ((folder, "--port", "0", "--host", "no.such.host.invalid"), "--host no.such.host.invalid"),
-            ((folder.parent, "--port", "0"), "is no exported page", "index.html", "export MODEL --to web"),
-            ((folder / "missing", "--port", "0"), "is no exported page"),
+            ((folder.parent, "--port", "0"), "is not an exported page", "index.html", "export MODEL --to web"),
+            ((folder / "missing", "--port", "0"), "is not an exported page"),
         ):
             result = CliRunner().invoke(cli.app, ["web", *map(str, arguments)])
             assert (result.exit_code, result.stdout) == (2, ""), arguments

@@ -370,7 +370,7 @@ def test_the_camera_is_followed_until_its_picture_is_taken(browser: Browser, url
 def test_a_camera_that_is_refused_is_explained(browser: Browser, url: str) -> None:
     with opened(browser, url, permissions=[]) as page:
         page.get_by_role("button", name="Use the camera").click()
-        expect(page.get_by_role("alert")).to_contain_text("The camera was refused")
+        expect(page.get_by_role("alert")).to_contain_text("Access to the camera was denied")
 
 
 def damaged(content: bytes) -> bytes:
@@ -398,7 +398,7 @@ def test_what_is_no_picture_gets_a_message(page: Page, model: HybridMobileNet, c
 
 def test_a_drop_without_a_file_gets_a_message(page: Page) -> None:
     page.dispatch_event("#picture", "drop", {"dataTransfer": page.evaluate_handle("new DataTransfer()")})
-    expect(page.get_by_role("alert")).to_contain_text("That was no file")
+    expect(page.get_by_role("alert")).to_contain_text("That was not a file")
 
 
 def test_a_very_large_file_is_refused_before_it_is_read(page: Page) -> None:

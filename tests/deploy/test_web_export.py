@@ -97,7 +97,7 @@ def test_an_older_page_is_replaced_and_nothing_else_is(model: HybridMobileNet, f
     export_web(model, page)
     assert json.loads((page / "model.json").read_text())["in_channels"] == 1
     (page / "thesis.txt").write_text("dear to me")
-    with pytest.raises(ExportError, match=r"holds thesis\.txt, which is no part of a page: name another folder"):
+    with pytest.raises(ExportError, match=r"contains thesis\.txt, which is not part of a page: name another folder"):
         export_web(model, page)
     assert (page / "thesis.txt").read_text() == "dear to me"
     assert list(tmp_path.iterdir()) == [page]
@@ -176,9 +176,9 @@ def test_the_command_exports_the_page_beside_other_targets(
     result = export(tmp_path / "run", "--to", "web,onnx", "--json")
     assert result.exit_code == 0, result.stderr
     page, onnx = json.loads(result.stdout)["files"]
-    assert (page["target"], Path(page["file"])) == ("web", tmp_path / "run" / "export" / "web")
-    assert files(Path(page["file"])) == files(folder)
-    assert page["bytes"] == sum((Path(page["file"]) / name).stat().st_size for name in files(folder)) > 14e6
+    assert (page["target"], Path(page["path"])) == ("web", tmp_path / "run" / "export" / "web")
+    assert files(Path(page["path"])) == files(folder)
+    assert page["size"] == sum((Path(page["path"]) / name).stat().st_size for name in files(folder)) > 14e6
     assert page["parity"]["difference"] <= 1e-4
     assert 50 < page["microseconds"] < 1e6
     assert onnx["target"] == "onnx"

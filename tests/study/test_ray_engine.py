@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 import hybrid_mobilenet
 from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.study.engines.local import run_here
-from hybrid_mobilenet.study.engines.ray import _check_room
+from hybrid_mobilenet.study.engines.ray import _check_resources
 from hybrid_mobilenet.study.grid import Run, select
 from hybrid_mobilenet.study.records import read_record, record_path
-from hybrid_mobilenet.study.reproduce import Place
+from hybrid_mobilenet.study.reproduce import Folders
 from hybrid_mobilenet.training.checkpoint import read_checkpoint
 
 needs_ray = pytest.mark.skipif(
@@ -39,13 +39,13 @@ def chosen(epochs: int) -> list[Run]:
     return select(data=["digits"], families=["mobilenet", "fmp"], deltas=[2], alphas=[0.25], epochs=epochs)
 
 
-def sweep(place: Place, epochs: int) -> subprocess.Popen[str]:
+def sweep(folders: Folders, epochs: int) -> subprocess.Popen[str]:
     # Where these tests run in the background of a shell, SIGINT is ignored, and a child would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    folders = ["--results", str(place.results), "--runs", str(place.runs)]
+    where = ["--results", str(folders.results), "--runs", str(folders.runs)]
     command = [sys.executable, "-m", "hybrid_mobilenet", "reproduce", "--engine", "ray", "--epochs", str(epochs)]
     return subprocess.Popen(
-        [*command, *OPTIONS, *folders], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        [*command, *OPTIONS, *where], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
 
 
@@ -60,9 +60,9 @@ def lines_until(process: subprocess.Popen[str], pattern: str) -> list[str]:
     raise AssertionError(f"{pattern} is not in: {''.join(seen)}")
 
 
-def worker(place: Place, run: Run) -> int:
+def worker(folders: Folders, run: Run) -> int:
     """The process that works on a run, as its lock says."""
-    text = (place.runs / f"{place.folder(run).name}.lock").read_text()
+    text = (folders.runs / f"{folders.run_folder(run).name}.lock").read_text()
     return int(re.match(r"process (\d+) on ", text)[1])  # type: ignore[index]
 
 
@@ -80,22 +80,22 @@ def ends(process: int) -> bool:
 @needs_ray
 def test_a_killed_worker_s_run_goes_on_in_another(tmp_path: Path) -> None:
     runs = chosen(4)
-    undisturbed = Place(tmp_path / "undisturbed" / "results", tmp_path / "undisturbed" / "runs")
+    undisturbed = Folders(tmp_path / "undisturbed" / "results", tmp_path / "undisturbed" / "runs")
     run_here(runs, undisturbed, lambda _: None)
 
-    place = Place(tmp_path / "results", tmp_path / "runs")
-    process = sweep(place, epochs=4)
+    folders = Folders(tmp_path / "results", tmp_path / "runs")
+    process = sweep(folders, epochs=4)
     lines_until(process, "fmp.*epoch 2/4")
-    killed = worker(place, runs[1])
+    killed = worker(folders, runs[1])
     os.kill(killed, signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
-    assert worker(place, runs[1]) != killed
+    assert worker(folders, runs[1]) != killed
     assert "2 of 2 runs are recorded" in stdout
     # What was done before the kill is not done again, but for the epoch that may not have been saved yet.
     assert "fmp-d2-a0.25-seed0  epoch 1/4" not in stderr
     for run in runs:
-        ours, theirs = (read_record(record_path(each.results, run)) for each in (place, undisturbed))
+        ours, theirs = (read_record(record_path(each.results, run)) for each in (folders, undisturbed))
         assert ours.test == theirs.test
         assert [line["loss"] for line in ours.epochs] == [line["loss"] for line in theirs.epochs]
         assert ours.environment["threads"] == 1
@@ -103,16 +103,16 @@ def test_a_killed_worker_s_run_goes_on_in_another(tmp_path: Path) -> None:
 
 @needs_ray
 def test_ctrl_c_saves_what_the_workers_do(tmp_path: Path) -> None:
-    place = Place(tmp_path / "results", tmp_path / "runs")
-    process = sweep(place, epochs=100)
+    folders = Folders(tmp_path / "results", tmp_path / "runs")
+    process = sweep(folders, epochs=100)
     lines_until(process, "epoch 1/100")
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=300)
     assert (process.returncode, stdout) == (130, "")
     assert stderr.splitlines()[-1] == "error: stopped and saved; the same command continues"
-    (begun,) = (run for run in chosen(100)[:1] if place.folder(run).exists())
-    assert read_checkpoint(place.folder(begun))[1].epoch >= 1
-    assert ends(worker(place, begun))
+    (begun,) = (run for run in chosen(100)[:1] if folders.run_folder(run).exists())
+    assert read_checkpoint(folders.run_folder(begun))[1].epoch >= 1
+    assert ends(worker(folders, begun))
 
 
 @needs_ray
@@ -148,8 +148,8 @@ def test_no_machine_has_room() -> None:
         {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
     ]
     for cpus, gpus in ((4, 0), (2, 1), (1, 0.25)):
-        _check_room(nodes, cpus, gpus)
+        _check_resources(nodes, cpus, gpus)
     with pytest.raises(
         ValueError, match=r"--cpus is 4 and --gpus 1, but no machine .* \(4 CPUs and 0 GPUs, 2 CPUs and 1"
     ):
-        _check_room(nodes, 4, 1)
+        _check_resources(nodes, 4, 1)

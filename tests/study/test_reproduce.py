@@ -29,7 +29,7 @@ from hybrid_mobilenet.study import reproduce
 from hybrid_mobilenet.study.engines.local import run_here, run_in_processes
 from hybrid_mobilenet.study.grid import Run, select
 from hybrid_mobilenet.study.records import Record, is_recorded, read_record, read_records, record_path
-from hybrid_mobilenet.study.reproduce import Place, RunState
+from hybrid_mobilenet.study.reproduce import Folders, RunState
 from hybrid_mobilenet.training import fit
 from hybrid_mobilenet.training import recipe as recipe_module
 from hybrid_mobilenet.training import run as training
@@ -60,20 +60,20 @@ def chosen(*families: Family, epochs: int = 2) -> list[Run]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path / "results", tmp_path / "runs")
+def folders(tmp_path: Path) -> Folders:
+    return Folders(tmp_path / "results", tmp_path / "runs")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Place, list[RunState]]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Folders, list[RunState]]:
     """A sweep over mobilenet and fmp that nobody disturbed, and what it told."""
     folder = tmp_path_factory.mktemp("sweep")
-    place, states = Place(folder / "results", folder / "runs"), list[RunState]()
+    folders, states = Folders(folder / "results", folder / "runs"), list[RunState]()
     with pytest.MonkeyPatch.context() as patch:
         recipes = {family: replace(each, batch_size=719) for family, each in PAPER_RECIPES.items()}
         patch.setattr(recipe_module, "PAPER_RECIPES", recipes)
-        run_here(chosen("mobilenet", "fmp"), place, states.append)
-    return place, states
+        run_here(chosen("mobilenet", "fmp"), folders, states.append)
+    return folders, states
 
 
 def outcome(record: Record) -> dict[str, Any]:
@@ -91,10 +91,10 @@ def outcomes(folder: Path) -> dict[str, dict[str, Any]]:
 # Records
 
 
-def test_a_record_holds_what_is_promised(finished: tuple[Place, list[RunState]]) -> None:
-    place, _ = finished
+def test_a_record_holds_what_is_promised(finished: tuple[Folders, list[RunState]]) -> None:
+    folders, _ = finished
     run = chosen("fmp")[0]
-    record = read_record(record_path(place.results, run))
+    record = read_record(record_path(folders.results, run))
     assert (record.data, record.family, record.delta, record.alpha, record.seed) == ("digits", "fmp", 2, 0.25, 0)
     assert (record.recipe, record.fingerprint) == (run.recipe, run.fingerprint)
     assert (record.mult_adds, record.parameters, record.images) == (602_032, 433_314, 1438)
@@ -106,9 +106,9 @@ def test_a_record_holds_what_is_promised(finished: tuple[Place, list[RunState]])
     assert [line["epoch"] for line in record.epochs] == [1, 2]
     assert record.images_per_second > 0
     assert record.seconds["training"] == sum(line["seconds"] for line in record.epochs)
-    model = HybridMobileNet.from_pretrained(place.folder(run))
+    model = HybridMobileNet.from_pretrained(folders.run_folder(run))
     assert record.data_fingerprint == model.training_record["data_fingerprint"]
-    evaluation = json.loads((place.folder(run) / training.EVALUATION_FILE).read_text())
+    evaluation = json.loads((folders.run_folder(run) / training.EVALUATION_FILE).read_text())
     assert record.test[1].correct == evaluation["correct"]
     again = evaluate(model, load_test("digits", image_size=8, channels=1), 12, run.seed)
     assert (record.test[12].correct, record.test[12].loss) == (again.correct, again.loss)
@@ -117,17 +117,17 @@ def test_a_record_holds_what_is_promised(finished: tuple[Place, list[RunState]])
     assert record.code["version"]
 
 
-def test_records_are_small_and_a_line_per_epoch(finished: tuple[Place, list[RunState]]) -> None:
-    place, _ = finished
-    text = record_path(place.results, chosen("fmp")[0]).read_text()
+def test_records_are_small_and_a_line_per_epoch(finished: tuple[Folders, list[RunState]]) -> None:
+    folders, _ = finished
+    text = record_path(folders.results, chosen("fmp")[0]).read_text()
     assert len(text) < 4000
     assert sum(line.startswith('  {"epoch"') for line in text.splitlines()) == 2
     assert "confusion" not in text
 
 
-def test_only_networks_with_random_regions_are_averaged(finished: tuple[Place, list[RunState]]) -> None:
-    place, _ = finished
-    assert list(read_record(record_path(place.results, chosen("mobilenet")[0])).test) == [1]
+def test_only_networks_with_random_regions_are_averaged(finished: tuple[Folders, list[RunState]]) -> None:
+    folders, _ = finished
+    assert list(read_record(record_path(folders.results, chosen("mobilenet")[0])).test) == [1]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"epoch": 1}', "null"])
@@ -143,7 +143,7 @@ def test_a_file_that_is_no_record(tmp_path: Path, content: str) -> None:
 # What is run, and what is not
 
 
-def test_a_sweep_tells_how_far_it_is(finished: tuple[Place, list[RunState]]) -> None:
+def test_a_sweep_tells_how_far_it_is(finished: tuple[Folders, list[RunState]]) -> None:
     _, states = finished
     names = [run.name for run in chosen("mobilenet", "fmp")]
     for name in names:
@@ -158,47 +158,49 @@ def test_a_sweep_tells_how_far_it_is(finished: tuple[Place, list[RunState]]) -> 
 
 
 def test_what_is_recorded_is_not_run_again(
-    finished: tuple[Place, list[RunState]], monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Folders, list[RunState]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place, _ = finished
-    before = {path: path.read_bytes() for path in place.results.iterdir()}
+    folders, _ = finished
+    before = {path: path.read_bytes() for path in folders.results.iterdir()}
     monkeypatch.setattr(reproduce, "train", None)
     monkeypatch.setattr(reproduce, "resume", None)
     states: list[RunState] = []
-    run_here(chosen("mobilenet", "fmp"), place, states.append)
+    run_here(chosen("mobilenet", "fmp"), folders, states.append)
     assert [state.state for state in states] == ["finished"] * 2
-    assert {path: path.read_bytes() for path in place.results.iterdir()} == before
+    assert {path: path.read_bytes() for path in folders.results.iterdir()} == before
 
 
-def test_another_recipe_is_another_experiment(finished: tuple[Place, list[RunState]], tmp_path: Path) -> None:
-    place = Place(Path(shutil.copytree(finished[0].results, tmp_path / "results")), tmp_path / "runs")
+def test_another_recipe_is_another_experiment(finished: tuple[Folders, list[RunState]], tmp_path: Path) -> None:
+    folders = Folders(Path(shutil.copytree(finished[0].results, tmp_path / "results")), tmp_path / "runs")
     (run,) = chosen("mobilenet", epochs=1)
-    assert not is_recorded(place.results, run)
-    run_here([run], place, lambda _: None)
-    assert is_recorded(place.results, run)
-    assert len(read_record(record_path(place.results, run)).epochs) == 1
-    assert not is_recorded(place.results, chosen("mobilenet", epochs=2)[0])
+    assert not is_recorded(folders.results, run)
+    run_here([run], folders, lambda _: None)
+    assert is_recorded(folders.results, run)
+    assert len(read_record(record_path(folders.results, run)).epochs) == 1
+    assert not is_recorded(folders.results, chosen("mobilenet", epochs=2)[0])
 
 
 def test_a_run_that_was_trained_but_not_recorded_is_not_trained_again(
-    finished: tuple[Place, list[RunState]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Folders, list[RunState]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Place(tmp_path / "results", Path(shutil.copytree(finished[0].runs, tmp_path / "runs")))
+    folders = Folders(tmp_path / "results", Path(shutil.copytree(finished[0].runs, tmp_path / "runs")))
     monkeypatch.setattr(reproduce, "train", None)
     monkeypatch.setattr(reproduce, "resume", None)
-    run_here(chosen("mobilenet", "fmp"), place, lambda _: None)
-    assert outcomes(place.results) == outcomes(finished[0].results)
+    run_here(chosen("mobilenet", "fmp"), folders, lambda _: None)
+    assert outcomes(folders.results) == outcomes(finished[0].results)
 
 
-def test_a_folder_that_a_kill_left_before_the_first_save(place: Place, finished: tuple[Place, list[RunState]]) -> None:
+def test_a_folder_that_a_kill_left_before_the_first_save(
+    folders: Folders, finished: tuple[Folders, list[RunState]]
+) -> None:
     (run,) = chosen("mobilenet")
-    place.folder(run).mkdir(parents=True)
-    (place.folder(run) / ".checkpoint.safetensors.x.tmp").write_bytes(b"half")
-    run_here([run], place, lambda _: None)
-    assert outcome(read_record(record_path(place.results, run))) == outcomes(finished[0].results)[run.name]
+    folders.run_folder(run).mkdir(parents=True)
+    (folders.run_folder(run) / ".checkpoint.safetensors.x.tmp").write_bytes(b"half")
+    run_here([run], folders, lambda _: None)
+    assert outcome(read_record(record_path(folders.results, run))) == outcomes(finished[0].results)[run.name]
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_fails_is_told_and_the_others_go_on(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     train = training.train
 
     def fail(setup: Any, *arguments: Any) -> Any:
@@ -208,45 +210,45 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(place: Place, monkeypatch
 
     monkeypatch.setattr(reproduce, "train", fail)
     states: list[RunState] = []
-    run_here(chosen("mobilenet", "fmp", epochs=1), place, states.append)
+    run_here(chosen("mobilenet", "fmp", epochs=1), folders, states.append)
     failed, *_, last = states
     assert (failed.state, failed.message) == ("failed", "training diverged in epoch 1")
     assert last.state == "finished"
-    assert len(read_records(place.results)) == 1
+    assert len(read_records(folders.results)) == 1
 
 
-def test_a_run_that_fails_for_a_bug_says_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_fails_for_a_bug_says_so(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reproduce, "train", lambda *_: int("one"))
     states: list[RunState] = []
     for debug in ("0", "1"):
         monkeypatch.setenv("HYBRID_MOBILENET_DEBUG", debug)
-        run_here(chosen("mobilenet", epochs=1), place, states.append)
+        run_here(chosen("mobilenet", epochs=1), folders, states.append)
     plain, shown = states
     assert plain.message.startswith("invalid literal for int() with base 10: 'one' (no message of hybrid-mobilenet's")
     assert shown.message.startswith("Traceback (most recent call last):\n")
     assert shown.message.endswith(f"\n{plain.message}")
 
 
-def test_a_disk_error_names_its_file(place: Place) -> None:
-    place.results.parent.mkdir(exist_ok=True)
-    place.results.write_text("not a folder")
+def test_a_disk_error_names_its_file(folders: Folders) -> None:
+    folders.results.parent.mkdir(exist_ok=True)
+    folders.results.write_text("not a folder")
     states: list[RunState] = []
-    run_here(chosen("mobilenet"), place, states.append)
-    assert [(state.state, state.message) for state in states] == [("failed", f"{place.results}: File exists")]
+    run_here(chosen("mobilenet"), folders, states.append)
+    assert [(state.state, state.message) for state in states] == [("failed", f"{folders.results}: File exists")]
 
 
-def test_a_run_is_left_to_the_process_that_works_on_it(place: Place) -> None:
+def test_a_run_is_left_to_the_process_that_works_on_it(folders: Folders) -> None:
     (run,) = chosen("mobilenet")
-    place.runs.mkdir()
-    lock = place.runs / f"{place.folder(run).name}.lock"
+    folders.runs.mkdir()
+    lock = folders.runs / f"{folders.run_folder(run).name}.lock"
     with reproduce._locked(lock) as holder:
         assert holder is None
         states: list[RunState] = []
-        run_here([run], place, states.append)
+        run_here([run], folders, states.append)
     assert [(state.state, state.message.split()[:2]) for state in states] == [
         ("elsewhere", ["process", str(os.getpid())])
     ]
-    assert not place.results.exists() or read_records(place.results) == []
+    assert not folders.results.exists() or read_records(folders.results) == []
 
 
 # Interruptions
@@ -267,18 +269,18 @@ def stop_at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], N
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(
-    place: Place, finished: tuple[Place, list[RunState]], monkeypatch: pytest.MonkeyPatch
+    folders: Folders, finished: tuple[Folders, list[RunState]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = chosen("mobilenet", "fmp")
     with monkeypatch.context() as patch:
         stop_at_step(patch, 6, lambda: signal.raise_signal(signal.SIGINT))
         with pytest.raises(Interrupted):
-            run_here(runs, place, lambda _: None)
-    assert set(outcomes(place.results)) == {runs[0].name}
-    progress = read_checkpoint(place.folder(runs[1]))[1]
+            run_here(runs, folders, lambda _: None)
+    assert set(outcomes(folders.results)) == {runs[0].name}
+    progress = read_checkpoint(folders.run_folder(runs[1]))[1]
     assert (progress.epoch, progress.step) == (1, 1)
-    run_here(runs, place, lambda _: None)
-    assert outcomes(place.results) == outcomes(finished[0].results)
+    run_here(runs, folders, lambda _: None)
+    assert outcomes(folders.results) == outcomes(finished[0].results)
 
 
 # The command
@@ -288,53 +290,53 @@ def invoke(*arguments: str | Path) -> Result:
     return CliRunner(env={"COLUMNS": "120"}).invoke(cli.app, ["reproduce", *map(str, arguments)])
 
 
-def options(place: Place, *families: str) -> list[str]:
+def options(folders: Folders, *families: str) -> list[str]:
     selected = ["--data", "digits", "--delta", "2", "--alpha", "0.25", "--family", ",".join(families)]
-    return [*selected, "--results", str(place.results), "--runs", str(place.runs)]
+    return [*selected, "--results", str(folders.results), "--runs", str(folders.runs)]
 
 
-def test_the_command(finished: tuple[Place, list[RunState]]) -> None:
-    place, _ = finished
+def test_the_command(finished: tuple[Folders, list[RunState]]) -> None:
+    folders, _ = finished
     # The recipe's 40 epochs are not what these records were made with: --epochs must be given again.
-    result = invoke(*options(place, "mobilenet", "fmp"), "--epochs", "2")
+    result = invoke(*options(folders, "mobilenet", "fmp"), "--epochs", "2")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout.replace("\n", "") == f"2 of 2 runs are recorded in {place.results}"
-    result = invoke(*options(place, "mobilenet", "fmp"), "--epochs", "2", "--json")
+    assert result.stdout.replace("\n", "") == f"2 of 2 runs are recorded in {folders.results}"
+    result = invoke(*options(folders, "mobilenet", "fmp"), "--epochs", "2", "--json")
     assert json.loads(result.stdout) == [
         {
             "run": run.name,
             "state": "recorded",
-            "record": str(record_path(place.results, run)),
+            "record": str(record_path(folders.results, run)),
             "accuracy": {
                 str(passes): score.accuracy
-                for passes, score in read_record(record_path(place.results, run)).test.items()
+                for passes, score in read_record(record_path(folders.results, run)).test.items()
             },
         }
         for run in chosen("mobilenet", "fmp")
     ]
 
 
-def test_the_command_tells_and_fails(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_tells_and_fails(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     def diverge(*_arguments: object) -> None:
         raise TrainingDiverged("training diverged")
 
     monkeypatch.setattr(reproduce, "train", diverge)
-    result = invoke(*options(place, "mobilenet"))
+    result = invoke(*options(folders, "mobilenet"))
     assert result.exit_code == 2
     name = "digits-mobilenet-d2-a0.25-seed0"
     assert result.stderr.splitlines() == [
         f"{name}  failed  training diverged  [0 of 1 runs finished, 1 failed]",
         f"error: {name}: training diverged",
     ]
-    assert result.stdout.replace("\n", "") == f"0 of 1 runs are recorded in {place.results}"
+    assert result.stdout.replace("\n", "") == f"0 of 1 runs are recorded in {folders.results}"
 
 
-def test_epochs_never_replace_a_record(finished: tuple[Place, list[RunState]]) -> None:
-    place, _ = finished
-    result = invoke(*options(place, "mobilenet"), "--epochs", "1")
+def test_epochs_never_replace_a_record(finished: tuple[Folders, list[RunState]]) -> None:
+    folders, _ = finished
+    result = invoke(*options(folders, "mobilenet"), "--epochs", "1")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
-        f"error: --epochs 1 would replace 1 records of other recipes in {place.results}, such as that of "
+        f"error: --epochs 1 would replace 1 records of other recipes in {folders.results}, such as that of "
         "digits-mobilenet-d2-a0.25-seed0: choose another folder with --results\n"
     )
 
@@ -356,9 +358,9 @@ def test_the_command_refuses(arguments: list[str], part: str) -> None:
     assert part in result.stderr
 
 
-def test_a_dry_run_measures_and_runs_nothing(place: Place, finished: tuple[Place, list[RunState]]) -> None:
-    place = Place(finished[0].results, place.runs)
-    arguments = [*options(place, "mobilenet", "fmp"), "--epochs", "2", "--seeds", "2"]
+def test_a_dry_run_measures_and_runs_nothing(folders: Folders, finished: tuple[Folders, list[RunState]]) -> None:
+    folders = Folders(finished[0].results, folders.runs)
+    arguments = [*options(folders, "mobilenet", "fmp"), "--epochs", "2", "--seeds", "2"]
     record = json.loads(invoke(*arguments, "--dry-run", "--json").stdout)
     assert [run["run"] for run in record["runs"]] == [
         "digits-mobilenet-d2-a0.25-seed1",
@@ -368,7 +370,7 @@ def test_a_dry_run_measures_and_runs_nothing(place: Place, finished: tuple[Place
         assert (run["epochs"], run["is_begun"]) == (2, False)
         assert run["seconds"] > 2 * 2 * 700 / run["images_per_second"]
     assert record["seconds"] == pytest.approx(sum(run["seconds"] for run in record["runs"]))
-    assert not place.runs.exists()
+    assert not folders.runs.exists()
     lines = invoke(*arguments, "--dry-run").stdout.splitlines()
     assert lines[0].split()[:7] == ["Data", "Family", "Delta", "Alpha", "Runs", "begun", "Epochs"]
     assert lines[0].split()[7:] == ["images/s", "a", "run", "all"]
@@ -379,7 +381,7 @@ def test_a_dry_run_measures_and_runs_nothing(place: Place, finished: tuple[Place
     assert lines[4].startswith("2 of 4 runs are recorded; the others take about ")
 
 
-def test_an_estimate_is_near_the_truth(finished: tuple[Place, list[RunState]]) -> None:
+def test_an_estimate_is_near_the_truth(finished: tuple[Folders, list[RunState]]) -> None:
     from hybrid_mobilenet.study.estimate import measure
 
     run = chosen("fmp")[0]
@@ -391,15 +393,15 @@ def test_an_estimate_is_near_the_truth(finished: tuple[Place, list[RunState]]) -
 # Several processes
 
 
-def test_processes_give_the_same_records(place: Place, finished: tuple[Place, list[RunState]]) -> None:
+def test_processes_give_the_same_records(folders: Folders, finished: tuple[Folders, list[RunState]]) -> None:
     states: list[RunState] = []
-    run_in_processes(chosen("mobilenet", "fmp"), place, 2, states.append)
-    assert outcomes(place.results) == outcomes(finished[0].results)
+    run_in_processes(chosen("mobilenet", "fmp"), folders, 2, states.append)
+    assert outcomes(folders.results) == outcomes(finished[0].results)
     assert [state.state for state in states if state.state != "running"] == ["finished"] * 2
     assert multiprocessing.active_children() == []
 
 
-def test_a_process_takes_one_run_after_another_and_reads_the_data_once(place: Place) -> None:
+def test_a_process_takes_one_run_after_another_and_reads_the_data_once(folders: Folders) -> None:
     states, processes, names = list[RunState](), set[int | None](), set[str]()
 
     def look(state: RunState) -> None:
@@ -408,14 +410,14 @@ def test_a_process_takes_one_run_after_another_and_reads_the_data_once(place: Pl
         names.update(each.name for each in multiprocessing.active_children())
 
     runs = chosen("mobilenet", "mp3")
-    run_in_processes(runs, place, 1, look)
+    run_in_processes(runs, folders, 1, look)
     assert [state.name for state in states if state.state == "finished"] == [run.name for run in runs]
     assert len(processes) == 1
     assert names == {run.name for run in runs}
     assert [state.name for state in states if "reading training images" in state.what] == [runs[0].name] * 6
 
 
-def test_a_killed_process_costs_its_run_alone(place: Place) -> None:
+def test_a_killed_process_costs_its_run_alone(folders: Folders) -> None:
     states: list[RunState] = []
     runs = chosen("mobilenet", "fmp", epochs=3)
 
@@ -425,21 +427,21 @@ def test_a_killed_process_costs_its_run_alone(place: Place) -> None:
             (worker,) = (each for each in multiprocessing.active_children() if each.name == runs[1].name)
             worker.kill()
 
-    run_in_processes(runs, place, 2, kill_one)
+    run_in_processes(runs, folders, 2, kill_one)
     ended = {state.name: state for state in states if state.state != "running"}
     assert ended[runs[0].name].state == "finished"
     assert ended[runs[1].name].state == "failed"
     assert "was killed by signal 9: run again" in ended[runs[1].name].message
-    run_here(runs, place, states.append)
-    assert len(read_records(place.results)) == 2
+    run_here(runs, folders, states.append)
+    assert len(read_records(folders.results)) == 2
     assert states[-1].state == "finished"
 
 
-def sweep(place: Place, *arguments: str) -> subprocess.Popen[str]:
+def sweep(folders: Folders, *arguments: str) -> subprocess.Popen[str]:
     """A sweep over two runs, in a process group of its own."""
     # Where these tests run in the background of a shell, SIGINT is ignored, and a child would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    command = [sys.executable, "-m", "hybrid_mobilenet", "reproduce", *options(place, "mobilenet", "fmp"), *arguments]
+    command = [sys.executable, "-m", "hybrid_mobilenet", "reproduce", *options(folders, "mobilenet", "fmp"), *arguments]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
     )
@@ -456,9 +458,9 @@ def wait_for(process: subprocess.Popen[str], *parts: str) -> None:
     raise AssertionError(f"no line with {parts} in: {''.join(seen)}")
 
 
-def worker(place: Place, run: Run) -> int:
+def worker(folders: Folders, run: Run) -> int:
     """The process that works on a run, as its lock says."""
-    return int((place.runs / f"{place.folder(run).name}.lock").read_text().split()[1])
+    return int((folders.runs / f"{folders.run_folder(run).name}.lock").read_text().split()[1])
 
 
 def ends(process: int) -> bool:
@@ -482,14 +484,14 @@ def ends(process: int) -> bool:
     ids=["Ctrl-C", "SIGTERM to all", "SIGTERM", "SIGKILL"],
 )
 def test_what_stops_a_sweep_saves_every_process_s_run(
-    place: Place, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, whom: Callable[[int, int], None]
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, whom: Callable[[int, int], None]
 ) -> None:
     monkeypatch.undo()  # the sweep's own batch size, so that the run folders are these
-    process = sweep(place, "--jobs", "2", "--epochs", "40")
+    process = sweep(folders, "--jobs", "2", "--epochs", "40")
     for family in ("mobilenet", "fmp"):
         wait_for(process, family, "epoch")
     runs = chosen("mobilenet", "fmp", epochs=40)
-    workers = [worker(place, run) for run in runs]
+    workers = [worker(folders, run) for run in runs]
     whom(process.pid, number)
     stdout, stderr = process.communicate(timeout=300)
     if number == signal.SIGKILL:
@@ -500,27 +502,27 @@ def test_what_stops_a_sweep_saves_every_process_s_run(
     assert "Traceback" not in stderr
     assert all(map(ends, workers))
     # Between epochs no step is done yet: what was saved at the end of an epoch has none.
-    assert all(read_checkpoint(place.folder(run))[1].step > 0 for run in runs)
+    assert all(read_checkpoint(folders.run_folder(run))[1].step > 0 for run in runs)
 
 
-def test_a_process_that_is_stopped_costs_its_run_alone(place: Place) -> None:
+def test_a_process_that_is_stopped_costs_its_run_alone(folders: Folders) -> None:
     runs = chosen("mobilenet", "mp3", "fmp", epochs=3)
     stopped, states = runs[0], list[RunState]()
 
     def stop_one(state: RunState) -> None:
         states.append(state)
         if state.name == stopped.name and state.what.startswith("epoch 1/3 loss") and state.is_news:
-            os.kill(worker(place, stopped), signal.SIGTERM)
+            os.kill(worker(folders, stopped), signal.SIGTERM)
 
-    run_in_processes(runs, place, 1, stop_one)  # the others in the process that takes its place
+    run_in_processes(runs, folders, 1, stop_one)  # the others in the process that takes its folders
     ended = {state.name: (state.state, state.message) for state in states if state.state != "running"}
-    assert ended[stopped.name] == ("failed", "its process was stopped by SIGTERM: run again to go on with it")
+    assert ended[stopped.name] == ("failed", "its process was stopped by SIGTERM: run again to resume it")
     assert [ended[run.name][0] for run in runs[1:]] == ["finished"] * 2
-    assert read_checkpoint(place.folder(stopped))[1].step > 0
+    assert read_checkpoint(folders.run_folder(stopped))[1].step > 0
     assert multiprocessing.active_children() == []
 
 
-def test_a_process_that_is_stopped_before_it_begins(place: Place) -> None:
+def test_a_process_that_is_stopped_before_it_begins(folders: Folders) -> None:
     runs, states = chosen("mobilenet", "mp3", epochs=1), list[RunState]()
 
     def stop_first() -> None:
@@ -531,7 +533,7 @@ def test_a_process_that_is_stopped_before_it_begins(place: Place) -> None:
 
     stopping = threading.Thread(target=stop_first, daemon=True)
     stopping.start()
-    run_in_processes(runs, place, 1, states.append)
+    run_in_processes(runs, folders, 1, states.append)
     stopping.join(60)
     assert [(state.name, state.state) for state in states if state.state != "running"] == [
         (runs[0].name, "failed"),
@@ -539,35 +541,35 @@ def test_a_process_that_is_stopped_before_it_begins(place: Place) -> None:
     ]
 
 
-def test_a_sweep_that_fails_leaves_no_process(place: Place) -> None:
+def test_a_sweep_that_fails_leaves_no_process(folders: Folders) -> None:
     def fail(state: RunState) -> None:
         if state.what.startswith("epoch"):
             raise OSError("nowhere to write to")
 
     with pytest.raises(OSError, match="nowhere to write to"):
-        run_in_processes(chosen("mobilenet", "fmp", epochs=40), place, 2, fail)
+        run_in_processes(chosen("mobilenet", "fmp", epochs=40), folders, 2, fail)
     assert multiprocessing.active_children() == []
 
 
-def test_the_command_says_which_process_was_stopped(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_says_which_process_was_stopped(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    process = sweep(place, "--jobs", "2", "--epochs", "3")
+    process = sweep(folders, "--jobs", "2", "--epochs", "3")
     runs = chosen("mobilenet", "fmp", epochs=3)
     wait_for(process, "fmp", "epoch")
-    os.kill(worker(place, runs[1]), signal.SIGTERM)
+    os.kill(worker(folders, runs[1]), signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 2
-    assert stdout.replace("\n", "") == f"1 of 2 runs are recorded in {place.results}"
-    message = "its process was stopped by SIGTERM: run again to go on with it"
+    assert stdout.replace("\n", "") == f"1 of 2 runs are recorded in {folders.results}"
+    message = "its process was stopped by SIGTERM: run again to resume it"
     assert stderr.splitlines()[-1] == f"error: {runs[1].name}: {message}"
 
 
 # Kills
 
 
-def saved_epochs(place: Place, run: Run) -> tuple[int, int]:
+def saved_epochs(folders: Folders, run: Run) -> tuple[int, int]:
     """Epochs of an unfinished run that are safe, and epochs that were ended."""
-    folder = place.folder(run)
+    folder = folders.run_folder(run)
     metrics = folder / training.METRICS_FILE
     ended = len(metrics.read_text().splitlines()) if metrics.exists() else 0
     if (folder / CHECKPOINT_FILE).exists():
@@ -575,11 +577,11 @@ def saved_epochs(place: Place, run: Run) -> tuple[int, int]:
     return ended, ended  # not begun, or evaluated already
 
 
-def test_kills_at_random_moments(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kills_at_random_moments(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     epochs = KILLS + KILLS // 4 + 1  # a kill comes within two and a half epochs: the sweep outlasts all kills
     monkeypatch.undo()  # the sweeps' own batch size: a kill should come within an epoch
     runs = chosen("mobilenet", "fmp", epochs=epochs)
-    undisturbed = Place(tmp_path / "undisturbed" / "results", tmp_path / "undisturbed" / "runs")
+    undisturbed = Folders(tmp_path / "undisturbed" / "results", tmp_path / "undisturbed" / "runs")
     run_here(runs, undisturbed, lambda _: None)
     (epoch,) = {read_record(record_path(undisturbed.results, run)).epochs[-1]["seconds"] for run in runs[:1]}
 
@@ -590,7 +592,7 @@ def test_kills_at_random_moments(place: Place, tmp_path: Path, monkeypatch: pyte
     startup = None
     while kills < KILLS:
         started = time.monotonic()
-        process = sweep(place, "--epochs", str(epochs))
+        process = sweep(folders, "--epochs", str(epochs))
         if startup is not None and moments.random() < 0.3:
             time.sleep(moments.uniform(0, startup))
         else:
@@ -602,21 +604,21 @@ def test_kills_at_random_moments(place: Place, tmp_path: Path, monkeypatch: pyte
         process.communicate(timeout=60)
         kills += 1
         for run in runs:
-            path = record_path(place.results, run)
+            path = record_path(folders.results, run)
             if path.exists():
                 assert records.setdefault(path, path.read_bytes()) == path.read_bytes()
                 continue
-            saved, ended = saved_epochs(place, run)
+            saved, ended = saved_epochs(folders, run)
             assert safe[run.name] <= saved <= ended <= saved + 1
             safe[run.name] = saved
             lost += ended - saved
-    process = sweep(place, "--epochs", str(epochs))
+    process = sweep(folders, "--epochs", str(epochs))
     _, stderr = process.communicate(timeout=600)
     assert process.returncode == 0, stderr
     assert all(path.read_bytes() == content for path, content in records.items())
-    assert outcomes(place.results) == outcomes(undisturbed.results)
-    assert sorted(path.name for path in place.results.iterdir()) == sorted(f"{run.name}.json" for run in runs)
+    assert outcomes(folders.results) == outcomes(undisturbed.results)
+    assert sorted(path.name for path in folders.results.iterdir()) == sorted(f"{run.name}.json" for run in runs)
     for run in runs:
-        finished, theirs = place.folder(run), undisturbed.folder(run)
+        finished, theirs = folders.run_folder(run), undisturbed.run_folder(run)
         assert (finished / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
     print(f"{kills} kills; {lost} epochs had ended but were not saved yet")

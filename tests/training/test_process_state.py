@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import hybrid_mobilenet
 from hybrid_mobilenet.cli import app as cli
-from hybrid_mobilenet.common import machine
+from hybrid_mobilenet.common import memory
 
 HAS_MALLOPT = sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt")
 TESTS = Path(__file__).parents[1]
@@ -55,7 +55,7 @@ def test_commands_that_compute_keep_freed_memory(arguments: str, monkeypatch: py
     def told() -> None:
         raise ValueError("kept")
 
-    monkeypatch.setattr(machine, "keep_freed_memory", told)
+    monkeypatch.setattr(memory, "keep_freed_memory", told)
     assert CliRunner().invoke(cli.app, arguments.split()).stderr.startswith("error: kept")
 
 

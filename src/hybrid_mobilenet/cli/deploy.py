@@ -18,7 +18,6 @@ from .output import TABLE_WIDTH, console, print_json, report_problems, table
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from torch import Tensor
 
     from ..data.dataset import ImageDataset
     from ..network.model import HybridMobileNet
@@ -64,7 +63,7 @@ def export(
     if not targets:
         raise ValueError(f"--to is missing: give one or more of {', '.join(FILES)}, as in --to onnx,web")
 
-    from ..common.machine import keep_freed_memory
+    from ..common.memory import keep_freed_memory
     from ..deploy.deployed import ExportError
     from ..deploy.export import export as export_target
     from ..deploy.runtimes import RuntimeFileError
@@ -88,11 +87,13 @@ def export(
             try:
                 if target in CALIBRATED and images.calibration is None:
                     raise ExportError(images.not_calibrated)
-                exported = export_target(network, target, folder, images.calibration, images.test, done)
+                exported = export_target(
+                    network, target, folder, calibration=images.calibration, test=images.test, on_images=done
+                )
             except (ExportError, RuntimeFileError) as error:  # continue with the other targets
                 problems.append(f"{target}: {error}")
             else:
-                results.append(asdict(exported))
+                results.append(exported.record())
     if as_json:
         print_json({"model": model, "data": data, "accuracy": accuracy, "files": results})
     elif results:
@@ -106,12 +107,12 @@ class ExportImages:
 
     Attributes:
         test: images to evaluate every file on, or None without --data.
-        calibration: training images for int8, uint8 (n, C, H, W), or None.
+        calibration: training images for int8, or None.
         not_calibrated: why `calibration` is None.
     """
 
     test: ImageDataset | None
-    calibration: Tensor | None
+    calibration: ImageDataset | None
     not_calibrated: str
 
 
@@ -125,8 +126,6 @@ def read_images(
     """
     from ..data.dataset import Remembered, load_data, load_to_evaluate
     from ..data.images import DataError
-    from ..deploy.deployed import ExportError
-    from ..deploy.quantise import calibration_images
 
     size, channels = network.network.image_size, network.network.in_channels
     test, is_whole = None, False
@@ -146,16 +145,13 @@ def read_images(
         return ExportImages(test, None, not_calibrated)
     try:
         splits = load_data(source, image_size=size, channels=channels, progress=display.on_data)
-        calibration = calibration_images(splits.train)
-    except ExportError as error:
-        return ExportImages(test, None, str(error))
     except (DataError, OSError) as error:
         if data is not None:
             raise
         reason = f"{not_calibrated}. The model was trained on {source!r}, which cannot be read from here ({error})"
         return ExportImages(test, None, reason)
     # Data without a test split is tested whole, except for the images that int8 is calibrated on.
-    return ExportImages(splits.test if is_whole else test, calibration, "")
+    return ExportImages(splits.test if is_whole else test, splits.train, "")
 
 
 def export_table(results: Sequence[Mapping[str, Any]], accuracy: float | None) -> Table:
@@ -164,8 +160,8 @@ def export_table(results: Sequence[Mapping[str, Any]], accuracy: float | None) -
     for result in results:
         accuracies = ("-" if share is None else f"{share:.2%}" for share in (result["accuracy"], accuracy))
         rows.add_row(
-            result["file"],
-            f"{result['bytes'] / 1000:,.0f} kB",
+            result["path"],
+            f"{result['size'] / 1000:,.0f} kB",
             f"{result['parity']['difference']:.1e}",
             *accuracies,
             f"{result['microseconds']:,.0f} us",
@@ -208,9 +204,9 @@ def benchmark(
 
     from ..common.devices import choose_device
     from ..common.files import write_atomically
-    from ..common.plots import draw_latencies
     from ..deploy.benchmark import benchmark as measure
     from ..deploy.benchmark import environment, expand
+    from ..deploy.plots import draw_latencies
     from .display import RunDisplay
 
     choose_device(device)

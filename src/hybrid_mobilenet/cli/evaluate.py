@@ -57,10 +57,10 @@ def evaluate(
       hybrid-mobilenet evaluate runs/digits digits --passes 12 --json
       hybrid-mobilenet evaluate runs/digits/export/model.int8.onnx digits
     """
-    from ..common.machine import keep_freed_memory
-    from ..common.plots import CONFUSION_FILE, draw_confusion
+    from ..common.memory import keep_freed_memory
     from ..data.dataset import Remembered, load_to_evaluate
     from ..deploy.classify import evaluate_classifier, image_shape, load_classifier
+    from ..training.plots import CONFUSION_FILE, draw_confusion
     from .display import RunDisplay
 
     check_seed(seed)  # before the data is read

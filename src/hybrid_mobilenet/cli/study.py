@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..study.grid import Run
-    from ..study.reproduce import Place, RunState
+    from ..study.reproduce import Folders, RunState
 
 
 def reproduce(
@@ -93,21 +93,21 @@ def reproduce(
     )
 
     from ..common.devices import choose_device
-    from ..common.machine import keep_freed_memory
+    from ..common.memory import keep_freed_memory
     from ..study.records import is_recorded
-    from ..study.reproduce import Place
+    from ..study.reproduce import Folders
 
     keep_freed_memory()
     choose_device(device)
-    place = Place(results, runs)
+    folders = Folders(results, runs)
     left = [run for run in chosen if not is_recorded(results, run)]
     if epochs is not None:
         refuse_replacing(left, results, epochs)
     if dry_run:
-        print_estimate(left, len(chosen), place, jobs, device, as_json)
+        print_estimate(left, len(chosen), folders, jobs, device, as_json)
         return
     carry_out = runner(engine, jobs, cpus, gpus, address, device)
-    unfinished = sweep(left, place, carry_out, shown=not as_json)
+    unfinished = sweep(left, folders, carry_out, shown=not as_json)
     if as_json:
         print_json([run_record(run, results, unfinished) for run in chosen])
     else:
@@ -155,7 +155,7 @@ def refuse_replacing(runs: Sequence[Run], results: Path, epochs: int) -> None:
 
 def runner(
     engine: str, jobs: int, cpus: float, gpus: float, address: str | None, device: str
-) -> Callable[[Sequence[Run], Place, Callable[[RunState], None]], None]:
+) -> Callable[[Sequence[Run], Folders, Callable[[RunState], None]], None]:
     """The function that carries out runs: one at a time, in several processes, or on a Ray cluster."""
     from ..study.engines.local import run_here, run_in_processes
     from ..study.engines.ray import run_on_ray
@@ -164,13 +164,13 @@ def runner(
         return partial(run_on_ray, cpus=cpus, gpus=gpus, address=address)
     if jobs == 1:
         return partial(run_here, device=device)
-    return lambda runs, place, report: run_in_processes(runs, place, jobs, report, device)
+    return lambda runs, folders, report: run_in_processes(runs, folders, jobs, report, device)
 
 
 def sweep(
     runs: Sequence[Run],
-    place: Place,
-    carry_out: Callable[[Sequence[Run], Place, Callable[[RunState], None]], None],
+    folders: Folders,
+    carry_out: Callable[[Sequence[Run], Folders, Callable[[RunState], None]], None],
     *,
     shown: bool,
 ) -> dict[str, RunState]:
@@ -185,7 +185,7 @@ def sweep(
     work = {run.name: Work(f"{run.data} {run.family}", run.cost) for run in runs}
     with SweepDisplay(work, shown=shown) as display:
         try:
-            carry_out(runs, place, display)
+            carry_out(runs, folders, display)
         except Interrupted:
             raise KeyboardInterrupt("stopped and saved; the same command continues") from None
     return {name: state for name, state in display.states.items() if state.state != "finished"}
@@ -202,7 +202,7 @@ def run_record(run: Run, results: Path, unfinished: Mapping[str, RunState]) -> d
     return {"run": run.name, "state": "recorded", "record": str(path), "accuracy": accuracy}
 
 
-def print_estimate(runs: Sequence[Run], count: int, place: Place, jobs: int, device: str, as_json: bool) -> None:
+def print_estimate(runs: Sequence[Run], count: int, folders: Folders, jobs: int, device: str, as_json: bool) -> None:
     """Measure and print how long the `runs` would take; `count` is the number of all runs, recorded ones included."""
     from ..study.estimate import estimate, seconds_in_all
     from .display import RunDisplay
@@ -210,7 +210,7 @@ def print_estimate(runs: Sequence[Run], count: int, place: Place, jobs: int, dev
     with RunDisplay(shown=not as_json) as display:
         networks = len({(run.network, run.recipe) for run in runs})
         measured = partial(display.counter("measuring networks", networks), 1)
-        estimates = estimate(list(runs), place, jobs, measured, device)
+        estimates = estimate(list(runs), folders, jobs, measured, device)
     records = [each.record() for each in estimates]
     seconds = seconds_in_all(estimates, jobs)
     if as_json:

@@ -134,7 +134,7 @@ def train(
         recipe = chosen_recipe(family, data, epochs, settings)
         folder = out or Path("runs") / f"{Path(data).stem}-{family}-d{delta}-a{alpha:g}-s{seed}"
 
-    from ..common.machine import keep_freed_memory
+    from ..common.memory import keep_freed_memory
     from ..training import run as training
     from ..training.processes import rank
     from ..training.setup import Setup

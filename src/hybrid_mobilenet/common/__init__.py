@@ -1,1 +1,1 @@
-"""Files, plots, signals and facts about the machine: used by every other folder, and using none."""
+"""What every other folder may use: atomic files, devices, signals, errors, memory, facts about the machine, plots."""

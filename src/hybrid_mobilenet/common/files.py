@@ -1,4 +1,4 @@
-"""Writing files and folders whole or not at all."""
+"""Write files and folders atomically."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows, where what a kill has left stays
+except ImportError:  # Windows: temporary files of killed processes are not removed
     HAS_LOCKS = False
 else:
     HAS_LOCKS = True
@@ -23,11 +23,11 @@ else:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to a temporary file beside `path`, then rename it: readers see the old file or the new one.
 
-    What a process that was killed while it wrote has left there is removed by the next that writes the same file,
-    where there are locks: not on Windows.
+    Temporary files of processes that were killed while writing `path` are removed, except on Windows.
 
     Raises:
-        OSError: where it cannot be written (no permission, full disk), naming `path`; the old file is then intact.
+        OSError: if the file cannot be written (no permission, disk full), with `path` as its filename. The old file is
+            then intact.
     """
     try:
         if path.is_dir():
@@ -39,19 +39,19 @@ def write_atomically(path: Path, content: bytes) -> None:
                 os.fsync(file.fileno())
             temporary.replace(path)
     except OSError as error:
-        # A failed write names no file, and a failed open the temporary one.
+        # The error of a failed write has no filename, and that of a failed open names the temporary file.
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 @contextmanager
 def writing_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder, to be filled in the `with` block; at its end it takes the place of `path`.
+    """A temporary folder to fill in the `with` block; it replaces `path` at the end of the block.
 
-    Where the block fails, nothing is left of it, and what was at `path` stays. What a process that was killed in the
-    block has left is removed by the next that writes the same folder, where there are locks.
+    If the block fails, the temporary folder is removed and `path` is unchanged. Temporary folders of processes that
+    were killed in the block are removed by the next call for the same `path`, except on Windows.
 
     Raises:
-        OSError: where a folder cannot be made beside `path`, naming `path`.
+        OSError: if a folder cannot be created beside `path`, with `path` as its filename.
     """
     with ExitStack() as stack:
         try:
@@ -69,7 +69,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _temporary(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
-    """What `make` makes beside `path`. Its lock says that somebody is at it; a kill frees that."""
+    """A temporary file or folder beside `path`, locked while in use: the system unlocks it if the process dies."""
     remove_left_overs(path)
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -77,25 +77,28 @@ def _temporary(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
         with ExitStack() as stack:
             with suppress(FileNotFoundError):
                 stack.enter_context(_locked(temporary))
-            if temporary.exists():  # else another process has taken it for left over, before it was locked
+            if temporary.exists():  # else another process removed it as a leftover before it was locked
                 stack.callback(_remove, temporary)
                 yield temporary
                 return
 
 
 def remove_left_overs(path: Path) -> None:
-    """Remove temporary files and folders of `path` that nobody holds a lock on."""
+    """Remove temporary files and folders of `path` that no process has locked."""
     name = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}\.tmp")
-    with suppress(OSError):  # a folder that one may write to, but not list
+    with suppress(OSError):  # the folder may be writable but not readable
         for left in [entry for entry in path.parent.iterdir() if name.fullmatch(entry.name)]:
-            with suppress(OSError), _locked(left, at_once=True) as is_locked:  # gone already, or somebody else's
+            with (
+                suppress(OSError),
+                _locked(left, at_once=True) as is_locked,
+            ):  # removed already, or another user's
                 if is_locked:
                     _remove(left)
 
 
 @contextmanager
 def _locked(path: Path, *, at_once: bool = False) -> Iterator[bool]:
-    """Hold the lock of a file or folder; whether it was got: not where there are no locks, as in some file systems."""
+    """Lock a file or folder; yields whether that succeeded: some file systems have no locks."""
     if not HAS_LOCKS:
         yield False
         return

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, for work that is finished or saved before it stops. Standard library only."""
+"""Ctrl-C and SIGTERM as an event, for work that saves its state before it stops. Standard library only."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: Seconds within which one Ctrl-C may come twice: torchrun passes on what a terminal has sent to all processes.
+#: Seconds within which two SIGINTs are one Ctrl-C: torchrun forwards what the terminal already sent to all processes.
 SAME_CTRL_C = 0.5
 
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets; a second Ctrl-C stops at once.
+    """An event that Ctrl-C or SIGTERM sets. A second Ctrl-C raises KeyboardInterrupt.
 
-    A second SIGTERM changes nothing: who stops a sweep stops its processes, and each may be told by others too.
+    A second SIGTERM does nothing: a process of a sweep may get one from the sweep and one from outside. Outside the
+    main thread, where Python cannot handle signals, the event is never set.
     """
     stop, first = threading.Event(), 0.0
-    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+    if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
@@ -32,7 +33,7 @@ def stop_signals() -> Iterator[threading.Event]:
         elif number == signal.SIGINT and now - first > SAME_CTRL_C:
             raise KeyboardInterrupt
 
-    # A handler that is not Python's (None) could not be put back.
+    # A handler that was not installed from Python (None) could not be restored.
     ours = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
     before = {number: signal.signal(number, request) for number in ours}
     try:

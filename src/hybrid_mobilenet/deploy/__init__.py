@@ -1,1 +1,1 @@
-"""From a trained network to files for devices, and the runtimes that run them."""
+"""Export a trained network to files for devices, run them in their runtimes, and measure them."""

@@ -1,4 +1,4 @@
-"""Latency, throughput, size and memory of models in every runtime, taking turns on the same threads."""
+"""Latency, throughput, size and memory of models in all runtimes, measured in turns on the same machine."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from ..network.model import HybridMobileNet
 from .latency import Latency, random_images, seconds_per_call, spread
 from .runtimes import FileClassifier, OnnxClassifier, Outputs, can_run, is_exported, open_file
 
-#: Images at once for the throughput.
+#: Batch size for the throughput.
 BATCH = 64
 
-#: Writing 5 here resets the high-water mark of this process's memory.
-CLEAR = Path("/proc/self/clear_refs")
+#: Writing 5 to this file resets the high-water mark of the process's resident memory.
+CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One model in one runtime on so many threads.
+    """One model in one runtime with one number of threads.
 
     Attributes:
-        model: as it was named.
-        runtime: that ran it.
-        threads: for one image or batch.
+        model: path or name of the model.
+        runtime: name of the runtime.
+        threads: number of threads per call.
         latency: seconds for one image.
-        images_per_second: `BATCH` images at once, the median.
-        bytes: of the file or weights.
-        peak_bytes: resident memory that a process of its own needs at most for the runtime, the model and one image,
-            besides Python and PyTorch.
-        pooling_share: of the latency, what plain max pooling to the same sizes would save in place of fractional max
-            pooling, the median of the rounds; None where there is none, elsewhere than in ONNX Runtime, and on several
-            threads, on which two networks so alike disturb each other more than they differ.
+        images_per_second: median throughput at batch size `BATCH`.
+        bytes: size of the file, or of the weights.
+        peak_bytes: peak resident memory of the runtime, the model and one image in a process of their own, without
+            Python and PyTorch.
+        pooling_share: fraction of the latency that plain max pooling to the same sizes would save over fractional max
+            pooling, the median over the rounds. None without fractional pooling, outside ONNX Runtime, and on several
+            threads, where the noise is larger than the difference.
     """
 
     model: str
@@ -57,7 +57,7 @@ class Measurement:
 
 
 class TorchClassifier(FileClassifier):
-    """A model in eager PyTorch, which the others are compared with. Running it sets torch's number of threads."""
+    """A model in eager PyTorch, the baseline of the comparison. Running it sets torch's number of threads."""
 
     runtime, module, extra = "PyTorch", "torch", ""
 
@@ -74,7 +74,7 @@ class TorchClassifier(FileClassifier):
 
 
 def expand(sources: Sequence[str]) -> list[str]:
-    """The sources, and after each run folder the files in its folder export/ whose runtimes are installed."""
+    """The sources, with each run folder followed by the files in its folder export/ whose runtimes are installed."""
     expanded: list[str] = []
     for source in sources:
         files = [] if is_exported(source) else sorted(filter(can_run, Path(source, "export").glob("*")))
@@ -83,7 +83,7 @@ def expand(sources: Sequence[str]) -> list[str]:
 
 
 def open_source(source: str, threads: int, device: torch.device) -> FileClassifier:
-    """An exported file in its runtime, on the CPU, or a model in PyTorch, on `device`."""
+    """An exported file in its runtime on the CPU, or a model in PyTorch on `device`."""
     return open_file(Path(source), threads) if is_exported(source) else TorchClassifier(source, threads, device)
 
 
@@ -94,17 +94,18 @@ def benchmark(
     advance: Callable[[int], None] | None = None,
     device: str = "auto",
 ) -> list[Measurement]:
-    """Measure models one after another in every round, so that what slows the machine slows all alike.
+    """Measure all models in every round, so that a slow machine slows all of them alike.
 
     Args:
         sources: exported files, run folders, or models on the Hub.
-        threads: numbers of threads.
-        rounds: medians and quartiles are taken over.
-        advance: called with 1 after each round and each measurement of memory, ``len(threads) * (rounds + sources)``.
-        device: of the models in PyTorch, as `choose_device` takes it; exported files run on the CPU.
+        threads: the numbers of threads to measure with.
+        rounds: number of rounds, over which medians and quartiles are taken.
+        advance: called with 1 after each round and after each measurement of memory, in all
+            ``len(threads) * (rounds + len(sources))`` times.
+        device: device of the models in PyTorch, as for `choose_device`. Exported files run on the CPU.
 
     Raises:
-        ValueError: where a source is not a model, its runtime is not installed, or the device is not there.
+        ValueError: if a source is not a model, its runtime is not installed, or the device is not available.
     """
     chosen = choose_device(device)
     before = torch.get_num_threads()
@@ -129,7 +130,7 @@ def _measurements(
         }
         one_plain: dict[str, list[float]] = {source: [] for source in plain}
         for _ in range(rounds):
-            for source, classifier in classifiers.items():  # apart from batches: the sooner, the more alike the machine
+            for source, classifier in classifiers.items():  # before the batches, so that the machine has changed little
                 one[source].append(seconds_per_call(classifier, random_images(classifier, 1)))
                 if source in plain:
                     one_plain[source].append(seconds_per_call(plain[source], random_images(classifier, 1)))
@@ -140,7 +141,7 @@ def _measurements(
             measurements.append(
                 Measurement(
                     source,
-                    named(classifier),
+                    runtime_name(classifier),
                     count,
                     spread(one[source]),
                     1 / spread(many[source]).median,
@@ -153,19 +154,19 @@ def _measurements(
     return measurements
 
 
-def named(classifier: FileClassifier) -> str:
-    """The runtime, and where it is not the CPU, its device."""
+def runtime_name(classifier: FileClassifier) -> str:
+    """The runtime, with the device if it is not the CPU."""
     on = f" on {classifier.device}" if isinstance(classifier, TorchClassifier) and classifier.device != CPU else ""
     return classifier.runtime + on
 
 
 def share_saved(seconds: Sequence[float], without: Sequence[float]) -> float:
-    """The median over the rounds: the two sides of a round are so near in time that the machine is alike for both."""
+    """The fraction saved, as the median over rounds: within a round the machine changes little."""
     return 1 - float(np.median(np.divide(without, seconds)))
 
 
 def size(source: str) -> int:
-    """Bytes of a file, or of the weights of a model."""
+    """Size in bytes of a file, or of the weights of a model."""
     if is_exported(source):
         return Path(source).stat().st_size
     weights = HybridMobileNet.from_pretrained(source).state_dict().values()
@@ -173,17 +174,17 @@ def size(source: str) -> int:
 
 
 def peak_memory(source: str, threads: int, device: torch.device) -> int:
-    """Bytes of the host by which a process of its own grows to load a model and classify one image."""
-    # Spawned, not forked: a copy of this process would have its memory already.
+    """Bytes of host memory by which a fresh process grows to load a model and classify one image."""
+    # Spawned: a forked process would start with the memory of this one.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(_growth, source, threads, device).result()
 
 
 def _growth(source: str, threads: int, device: torch.device) -> int:
     before, _ = _resident()
-    # From here on Linux keeps a new high-water mark: importing this module has left one that hides small models.
-    if CLEAR.exists():
-        CLEAR.write_text("5", encoding="ascii")
+    # Reset the high-water mark: the one from importing this module would hide small models.
+    if CLEAR_REFS.exists():
+        CLEAR_REFS.write_text("5", encoding="ascii")
     classifier = open_source(source, threads, device)
     for _ in range(3):
         classifier.run(random_images(classifier, 1))
@@ -191,7 +192,7 @@ def _growth(source: str, threads: int, device: torch.device) -> int:
 
 
 def _resident() -> tuple[int, int]:
-    """Resident memory of this process and its high-water mark, in bytes; elsewhere than on Linux only the mark."""
+    """Resident memory of this process and its high-water mark in bytes; outside Linux, the mark twice."""
     status = Path("/proc/self/status")
     if not status.exists():
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -202,10 +203,10 @@ def _resident() -> tuple[int, int]:
 
 
 def with_plain_pooling(file: Path) -> bytes | None:
-    """The ONNX network of a file with plain max pooling to the same sizes in place of fractional max pooling.
+    """The ONNX network of a file, with plain max pooling to the same sizes instead of fractional max pooling.
 
-    What it predicts is worth nothing, but it takes the time of the network without what the fractional regions cost:
-    their pixels are gathered, and the layout of the maps changed for that. None where there are no such regions.
+    Its predictions are meaningless. Its latency is that of the network without the cost of fractional regions, which
+    are the gathers and the change of memory layout. None if the network has no such regions.
     """
     import onnx
 
@@ -217,8 +218,8 @@ def with_plain_pooling(file: Path) -> bytes | None:
     for layer in network.layers if network else ():
         old = [node for node in nodes if node.name == layer.name or node.name.startswith(f"{layer.name}.")]
         if layer.kind != "fractional_max_pool" or len(old) == 1:
-            continue  # where every region has 2x2 pixels, that is plain max pooling
-        # Two pixels so far apart that no padding or stride is needed.
+            continue  # regions of 2x2 pixels: already plain max pooling
+        # A dilated 2x2 window gives the output size without padding or stride.
         apart = [n_in - n_out for n_in, n_out in zip(layer.in_size, layer.out_size, strict=True)]
         plain = onnx.helper.make_node(
             "MaxPool", old[0].input[:1], [layer.name], name=layer.name, kernel_shape=[2, 2], dilations=apart
@@ -234,7 +235,7 @@ def with_plain_pooling(file: Path) -> bytes | None:
 
 
 def environment() -> dict[str, Any]:
-    """Machine and versions, for the record."""
+    """The machine and the versions of the runtimes, for the record."""
     versions = {}
     for package in ("torch", "onnxruntime", "executorch", "ai-edge-litert"):
         try:

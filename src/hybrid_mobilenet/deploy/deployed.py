@@ -1,6 +1,6 @@
-"""A network as devices run it: bytes in, probabilities out, batch normalisation folded, pooling by standard operators.
+"""The network as devices run it: bytes in, probabilities out, batch norm folded, pooling by standard operators.
 
-Every exporter starts from this module; it is the model in eval() up to rounding.
+Every exporter starts from `Deployed`, which equals the model in eval() up to rounding.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ..network.model import HybridMobileNet
 
 
 class ExportError(ValueError):
-    """A model that cannot be exported, or whose exported form does not do what the model does."""
+    """A model cannot be exported, or its exported form disagrees with it."""
 
 
 class Normalise(nn.Module):
     """Bytes to centred maps: uint8 (N, H, W, C) to float32 (N, C, H, W).
 
-    Only the mean is subtracted here, so that the padding of the first convolution stays zero; the deviation is folded
-    into that convolution.
+    Only the mean is subtracted here, so that the zero padding of the first convolution stays exact. The division by the
+    standard deviation is folded into that convolution.
     """
 
     mean: Tensor
@@ -41,7 +41,7 @@ class Normalise(nn.Module):
 
 
 class Repeat(nn.Module):
-    """The channels `copies` times, one copy after another: (N, C, H, W) to (N, copies * C, H, W)."""
+    """Repeat all channels, one copy after another: (N, C, H, W) to (N, copies * C, H, W)."""
 
     def __init__(self, copies: int) -> None:
         super().__init__()
@@ -52,16 +52,16 @@ class Repeat(nn.Module):
 
 
 class GridMaxPool(nn.Module):
-    """Max pooling over fixed regions: their pixels gathered to a grid of equal regions, then plain max pooling.
+    """Max pooling over fixed regions: gather their pixels to a grid of equal windows, then apply plain max pooling.
 
-    A region narrower than `window` has its last pixel several times.
+    In a region narrower than `window`, the last pixel is repeated.
 
     Args:
         rows: int64 (H_out * window,), the input row of each row of the grid.
-        columns: the same for columns.
-        window: rows and columns of a region.
-        width: columns of the maps.
-        channels: of the maps.
+        columns: int64 (W_out * window,), the input column of each column of the grid.
+        window: height and width of a window.
+        width: width of the input.
+        channels: channels of the input.
     """
 
     rows: Tensor
@@ -78,7 +78,7 @@ class GridMaxPool(nn.Module):
 
 
 class Average(nn.Module):
-    """Global average pooling of maps of so many pixels: (N, C, H, W) to (N, C)."""
+    """Global average pooling of maps with H * W = `pixels`: (N, C, H, W) to (N, C)."""
 
     def __init__(self, pixels: int) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Deployed(nn.Module):
     """The steps of a model in eval(), named after its layers.
 
     Args:
-        model: the model; it is left as it is.
+        model: the model. It is left unchanged.
 
     Shape:
         - Input: (N, H, W, in_channels) uint8, RGB or grey, 0..255.
@@ -159,7 +159,7 @@ def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
 
 
 def fixed_pool(layer: Layer, overlapping: bool) -> nn.Module:
-    """A fractional max pooling layer over its fixed regions, those of the model in eval()."""
+    """A fractional max pooling layer with the fixed regions of the model in eval()."""
     sizes = list(zip(layer.in_size, layer.out_size, strict=True))
     if not overlapping and all(n_in == 2 * n_out for n_in, n_out in sizes):
         return nn.MaxPool2d(2)
@@ -176,7 +176,7 @@ def _copy_of(linear: nn.Linear) -> nn.Linear:
 
 
 def metadata(model: HybridMobileNet) -> dict[str, str]:
-    """What an exported file says of itself: texts by name, lists as JSON."""
+    """The metadata of an exported file: strings by name, lists as JSON."""
     network = model.network
     height, width = network.image_size
     colours = "RGB" if network.in_channels == 3 else f"{network.in_channels} channel(s)"
@@ -198,7 +198,7 @@ def metadata(model: HybridMobileNet) -> dict[str, str]:
 
 
 def network_of(properties: Mapping[str, str]) -> Network | None:
-    """The network that a file with such `metadata` holds; None where it is not of this project."""
+    """The network of a file with this `metadata`; None if the file is not of this project."""
     if properties.get("producer") != "hybrid-mobilenet":
         return None
     height, width = json.loads(properties["image_size"])
@@ -209,7 +209,7 @@ def network_of(properties: Mapping[str, str]) -> Network | None:
 
 
 def single_image_metadata(model: HybridMobileNet) -> dict[str, str]:
-    """`metadata` of a file that takes one image at a time."""
+    """The metadata of a file with batch size 1."""
     texts = metadata(model)
     return texts | {
         "preprocessing": texts["preprocessing"].replace("(N, ", "(1, "),

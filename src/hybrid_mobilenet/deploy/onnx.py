@@ -1,12 +1,14 @@
-"""ONNX: the graph, node by node, named after the network's layers; checked in ONNX Runtime before it is written.
+"""ONNX: a graph with nodes named after the network's layers.
 
-The graph is built with onnx's own helpers from the deployed steps, not traced: a network is a handful of kinds of
-layers, and tracing took seconds where this takes milliseconds.
+The graph takes `images`, uint8 (N, H, W, C), RGB or grey, 0..255, any N, and returns `logits` and `probabilities`,
+float32 (N, classes). Class names and preprocessing are in the file's metadata_props.
+
+The graph is built with onnx's helpers from the deployed steps. Tracing it with torch.onnx takes seconds instead of
+milliseconds.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -15,45 +17,21 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from ..common.files import write_atomically
 from ..network.model import HybridMobileNet
-from .check import Parity, float_parity
 from .deployed import Average, Deployed, ExportError, GridMaxPool, Normalise, Repeat, metadata
-from .runtimes import OnnxClassifier
 
-#: Old enough for any ONNX Runtime of the last years, new enough for quantisation per channel.
+#: Supported by every ONNX Runtime of recent years, and new enough for per-channel quantisation.
 OPSET, IR_VERSION = 17, 8
 
-#: Pixels that are gathered for fractional max pooling, up to which one node for all is the fastest.
+#: Up to this number of gathered pixels, a single Gather is the fastest form of fractional max pooling.
 SMALL_GRID = 144
 
-#: Channels of a block in ONNX Runtime's own layout, at most.
+#: Largest number of channels in a block of ONNX Runtime's blocked layout (NCHWc).
 BLOCK = 16
 
 
-def export_onnx(model: HybridMobileNet, path: Path, images: Tensor | None = None) -> Parity:
-    """Write a model as ONNX, after running it in ONNX Runtime.
-
-    The graph takes `images`, uint8 (N, H, W, C), RGB or grey, 0..255, any N, and gives `logits` and `probabilities`,
-    float32 (N, classes). Class names and preprocessing are in the file's metadata_props.
-
-    Args:
-        model: the model; its fractional max pooling is exported with the fixed regions of eval().
-        path: the file.
-        images: uint8 (n, C, H, W), real images that both are run on; the handwritten digits if None.
-
-    Raises:
-        ExportError: where the results differ; no file is written then.
-        OSError: where the file cannot be written.
-    """
-    content = onnx_bytes(model)
-    parity = float_parity(model, OnnxClassifier(content), images)
-    write_atomically(path, content)
-    return parity
-
-
 def onnx_bytes(model: HybridMobileNet) -> bytes:
-    """The content of the ONNX file of a model, not run yet."""
+    """The ONNX file of a model; fractional max pooling uses the fixed regions of eval()."""
     result: bytes = onnx_model(Deployed(model), metadata(model), Graph()).SerializeToString()
     return result
 
@@ -63,8 +41,8 @@ def onnx_model(deployed: Deployed, properties: dict[str, str], graph: Graph) -> 
 
     Args:
         deployed: the network.
-        properties: what the file says of itself.
-        graph: an empty one, which decides the precision.
+        properties: metadata of the file.
+        graph: an empty graph: `Graph` for float32, or a subclass for another precision.
     """
     network = deployed.network
     current = "images"
@@ -89,28 +67,28 @@ def onnx_model(deployed: Deployed, properties: dict[str, str], graph: Graph) -> 
 
 
 class Graph:
-    """Nodes and constants, added in order; every node is named after its output, and that after its layer."""
+    """Nodes and constants in order. Every node is named after its output, and every output after its layer."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
 
     def add(self, kind: str, output: str, inputs: list[str], **attributes: Any) -> str:
-        """Add a node; the name of its output."""
+        """Add a node and return the name of its output."""
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
 
     def constant(self, name: str, value: NDArray[np.generic]) -> str:
-        """Add a constant, unless one of that name is there; its name."""
+        """Add a constant, unless one of that name exists, and return its name."""
         self.constants.setdefault(name, numpy_helper.from_array(value, name))
         return name
 
     def value(self, name: str) -> NDArray[np.float32]:
-        """A constant that was added, of floating-point numbers."""
+        """The value of a floating-point constant."""
         return numpy_helper.to_array(self.constants[name]).astype(np.float32)
 
     def add_step(self, name: str, step: nn.Module, x: str) -> str:
-        """Add the nodes of a step on the maps x; the name of its result."""
+        """Add the nodes of a step on the maps x and return the name of its result."""
         match step:
             case Normalise():
                 return self.add_centring(name, step, x)
@@ -138,10 +116,10 @@ class Graph:
                 bias = self.constant(f"{name}.bias", step.bias.numpy())
                 return self.add("Gemm", "logits", [x, weight, bias], transB=1)
             case _:
-                raise ExportError(f"there is no ONNX form of {name} ({type(step).__name__})")
+                raise ExportError(f"{name} ({type(step).__name__}) has no ONNX form: please report it")
 
     def add_centring(self, name: str, step: Normalise, x: str) -> str:
-        """Bytes to maps less their mean. Turned to NCHW first, while a number is one byte."""
+        """Bytes to float maps minus the mean. The transpose to NCHW comes first, while a value is one byte."""
         x = self.add("Transpose", f"{name}.nchw", [x], perm=[0, 3, 1, 2])
         x = self.add("Cast", f"{name}.float", [x], to=TensorProto.FLOAT)
         mean = self.constant(f"{name}.mean", step.mean.view(-1, 1, 1).numpy())
@@ -150,8 +128,9 @@ class Graph:
     def add_fractional_pooling(self, name: str, step: GridMaxPool, x: str) -> str:
         """The maximum of each region, in the form that is fastest for the size of the maps (docs/LOG.md).
 
-        Over NHWC whole rows and pixels are copied. Then pooling is fastest behind the change back to NCHW, which ONNX
-        Runtime makes one to its blocked layout, but where channels fill no block.
+        In NHWC, whole rows and pixels are copied. Max pooling follows the transpose back to NCHW, which ONNX Runtime
+        fuses with the conversion to its blocked layout. If the channels do not fill a block, nothing is fused, and the
+        maximum over columns is also taken in NHWC.
         """
         window, rows, columns = step.window, step.rows.int(), step.columns.int()
         x = self.add("Transpose", f"{name}.nhwc", [x], perm=[0, 2, 3, 1])
@@ -173,7 +152,7 @@ class Graph:
         return self.add("MaxPool", name, [x], kernel_shape=kernel, strides=kernel)
 
     def add_maximum(self, name: str, pixels: Tensor, x: str, axis: int) -> str:
-        """The maximum over each region's rows, ``pixels`` (H_out, window), or columns, (window, W_out)."""
+        """The maximum over the rows of each region, `pixels` (H_out, window), or its columns, (window, W_out)."""
         of = self.constant(f"{name}.of", pixels.contiguous().numpy())
         x = self.add("Gather", f"{name}.all", [x, of], axis=axis)
         return self.add("ReduceMax", name, [x], axes=[2], keepdims=0)

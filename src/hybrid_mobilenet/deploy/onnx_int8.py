@@ -1,71 +1,58 @@
-"""ONNX in int8: the graph of `onnx`, its maps in 8 bits unsigned, its weights in 8 bits signed, per output channel.
+"""ONNX in int8: the graph of `onnx` with unsigned 8-bit maps and signed 8-bit weights, one scale per output channel.
 
-The maps are integers throughout. Where a convolution or a matrix product computes, its inputs are written as
-dequantised and its result as quantised again (QDQ): ONNX Runtime fuses that to integer arithmetic. Pooling, gathering
-and repeating channels need no arithmetic, and act on the integers. An activation is the rounding itself: it saturates
-at 0 and at the largest value. Biases stay float32, which ONNX Runtime rounds when it loads the file.
+All maps are integers. The inputs of a convolution or matrix product are dequantised and its result is quantised (QDQ);
+ONNX Runtime fuses this to integer arithmetic. Pooling, gathering and repeating channels need no arithmetic and act on
+the integers. The activation is part of the quantisation, which saturates at 0 and at the largest value. Biases are
+stored in float32; ONNX Runtime rounds them when it loads the file.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..common.files import write_atomically
 from ..network.model import HybridMobileNet
-from .check import Parity, int8_parity
+from .calibration import activation_maxima
 from .deployed import Average, Deployed, GridMaxPool, Normalise, metadata
 from .onnx import Graph, onnx_model
-from .quantise import maxima
-from .runtimes import OnnxClassifier
 
-#: Largest weight. Without VNNI, processors add two products of a map and a weight in 16 bits, which 2 * 255 * 127 would
-#: overflow (1.8 points of CIFAR-10 accuracy); depthwise convolutions add in 32 bits.
+#: Largest absolute weight. Without VNNI, x86 processors add two products in 16 bits, and 2 * 255 * 127 would overflow:
+#: that cost 1.8 points of CIFAR-10 accuracy. Depthwise convolutions add in 32 bits.
 WEIGHT_BOUND, DEPTHWISE_BOUND = 64, 127
 
 
-def export_onnx_int8(model: HybridMobileNet, path: Path, calibration: Tensor, images: Tensor | None = None) -> Parity:
-    """Write a model as ONNX in int8, after running it in ONNX Runtime.
+def onnx_int8_bytes(model: HybridMobileNet, calibration: Tensor) -> bytes:
+    """The int8 ONNX file of a model.
 
     Args:
         model: the model.
-        path: the file.
-        calibration: uint8 (n, C, H, W), training images that the ranges of the maps are taken from.
-        images: as for `export_onnx`.
-
-    Raises:
-        ExportError: where the results have little to do with the model's; no file is written then.
-        OSError: where the file cannot be written.
+        calibration: uint8 (n, C, H, W), training images, for the ranges of the feature maps.
     """
     deployed = Deployed(model)
-    graph = Int8Graph(maxima(deployed, calibration))
-    content: bytes = onnx_model(deployed, metadata(model), graph).SerializeToString()
-    parity = int8_parity(model, OnnxClassifier(content), images)
-    write_atomically(path, content)
-    return parity
+    graph = Int8Graph(activation_maxima(deployed, calibration))
+    result: bytes = onnx_model(deployed, metadata(model), graph).SerializeToString()
+    return result
 
 
 class Int8Graph(Graph):
     """The graph in int8.
 
     Args:
-        largest: the largest value after each activation, by its name.
+        largest: the largest output of each activation, by its name.
     """
 
     def __init__(self, largest: dict[str, float]) -> None:
         super().__init__()
         self.largest = largest
-        # Of the maps at hand: the names of scale and zero point.
+        # Names of scale and zero point of the current maps.
         self.map_quantisation: list[str] = []
 
     def add_step(self, name: str, step: nn.Module, x: str) -> str:
         match step:
             case Normalise():
                 x = self.add_centring(name, step, x)
-                # Bytes less their mean: a step of one grey level, or hardly more.
+                # Bytes minus their mean: the scale is one grey level or slightly more.
                 low, high = min(-step.mean.max().item(), 0.0), max(255 - step.mean.min().item(), 0.0)
                 scale = (high - low) / 255
                 return self._quantise(name, x, scale, round(-low / scale))
@@ -82,7 +69,7 @@ class Int8Graph(Graph):
             case nn.Linear():
                 weight = self._weight(name, step.weight, WEIGHT_BOUND)
                 x = self._dequantise(name, x)
-                # The bias is rounded here: ONNX Runtime does it only where the result is rounded too.
+                # Round the bias here: ONNX Runtime rounds it only where the result is quantised too.
                 scales = self.value(self.map_quantisation[0]) * self.value(f"{name}.wscale")
                 rounded = np.rint(step.bias.numpy() / scales).clip(-(2**31), 2**31 - 1).astype(np.int32)
                 inputs = [self.constant(f"{name}.bias", rounded), self.constant(f"{name}.bscale", scales)]
@@ -92,14 +79,14 @@ class Int8Graph(Graph):
                 return super().add_step(name, step, x)
 
     def add_fractional_pooling(self, name: str, step: GridMaxPool, x: str) -> str:
-        """The maximum of each region's rows, then of its columns; `ReduceMax` is slow on integers."""
+        """The maximum over the rows of each region, then over its columns; `ReduceMax` is slow on integers."""
         x = self.add("Transpose", f"{name}.nhwc", [x], perm=[0, 2, 3, 1])
         x = self._maximum(f"{name}.rows", step.rows, step.window, x, axis=1)
         x = self._maximum(f"{name}.columns", step.columns, step.window, x, axis=2)
         return self.add("Transpose", name, [x], perm=[0, 3, 1, 2])
 
     def _maximum(self, name: str, pixels: Tensor, window: int, x: str, axis: int) -> str:
-        """The maximum of each region's first, second, ... rows or columns; `pixels` as in `GridMaxPool`."""
+        """The maximum of the first, second, ... row or column of each region; `pixels` as in `GridMaxPool`."""
         parts = [
             self.add("Gather", f"{name}{place}", [x, self.constant(f"{name}{place}.of", each.int().numpy())], axis=axis)
             for place, each in enumerate(pixels.view(-1, window).unbind(1))
@@ -120,7 +107,7 @@ class Int8Graph(Graph):
         scale = weight.abs().flatten(1).amax(1) / bound
         scale[scale == 0] = 1
         rounded = (weight / scale.view(-1, *[1] * (weight.dim() - 1))).round()
-        # ONNX Runtime fuses Gemm only where a zero point is written down.
+        # ONNX Runtime fuses Gemm only if the zero point is explicit.
         inputs = [
             self.constant(f"{name}.weight", rounded.to(torch.int8).numpy()),
             self.constant(f"{name}.wscale", scale.numpy()),

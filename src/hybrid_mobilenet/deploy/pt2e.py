@@ -1,10 +1,10 @@
-"""int8 for exporters that take PyTorch's own graphs: quantised by torchao's PT2E, with ranges from training images.
+"""int8 for exporters of PyTorch graphs (ExecuTorch, LiteRT): PT2E quantisation by torchao, calibrated on images.
 
-PT2E asks a quantiser how each node of the graph is to be computed, watches the maps while images go through, and
-writes the rounding into the graph; an exporter then fuses it to integer arithmetic. Ours has few kinds of nodes to
-judge: convolutions, the matrix product and the average compute in integers, and whatever else moves maps about moves
-integers, in the scale they have. The softmax is floating point, and so are products of few channels: each number of
-their result must be scaled and rounded to 8 bits, which costs more than so few multiplications in integers save.
+PT2E asks a quantiser how to compute each node of the graph, observes the ranges of the maps on calibration images, and
+inserts quantise and dequantise nodes, which the exporter fuses to integer arithmetic. Convolutions, the matrix product
+and the average compute in integers. All nodes that only move data keep the integers and their scale. The softmax stays
+in float32, and so do convolutions with few channels: rescaling their result to 8 bits costs more than the few integer
+multiplications save.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ aten = torch.ops.aten
 PRODUCTS = {aten.conv2d.default, aten.linear.default}
 ACTIVATIONS = {aten.relu.default, aten.relu6.default, aten.hardtanh.default}
 
-#: The most channels of a map for whose products float32 is faster, measured in XNNPACK (docs/LOG.md): depthwise
-#: convolutions, with nine multiplications for a number, and others.
+#: Up to this number of input channels float32 is faster, as measured in XNNPACK (docs/LOG.md): for depthwise
+#: convolutions, and for others.
 FEW_CHANNELS_DEPTHWISE, FEW_CHANNELS = 64, 16
 
 MAPS = QuantizationSpec(
     torch.int8, MinMaxObserver.with_args(eps=2**-20), quant_min=-128, quant_max=127, qscheme=torch.per_tensor_affine
 )
-#: No scale so small that a bias, in steps of it, would not fit 32 bits.
+#: eps keeps the scale large enough for the bias, in units of it, to fit 32 bits.
 WEIGHTS = QuantizationSpec(
     torch.int8,
     PerChannelMinMaxObserver.with_args(eps=2**-20),
@@ -47,12 +47,12 @@ WEIGHTS = QuantizationSpec(
 
 
 def quantised(network: nn.Module, images: Tensor, fold: bool) -> GraphModule:
-    """The graph of a network with its maps and weights rounded to 8 bits.
+    """The graph of a network with its maps and weights quantised to 8 bits.
 
     Args:
-        network: from `deployed`, for one image at a time.
+        network: a deployed network, exported with batch size 1.
         images: uint8 (n, H, W, C), training images.
-        fold: whether weights are stored rounded, or rounded by nodes of the graph.
+        fold: whether weights are stored in int8, or in float32 with quantise nodes in the graph.
     """
     graph = torch.export.export(network, (images[:1],)).module()
     prepared = prepare_pt2e(graph, IntegerQuantizer())
@@ -64,10 +64,10 @@ def quantised(network: nn.Module, images: Tensor, fold: bool) -> GraphModule:
 
 
 class IntegerQuantizer(Quantizer):  # type: ignore[misc]  # torchao need not be installed where types are checked
-    """All in integers but products of few channels and the softmax."""
+    """Everything in integers except the softmax and convolutions with few channels."""
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        """Say of each node how its inputs and its output are rounded."""
+        """Annotate each node with the quantisation of its inputs and its output."""
         floating = _floating(list(model.graph.nodes))
         rounded: set[Node] = set()
         for node in model.graph.nodes:
@@ -80,30 +80,30 @@ class IntegerQuantizer(Quantizer):  # type: ignore[misc]  # torchao need not be 
         return model
 
     def validate(self, model: GraphModule) -> None:
-        """Nothing to check: the graph is ours."""
+        """Required by `Quantizer`; there is nothing to check."""
 
 
 def _floating(nodes: list[Node]) -> set[Node]:
-    """The nodes that compute in float32, and give it to one that does."""
+    """The nodes that compute in float32 and whose results stay in float32."""
     softmaxes = {node for node in nodes if node.target == aten.softmax.int}
     products = [node for node in nodes if node.target in PRODUCTS]
     small = {node for node in products if _has_few_channels(node)}
-    if products[0] in small:  # so are the bytes less their mean
+    if products[0] in small:  # then the bytes minus their mean stay in float32 too
         small.update(nodes[: nodes.index(products[0])])
     for product, following in pairwise(products):
-        # An activation in between keeps its numbers. One that is pooled does not: pooling bytes is faster.
+        # An activation between two float32 products stays in float32, unless it is pooled: pooling bytes is faster.
         if {product, following} <= small and _map(following).shape[2:] == product.meta["val"].shape[2:]:
             small.update(product.users)
     return softmaxes | small
 
 
 def _has_few_channels(product: Node) -> bool:
-    groups = product.args[6] if len(product.args) > 6 else 1  # of a convolution, where there are several
+    groups = product.args[6] if len(product.args) > 6 else 1  # groups of a convolution; absent if 1
     return _map(product).shape[1] <= (FEW_CHANNELS if groups == 1 else FEW_CHANNELS_DEPTHWISE)
 
 
 def _map(product: Node) -> Tensor:
-    """A tensor of the shape that a product takes."""
+    """A tensor of the shape of a product's input."""
     taken: Tensor = product.all_input_nodes[0].meta["val"]
     return taken
 
@@ -111,7 +111,7 @@ def _map(product: Node) -> Tensor:
 def _annotation(node: Node, rounded: set[Node]) -> QuantizationAnnotation | None:
     source = node.all_input_nodes[0]
     if node.target in PRODUCTS:
-        # An activation behind it is part of it: what it gives is rounded, not what it is given.
+        # A following activation is fused: its output is quantised, not its input.
         followed = all(user.target in ACTIVATIONS for user in node.users)
         weights = {source: MAPS, node.all_input_nodes[1]: WEIGHTS}
         return QuantizationAnnotation(weights, None if followed else MAPS, _annotated=True)

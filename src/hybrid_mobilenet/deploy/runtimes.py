@@ -1,4 +1,4 @@
-"""Exported files, run in the runtime they were made for."""
+"""Exported files in their runtimes: ONNX Runtime, ExecuTorch and LiteRT behind one interface."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Logits and probabilities, (N, classes) each."""
 
 
-#: In the zip archive that follows a LiteRT model in its file, as LiteRT has it for files that belong to a model.
+#: The metadata of a LiteRT model, in a zip archive that follows the model in its file: LiteRT's own way to add files.
 METADATA_FILE = "metadata.json"
 
 
-#: Of an ExecuTorch program: takes nothing and returns the same text, JSON.
+#: Method of an ExecuTorch program that takes no argument and returns the metadata as JSON.
 METADATA_METHOD = "metadata"
 
 
 class RuntimeFileError(ValueError):
-    """A file that is no exported model, or whose runtime is not installed."""
+    """The file is not an exported model, or its runtime is not installed."""
 
 
 class FileClassifier(ABC):
     """An exported model in its runtime.
 
     Attributes:
-        about: what the file says of itself, texts by name.
+        about: the metadata of the file.
         class_names: in the order of the outputs.
         image_size: (height, width) in pixels.
         in_channels: 3 for RGB, 1 for greyscale.
     """
 
-    #: What people call the runtime; the modules that run its files and that make them; the extra that installs both.
+    #: Name of the runtime; the modules that run and that make its files; the extra that installs both.
     runtime: ClassVar[str]
     module: ClassVar[str]
     exporter: ClassVar[str]
@@ -66,10 +66,10 @@ class FileClassifier(ABC):
 
     @classmethod
     def require(cls, exporting: bool = False) -> None:
-        """Check that the runtime is installed, and for exporting what makes its files too.
+        """Check that the runtime is installed, and with `exporting` also its converter.
 
         Raises:
-            RuntimeFileError: where it is not, with the command that installs it.
+            RuntimeFileError: if one is not installed, with the command that installs it.
         """
         for module, name in ((cls.module, cls.runtime), (cls.exporter, f"{cls.exporter}, which makes its files,")):
             if find_spec(module) is None:
@@ -101,7 +101,7 @@ class FileClassifier(ABC):
             self.image_size, self.in_channels = (int(height), int(width)), int(texts["in_channels"])
         except (KeyError, ValueError, TypeError) as error:
             raise RuntimeFileError(
-                f"{name} is no model exported by hybrid-mobilenet: its metadata lacks class names and image size; "
+                f"{name} is not a model exported by hybrid-mobilenet: its metadata lacks class names and image size; "
                 "export it again"
             ) from error
 
@@ -110,9 +110,9 @@ class OnnxClassifier(FileClassifier):
     """An ONNX model in ONNX Runtime.
 
     Args:
-        content: the file, or its path.
-        name: what errors call it.
-        threads: that one image or batch is computed on.
+        content: the content of the file, or its path.
+        name: name of the model in error messages; the path by default.
+        threads: number of threads per call; torch's by default.
     """
 
     runtime, module, exporter, extra = "ONNX Runtime", "onnxruntime", "onnx", "export"
@@ -123,7 +123,7 @@ class OnnxClassifier(FileClassifier):
 
         name = name or str(content)
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # errors are raised: no need to print them too
+        options.log_severity_level = 4  # errors are raised, so they need not be printed
         options.intra_op_num_threads = threads or torch.get_num_threads()
         try:
             self.session = onnxruntime.InferenceSession(
@@ -133,8 +133,10 @@ class OnnxClassifier(FileClassifier):
             )
         except OSError:
             raise
-        except Exception as error:  # ONNX Runtime's errors have no common class
-            raise RuntimeFileError(f"{name} is damaged or no ONNX model ({reason(error)}): export it again") from error
+        except Exception as error:  # ONNX Runtime's errors have no common base class
+            raise RuntimeFileError(
+                f"{name} is damaged or not an ONNX model ({reason(error)}): export it again"
+            ) from error
         self._read_metadata(self.session.get_modelmeta().custom_metadata_map, name)
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
@@ -143,7 +145,7 @@ class OnnxClassifier(FileClassifier):
 
 
 class SingleImageClassifier(FileClassifier):
-    """A model that takes one image at a time: more are classified one after another."""
+    """A model with batch size 1: the images of a batch are classified one after another."""
 
     @abstractmethod
     def run_one(self, image: NDArray[np.uint8]) -> Outputs:
@@ -158,8 +160,8 @@ class SingleImageClassifier(FileClassifier):
 class ExecuTorchClassifier(SingleImageClassifier):
     """A program in ExecuTorch; arguments as for `OnnxClassifier`.
 
-    ExecuTorch has one pool of threads for the whole process: the classifier opened last says how many there are, and
-    those opened before with another number must not be run any more.
+    ExecuTorch has one thread pool per process, with the number of threads of the classifier that was opened last.
+    Classifiers opened before with another number must not be run any more.
     """
 
     runtime, module, exporter, extra = "ExecuTorch", "executorch", "executorch", "executorch"
@@ -181,7 +183,8 @@ class ExecuTorchClassifier(SingleImageClassifier):
                 self.forward = self.program.load_method("forward")
             except (RuntimeError, KeyError, ValueError) as error:
                 raise RuntimeFileError(
-                    f"{name} is damaged or no program exported by hybrid-mobilenet ({reason(error)}): export it again"
+                    f"{name} is damaged or not a program exported by hybrid-mobilenet ({reason(error)}): export it "
+                    "again"
                 ) from error
         self._read_metadata(texts, name)
 
@@ -203,13 +206,13 @@ class LiteRTClassifier(SingleImageClassifier):
             from ai_edge_litert.interpreter import Interpreter
 
             try:
-                # A zip's directory is its end, so that a file that is cut off fails here, and not in the interpreter.
+                # A zip's directory is at its end, so a truncated file fails here and not in the interpreter.
                 texts = json.loads(zipfile.ZipFile(io.BytesIO(content)).read(METADATA_FILE))
                 self.interpreter = Interpreter(model_content=content, num_threads=threads or torch.get_num_threads())
                 self.interpreter.allocate_tensors()
             except (zipfile.BadZipFile, KeyError, ValueError, RuntimeError) as error:
                 raise RuntimeFileError(
-                    f"{name} is damaged or no model exported by hybrid-mobilenet ({reason(error)}): export it again"
+                    f"{name} is damaged or not a model exported by hybrid-mobilenet ({reason(error)}): export it again"
                 ) from error
         self._read_metadata(texts, name)
         self._input = self.interpreter.get_input_details()[0]["index"]
@@ -224,9 +227,9 @@ class LiteRTClassifier(SingleImageClassifier):
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Without what other libraries print, log and warn of while they load or convert: what matters they raise.
+    """Discard what libraries print, log and warn about while they load or convert; they raise real errors.
 
-    Meanwhile the whole process, in all its threads, prints to nowhere.
+    This redirects the standard streams of the whole process, including its other threads.
     """
     streams = {1: sys.stdout, 2: sys.stderr}
     with ExitStack() as undo:
@@ -237,14 +240,14 @@ def silenced() -> Iterator[None]:
             undo.callback(os.close, before)
             undo.callback(os.dup2, before, descriptor)
             undo.callback(stream.flush)
-            # Much of it comes from C++, which knows nothing of sys.stderr.
+            # Much of the output comes from C++, which does not use sys.stderr.
             os.dup2(nowhere.fileno(), descriptor)
         undo.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         yield
 
 
-#: By the ending of a file's name.
+#: The classifier for each file suffix.
 CLASSIFIERS: dict[str, type[OnnxClassifier | ExecuTorchClassifier | LiteRTClassifier]] = {
     ".onnx": OnnxClassifier,
     ".pte": ExecuTorchClassifier,
@@ -253,26 +256,26 @@ CLASSIFIERS: dict[str, type[OnnxClassifier | ExecuTorchClassifier | LiteRTClassi
 
 
 def is_exported(path: str | Path) -> bool:
-    """Whether a name is that of an exported file, there or not, rather than of a run folder."""
+    """Whether a path, by its suffix, is that of an exported file and not of a run folder. It need not exist."""
     return Path(path).suffix.lower() in CLASSIFIERS
 
 
 def can_run(path: Path) -> bool:
-    """Whether a file is an exported one, by its name, and its runtime is installed."""
+    """Whether a path is that of an exported file whose runtime is installed."""
     return is_exported(path) and CLASSIFIERS[path.suffix.lower()].installed()
 
 
 def open_file(path: Path, threads: int | None = None) -> FileClassifier:
-    """An exported file in its runtime.
+    """Open an exported file in its runtime.
 
-    While ExecuTorch and LiteRT load, nothing that the process prints is seen.
+    While ExecuTorch and LiteRT load, the output of the whole process is discarded.
 
     Args:
-        path: a file that `is_exported`.
-        threads: that one image or batch is computed on; torch's number of threads if None.
+        path: a file for which `is_exported` is true.
+        threads: number of threads per call; torch's by default.
 
     Raises:
-        RuntimeFileError: where the file is not such a model, is damaged, or its runtime is not installed.
-        OSError: where it cannot be read.
+        RuntimeFileError: if the file is not such a model or is damaged, or if its runtime is not installed.
+        OSError: if the file cannot be read.
     """
     return CLASSIFIERS[path.suffix.lower()](path, threads=threads)

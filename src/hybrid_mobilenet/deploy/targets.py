@@ -1,11 +1,8 @@
-"""From a trained network to the files that devices run; each is checked in its runtime before it is written.
-
-This module names what there is, for the command line, and imports nothing that is slow.
-"""
+"""The export targets. Imports nothing slow, so that the command line can list them without loading torch."""
 
 from __future__ import annotations
 
-#: What `export --to` takes, and the file or folder that it makes.
+#: The targets of `export --to`, and the file or folder that each one makes.
 FILES = {
     "onnx": "model.onnx",
     "onnx-int8": "model.int8.onnx",

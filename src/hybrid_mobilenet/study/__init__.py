@@ -1,1 +1,1 @@
-"""The paper reproduced: its tables, the sweep over its configurations, and the judgement of its claims."""
+"""The paper's study: its grid of runs, their records, and the report that judges its claims."""

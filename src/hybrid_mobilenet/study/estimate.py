@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..common.devices import choose_device
-from ..common.machine import keep_freed_memory
+from ..common.memory import keep_freed_memory
 from ..data.dataset import load_test
 from ..network.architecture import Network
 from ..training.checkpoint import CHECKPOINT_FILE, read_checkpoint
@@ -28,7 +28,7 @@ from ..training.run import EVALUATION_FILE
 from ..training.setup import build_model
 from ..training.step import adam, train_step, training_settings
 from .grid import DATA_SETS, Run
-from .reproduce import PASSES, Place
+from .reproduce import PASSES, Folders
 
 #: Untimed calls: the first compiles, the second still fills caches.
 WARM_UP = 2
@@ -84,7 +84,7 @@ class Estimate:
 
 def estimate(
     runs: Sequence[Run],
-    place: Place,
+    folders: Folders,
     jobs: int,
     on_measured: Callable[[], None] | None = None,
     device: str = "auto",
@@ -97,7 +97,7 @@ def estimate(
 
     Args:
         runs: the runs.
-        place: folders of unfinished runs, whose finished epochs are subtracted.
+        folders: folders of unfinished runs, whose finished epochs are subtracted.
         jobs: number of processes that will work at once.
         on_measured: called after each network.
         device: as for `choose_device`.
@@ -114,7 +114,7 @@ def estimate(
             speeds[_kind(run)] = Speed(mean(each.step for each in measured), mean(each.image for each in measured))
             if on_measured:
                 on_measured()
-    return [_estimate(run, speeds[_kind(run)], reading[run.data], place) for run in runs]
+    return [_estimate(run, speeds[_kind(run)], reading[run.data], folders) for run in runs]
 
 
 def seconds_in_all(estimates: Sequence[Estimate], jobs: int) -> float:
@@ -218,8 +218,8 @@ def _reading(data: str) -> float:
     return seconds[-1] * (1 + shape.train_images / shape.test_images)
 
 
-def _estimate(run: Run, speed: Speed, reading: float, place: Place) -> Estimate:
-    data, folder = DATA_SETS[run.data], place.folder(run)
+def _estimate(run: Run, speed: Speed, reading: float, folders: Folders) -> Estimate:
+    data, folder = DATA_SETS[run.data], folders.run_folder(run)
     steps = max(1, data.train_images // run.recipe.batch_size)
     done = 0.0
     is_trained = (folder / EVALUATION_FILE).is_file() and not (folder / CHECKPOINT_FILE).is_file()

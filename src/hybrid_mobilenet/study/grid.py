@@ -1,4 +1,4 @@
-"""The paper's grid: 19 configurations on CIFAR-10 and CIFAR-100, each with some seeds. Standard library only."""
+"""The paper's grid: 19 configurations on CIFAR-10 and CIFAR-100, with any number of seeds. Standard library only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .paper import RESULTS, TABLE_7
 
 @dataclass(frozen=True)
 class DataSet:
-    """What a network and an estimate must know of a data set."""
+    """The facts about a data set that the networks and the estimate of the time need."""
 
     classes: int
     image_size: Size
@@ -26,7 +26,7 @@ class DataSet:
     test_images: int
 
 
-#: The paper's two, and the digits that come with the package, on which the same grid takes minutes.
+#: The paper's two data sets, and the built-in digits, on which the same grid takes minutes.
 DATA_SETS: dict[str, DataSet] = {
     "cifar10": DataSet(10, (32, 32), 3, 50_000, 10_000),
     "cifar100": DataSet(100, (32, 32), 3, 50_000, 10_000),
@@ -34,7 +34,7 @@ DATA_SETS: dict[str, DataSet] = {
 }
 PAPER_DATA_SETS = ("cifar10", "cifar100")
 
-#: Revision of the training code, as far as it decides what a run ends with: see `report.REVISIONS`.
+#: Revision of the training code, increased when the final weights change: see `tables.REVISIONS`.
 TRAINING = 2
 
 #: Family, delta and alpha of the paper's configurations, in the order of its tables.
@@ -45,7 +45,7 @@ DELTAS: tuple[int, ...] = tuple(sorted({delta for _, delta, _ in CONFIGURATIONS}
 ALPHAS: tuple[float, ...] = tuple(sorted({alpha for _, _, alpha in CONFIGURATIONS}))
 BASELINE: tuple[Family, int, float] = ("mobilenet", 1, 1.0)
 
-#: The configurations that each table of the paper prints: Tables 5 and 6 repeat the baseline.
+#: The configurations in each of the paper's result tables. Tables 5 and 6 repeat the baseline.
 TABLES: dict[int, frozenset[tuple[Family, int, float]]] = {
     **{
         number: frozenset({BASELINE, *(each for each in CONFIGURATIONS if each[0] == family)})
@@ -68,23 +68,23 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What it is called on disk and on the screen."""
+        """The name on disk and in messages."""
         return f"{self.data}-{self.family}-d{self.delta}-a{self.alpha:g}-seed{self.seed}"
 
     @cached_property
     def network(self) -> Network:
-        """Its network, resolved for its data set."""
+        """The network, resolved for the data set."""
         data = DATA_SETS[self.data]
         return resolve(self.family, self.alpha, self.delta, data.classes, data.channels, data.image_size)
 
     @property
     def cost(self) -> int:
-        """What it costs beside other runs on as many images: Mult-Adds times epochs."""
+        """Relative training cost: Mult-Adds times epochs."""
         return network_mult_adds(self.network) * self.recipe.epochs
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits over data set, layers, recipe and training code: with others it is another run."""
+        """16 hexadecimal digits that change with the data set, the layers, the recipe and the training code."""
         parts = {
             "data": self.data,
             "layers": [asdict(layer) for layer in self.network.layers],

@@ -1,9 +1,9 @@
-"""Tables 4 to 7 of the paper as reported, and where exact counting gives something else. Standard library only.
+"""Tables 4 to 7 of the paper as printed, and the figures that exact counting does not confirm. Standard library only.
 
-Figures stand as printed ("139", "1.70"), so that they can be compared to their printed digits. A figure counts as met
-where the exact one rounds or truncates to those digits (the paper does both: 3.239 stands as 3.23, 1.698 as 1.70).
-Every figure that is not met has a `Deviation`; we count by `cost`, and imitate none of them. None stands where the
-copies of the paper that we know are illegible. Tables 5 to 7 repeat Table 4's baseline; only Table 7's is kept.
+Figures are strings as printed ("139", "1.70"), to be compared digit by digit. A printed figure is confirmed if the
+exact one rounds or truncates to it; the paper does both (3.239 is printed as 3.23, 1.698 as 1.70). Every other figure
+has a `Deviation`. We count by `cost` and reproduce no deviation. Figures that are illegible in the copies of the paper
+known to us are None. Tables 5 to 7 repeat Table 4's baseline, which is kept only for Table 7.
 
 Source: Chen and Su, "The Enhanced Hybrid MobileNet", 2018 (arXiv 1712.04698).
 """
@@ -20,7 +20,7 @@ Quantity = Literal["mult_adds", "parameters"]
 
 @dataclass(frozen=True)
 class Result:
-    """A row of a table: a configuration on CIFAR-10 or CIFAR-100 (`classes`), and its figures as printed.
+    """A row of a table: a configuration on CIFAR-10 or CIFAR-100 (`classes`) and its printed figures.
 
     `accuracy` is in percent, `mult_adds` and `parameters` in millions.
     """
@@ -77,7 +77,7 @@ RESULTS: tuple[Result, ...] = (
     Result(6, "fmp", 4, 0.25, 100),
 )
 
-#: Table 7 repeats chosen rows of Tables 4 to 6. Its CIFAR-100 rows of MP3 and FMP are illegible.
+#: Table 7 repeats some rows of Tables 4 to 6. Its CIFAR-100 rows of MP3 and FMP are illegible.
 TABLE_7: tuple[Result, ...] = (
     Result(7, "mobilenet", 1, 1.0, 10, "76.7", "11.58", "3.23"),
     Result(7, "mobilenet", 2, 0.5, 10, "74.9", "5.97", "1.65"),
@@ -95,9 +95,13 @@ Configuration = tuple[Family, int, float, int]
 
 @dataclass(frozen=True)
 class Deviation:
-    """Figures of the paper that exact counting does not give, and why, as far as it can be known.
+    """Figures of the paper that exact counting does not confirm, and the reason as far as it can be known.
 
-    It concerns `quantity` of each of `configurations`, wherever one of `tables` prints it.
+    Attributes:
+        tables: the tables that print the figures.
+        quantity: what is counted.
+        configurations: whose figures they are.
+        reason: the probable reason.
     """
 
     tables: tuple[int, ...]
@@ -106,11 +110,11 @@ class Deviation:
     reason: str
 
     def concerns(self, result: Result) -> bool:
-        """Whether it concerns the configuration of `result`, if perhaps as another table prints it."""
+        """Whether it concerns the configuration of `result`, possibly in another table."""
         return (result.family, result.delta, result.alpha, result.classes) in self.configurations
 
 
-#: Every legible figure that is not met, and no other. The reasons' arithmetic is tested.
+#: Every legible figure that exact counting does not confirm. The tests check the arithmetic of the reasons.
 DEVIATIONS: tuple[Deviation, ...] = (
     Deviation(
         (4, 7),

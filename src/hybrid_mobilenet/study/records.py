@@ -1,4 +1,4 @@
-"""The record of a finished run: one JSON file, all that the report is made from. Standard library only."""
+"""The record of a finished run: one JSON file, from which the report is made. Standard library only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .grid import Run
 
 @dataclass(frozen=True)
 class Score:
-    """An evaluation on the test images, with the weights of the last epoch."""
+    """An evaluation of the final weights on the test images; accuracy from 0 to 1."""
 
     accuracy: float
     correct: int
@@ -28,19 +28,19 @@ class Record:
     """A finished run.
 
     Attributes:
-        data, family, delta, alpha, seed: which run of the grid.
-        fingerprint: of data set, layers, recipe and training code: see `grid.Run.fingerprint`.
-        recipe: what it was trained with.
-        mult_adds, parameters: exact, counted as the paper does.
-        images: it was trained on.
-        test: by the number of passes: 1 over fixed pooling regions, more over random ones.
-        images_per_second: of all its training steps.
-        seconds: by "training" and "evaluation".
-        data_fingerprint: of the training images: see `data.ImageDataset.fingerprint`.
-        code: version of the package, and commit where it is a checkout.
+        data, family, delta, alpha, seed: the run of the grid.
+        fingerprint: hash of data set, layers, recipe and training code: see `grid.Run.fingerprint`.
+        recipe: the training recipe.
+        mult_adds, parameters: exact counts, by the paper's convention.
+        images: number of training images.
+        test: scores by the number of passes: 1 with fixed pooling regions, more with random ones.
+        images_per_second: over all training steps.
+        seconds: of "training" and of "evaluation".
+        data_fingerprint: hash of the training images: see `data.dataset.ImageDataset.fingerprint`.
+        code: version of the package, and commit in a checkout.
         environment: machine, versions, device, threads.
         epochs: the lines of metrics.jsonl, one per epoch.
-        training: revision of the training code: see `grid.TRAINING`; records of the first one do not name it.
+        training: revision of the training code: see `grid.TRAINING`. Records of revision 1 lack this field.
     """
 
     data: str
@@ -64,15 +64,15 @@ class Record:
 
 
 def record_path(folder: Path, run: Run) -> Path:
-    """Where the record of a run is, or will be."""
+    """The path of the record of a run. It need not exist."""
     return folder / f"{run.name}.json"
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a record, an epoch to a line.
+    """Write a record, with one line per epoch.
 
     Raises:
-        OSError: where it cannot be written; an older record is then intact.
+        OSError: if it cannot be written. An older record is then intact.
     """
     fields = asdict(record)
     epochs = fields.pop("epochs")
@@ -85,8 +85,8 @@ def read_record(path: Path) -> Record:
     """Read a record.
 
     Raises:
-        ValueError: where the file is not one, with the remedy.
-        OSError: where it cannot be read.
+        ValueError: if the file is not a record.
+        OSError: if it cannot be read.
     """
     try:
         fields = json.loads(path.read_bytes())
@@ -95,25 +95,25 @@ def read_record(path: Path) -> Record:
         return Record(**fields, recipe=recipe, test=tests, epochs=epochs)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} is not the record of a run ({error!r}): delete it, and `hybrid-mobilenet reproduce` makes it anew"
+            f"{path} is not the record of a run ({error!r}): delete it, and `hybrid-mobilenet reproduce` writes it anew"
         ) from error
 
 
 def read_records(folder: Path) -> list[Record]:
-    """All records in a folder, by name.
+    """All records in a folder, sorted by name.
 
     Raises:
-        ValueError: where a file is no record.
-        OSError: where one cannot be read.
+        ValueError: if a file is not a record.
+        OSError: if a file cannot be read.
     """
     return [read_record(path) for path in sorted(folder.glob("*.json"))]
 
 
 def is_recorded(folder: Path, run: Run) -> bool:
-    """Whether a run has a record, made with the same data set, layers and recipe.
+    """Whether a run has a record with the same fingerprint.
 
     Raises:
-        ValueError: where the file of that name is no record.
+        ValueError: if the file of that name is not a record.
     """
     path = record_path(folder, run)
     return path.is_file() and read_record(path).fingerprint == run.fingerprint

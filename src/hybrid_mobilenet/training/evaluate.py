@@ -134,7 +134,7 @@ def evaluate(
     """Evaluate a model on every image of a data set.
 
     On a CPU, this is faster in a process that keeps freed memory, as the command line does
-    (`machine.keep_freed_memory`).
+    (`memory.keep_freed_memory`).
 
     Args:
         model: on any device; is in eval() during the call.

@@ -75,7 +75,7 @@ def train(
     While training runs in the main thread, Ctrl-C and SIGTERM stop the run instead of the process. Afterwards the
     process is as it was before, with two exceptions: on MPS, the device's random generator continues from `setup.seed`,
     and processes of torchrun stay connected. On a CPU, training is faster in a process that keeps freed memory
-    (`machine.keep_freed_memory`), as the command line does.
+    (`memory.keep_freed_memory`), as the command line does.
 
     Args:
         setup: network, data and recipe.
@@ -270,7 +270,7 @@ class _Run:
 
     def write_results(self) -> Evaluation:
         """Write the model, its curves and its evaluation on the test images, and delete the checkpoint."""
-        from ..common.plots import CURVES_FILE, draw_curves  # matplotlib is slow to import
+        from .plots import CURVES_FILE, draw_curves  # matplotlib is slow to import
 
         training, by_first = self.training, self.processes.by_first
         model, history = training.model, training.progress.history

@@ -1,1 +1,1 @@
-"""The page that runs a model in a browser: exported, served, and run in Node."""
+"""The page that runs a model in a browser: its export, its server, and its check in Node."""

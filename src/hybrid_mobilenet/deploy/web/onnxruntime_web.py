@@ -1,4 +1,4 @@
-"""onnxruntime-web: fetched with npm, kept in the user's cache, and run in Node to check a page before it is written."""
+"""onnxruntime-web: fetched with npm, cached for the user, and run in Node to check a page before it is written."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from ..runtimes import FileClassifier, Outputs
 VERSION = "1.30.0"
 PACKAGE = f"onnxruntime-web@{VERSION}"
 
-#: Of the package as published, from `npm view onnxruntime-web@VERSION dist.integrity`.
+#: Hash of the published package, from `npm view onnxruntime-web@VERSION dist.integrity`.
 INTEGRITY = "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 
-#: Of its files the ones that run a model in WebAssembly.
+#: The files of the package that run a model in WebAssembly.
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 
-#: What a page's folder tells of its model: class names, image size.
+#: The description of the model in the page's folder: class names, image size.
 MODEL_FILE = "model.json"
 
 RUNNER = Path(__file__).parent / "run_page.mjs"
@@ -40,19 +40,19 @@ NPM_SECONDS = 600
 
 
 def cached_package() -> Path:
-    """Where the package is kept after the first export, and where it may be put by hand."""
+    """Path of the cached package. A user without a network can put the file there by hand."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "hybrid-mobilenet" / f"onnxruntime-web-{VERSION}.tgz"
 
 
 def runtime_files() -> dict[str, bytes]:
-    """The files that a page needs to run a model, by name.
+    """The content of `RUNTIME_FILES`, by name.
 
-    They come from the cache, or else through npm, which knows the user's registry and proxy. Either way the package
-    must be the published one, byte for byte.
+    The package comes from the cache, or from npm, which has the user's registry and proxy settings. In both cases its
+    hash must be that of the published package.
 
     Raises:
-        ExportError: where it is not in the cache and npm is missing or does not get it.
+        ExportError: if the package is not in the cache, and npm is not installed or cannot fetch it.
     """
     path = cached_package()
     package = path.read_bytes() if path.is_file() else b""
@@ -65,9 +65,8 @@ def runtime_files() -> dict[str, bytes]:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, package)
     files: dict[str, bytes] = {}
-    with tarfile.open(
-        fileobj=io.BytesIO(package), mode="r|gz"
-    ) as archive:  # in one pass: going back is decompressing anew
+    # "r|gz" reads in one pass: seeking back would decompress again.
+    with tarfile.open(fileobj=io.BytesIO(package), mode="r|gz") as archive:
         for member in archive:
             name = member.name.removeprefix("package/dist/")
             if name in RUNTIME_FILES and (content := archive.extractfile(member)):
@@ -98,7 +97,7 @@ def _fetched() -> bytes:
             raise ExportError(f"npm has not fetched {PACKAGE} in {NPM_SECONDS} seconds: {by_hand}") from None
         packages = list(Path(folder).glob("*.tgz"))
         if done.returncode or len(packages) != 1:
-            # "npm error" before each line, "npm ERR!" until npm 9; the first one that says more than a code or a number
+            # Lines begin with "npm error", or "npm ERR!" until npm 9. Take the first that is not only a code.
             said = re.findall(r"^npm (?:error|ERR!) (?!code |errno |syscall )(.+)$", done.stderr, re.MULTILINE)
             why = said[0] if said else f"exit status {done.returncode}"
             raise ExportError(f"npm cannot fetch {PACKAGE} ({why}): {by_hand}")
@@ -109,20 +108,20 @@ def _program(name: str) -> str:
     found = shutil.which(name)
     if found is None:
         raise ExportError(
-            f"{name} is not installed, and a page needs it once, when it is made: install Node.js with npm"
+            f"{name} is not installed, and exporting a page needs it (serving one does not): install Node.js with npm"
         )
     return found
 
 
 class WebClassifier(FileClassifier):
-    """An exported page's model in the page's own onnxruntime-web, run by Node; a context manager that ends it.
+    """The model of an exported page in the page's own onnxruntime-web, run by Node. A context manager that ends Node.
 
     Args:
-        folder: of the page.
-        threads: that one image or batch is computed on.
+        folder: folder of the page.
+        threads: number of threads per call.
 
     Raises:
-        ExportError: where Node is not installed.
+        ExportError: if Node.js is not installed.
     """
 
     runtime = "onnxruntime-web"
@@ -132,7 +131,7 @@ class WebClassifier(FileClassifier):
         description = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
         self.class_names = tuple(description["class_names"])
         self.image_size, self.in_channels = tuple(description["image_size"]), description["in_channels"]
-        # A file, not a pipe: whoever fills a pipe that nobody reads waits for ever.
+        # A file: a full pipe that is never read would block Node for ever.
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115  closed in __exit__
         self._node = subprocess.Popen(
             [node, str(RUNNER), str(folder), str(threads)],
@@ -153,7 +152,7 @@ class WebClassifier(FileClassifier):
         """Classify images, uint8 (N, H, W, in_channels).
 
         Raises:
-            ExportError: where Node or onnxruntime-web fails, with what it said.
+            ExportError: if Node or onnxruntime-web fails, with its message.
         """
         assert self._node.stdin
         assert self._node.stdout

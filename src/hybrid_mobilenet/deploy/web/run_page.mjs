@@ -1,7 +1,8 @@
-// Runs an exported page's model in the page's own onnxruntime-web, outside a browser: node run_page.mjs FOLDER THREADS
+// Run the model of an exported page in the page's own onnxruntime-web, without a browser.
+// Usage: node run_page.mjs FOLDER THREADS
 //
-// On stdin, again and again: the number of images N as uint32, then the images, uint8 (N, H, W, C).
-// On stdout each time: logits, then probabilities, float32 (N, classes).
+// Batches are read from stdin: the number of images N as uint32, then the images, uint8 (N, H, W, C).
+// For each batch, stdout gets the logits and then the probabilities, float32 (N, classes).
 
 import { readFileSync, readSync, writeSync } from "node:fs";
 import { join, resolve } from "node:path";
@@ -22,9 +23,9 @@ for (let head = read(4); head; head = read(4)) {
   const { logits, probabilities } = await session.run({ images: new ort.Tensor("uint8", images, [count, ...shape]) });
   for (const { data } of [logits, probabilities]) write(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
 }
-process.exit(); // onnxruntime-web's threads would wait for ever
+process.exit(); // onnxruntime-web's idle threads would keep Node running
 
-/** So many bytes from stdin; nothing at its end. */
+/** Read `length` bytes from stdin; undefined at its end. */
 function read(length) {
   const bytes = new Uint8Array(length);
   for (let done = 0; done < length; ) {

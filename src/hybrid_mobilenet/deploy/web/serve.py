@@ -1,4 +1,4 @@
-"""A static file server for an exported page, from the standard library."""
+"""A static file server for an exported page, built on the standard library."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-#: What a page needs beside the model: told by these names, a folder is an exported page.
+#: A folder with these files is an exported page.
 PAGE_FILES = ("index.html", "model.json", "model.onnx")
 
 
 class PageHandler(SimpleHTTPRequestHandler):
-    """Files with the types that browsers insist on, and the headers without which they allow no threads."""
+    """Serves files with the MIME types that browsers require and the headers that allow threads."""
 
     protocol_version = "HTTP/1.1"
     extensions_map = {  # noqa: RUF012  as its base class has it
@@ -26,7 +26,7 @@ class PageHandler(SimpleHTTPRequestHandler):
     def end_headers(self) -> None:
         self.send_header("Cross-Origin-Opener-Policy", "same-origin")
         self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
-        self.send_header("Cache-Control", "no-cache")  # kept, but asked for again: a new export is seen at once
+        self.send_header("Cache-Control", "no-cache")  # cached but revalidated, so that a new export shows at once
         super().end_headers()
 
     def log_message(self, *_: object) -> None:
@@ -34,18 +34,18 @@ class PageHandler(SimpleHTTPRequestHandler):
 
 
 class PageServer(ThreadingHTTPServer):
-    """Serves `folder` on `host`:`port` once `serve_forever` is called; port 0 takes a free one.
+    """Serves `folder` on `host`:`port` after a call of `serve_forever`. Port 0 takes a free port.
 
     Raises:
-        ValueError: where the folder holds no exported page, or the port is taken or not to be had.
-        OSError: where the host is no address of this machine.
+        ValueError: if the folder is not an exported page, or the port is taken, reserved or out of range.
+        OSError: if the host is not an address of this machine.
     """
 
     def __init__(self, folder: Path, host: str, port: int) -> None:
         missing = [name for name in PAGE_FILES if not (folder / name).is_file()]
         if missing:
             raise ValueError(
-                f"{folder} is no exported page (it lacks {', '.join(missing)}): "
+                f"{folder} is not an exported page (it lacks {', '.join(missing)}): "
                 f"make one with hybrid-mobilenet export MODEL --to web"
             )
         if not 0 <= port <= 65535:
@@ -55,7 +55,7 @@ class PageServer(ThreadingHTTPServer):
         except OSError as error:
             reasons = {
                 errno.EADDRINUSE: "is taken: stop what uses it, or name another with --port (0: a free one)",
-                errno.EACCES: "is the system's: name one above 1023 with --port",
+                errno.EACCES: "needs administrator rights: name one above 1023 with --port",
             }
             if error.errno not in reasons:
                 raise OSError(error.errno, error.strerror or str(error), f"--host {host}") from None
@@ -63,9 +63,9 @@ class PageServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where a browser on this machine finds the page."""
+        """The address of the page for a browser on this machine."""
         host, port = str(self.server_address[0]), self.server_address[1]
         return f"http://{'localhost' if host in ('127.0.0.1', '0.0.0.0') else host}:{port}/"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Browsers that hang up are no news."""
+        """Ignore browsers that close the connection."""

@@ -1,1 +1,1 @@
-"""What runs a sweep: processes of this machine, or tasks of a Ray cluster."""
+"""The engines that run a sweep: processes on this machine, or tasks on a Ray cluster."""

@@ -1,4 +1,4 @@
-"""Who carries out the runs of a sweep: this process, several of this machine, or a Ray cluster."""
+"""A sweep on this machine: in this process, or in several."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from multiprocessing.process import BaseProcess
 
 import torch
 
-from ...common.machine import keep_freed_memory
+from ...common.memory import keep_freed_memory
 from ...common.signals import stop_signals
 from ...training.setup import Interrupted
 from ..grid import Run
-from ..reproduce import STOPPED, KeptData, Place, Report, RunState, carry_out
+from ..reproduce import STOPPED, DataCache, Folders, OnState, RunState, reproduce_run
 
-#: Seconds between looks whether the sweep is to stop.
-LOOK_EVERY = 0.5
+#: Seconds between checks for a stop signal.
+POLL_SECONDS = 0.5
 
 
-def run_here(runs: Sequence[Run], place: Place, report: Report, device: str = "auto") -> None:
-    """Carry out runs one after another in this process, on the device that `choose_device` chooses.
+def run_here(runs: Sequence[Run], folders: Folders, on_state: OnState, device: str = "auto") -> None:
+    """Reproduce runs one after another in this process. `device` is as for `choose_device`.
 
     Raises:
-        Interrupted: after Ctrl-C or SIGTERM during training, with the state saved.
+        Interrupted: after Ctrl-C or SIGTERM during training. The state is saved.
     """
-    kept = KeptData()
+    cache = DataCache()
     for run in runs:
-        carry_out(run, place, report, kept, device)
+        reproduce_run(run, folders, on_state, cache, device)
 
 
-def run_in_processes(runs: Sequence[Run], place: Place, jobs: int, report: Report, device: str = "auto") -> None:
-    """Carry out runs in `jobs` processes at once, each with its share of torch's threads, all on one device.
+def run_in_processes(runs: Sequence[Run], folders: Folders, jobs: int, on_state: OnState, device: str = "auto") -> None:
+    """Reproduce runs in `jobs` processes on one device; each has an equal share of torch's threads.
 
-    A process that is killed or stopped costs its own run, which is reported as failed and goes on when asked for again;
-    another takes its place.
+    If a process is killed or stopped, its run is reported as failed and can be resumed later. Another process replaces
+    it.
 
     Raises:
-        Interrupted: after Ctrl-C or SIGTERM, with the state of all runs saved.
+        Interrupted: after Ctrl-C or SIGTERM. The state of all runs is saved.
     """
     waiting = deque(runs)
     working: dict[Connection, tuple[Run, BaseProcess]] = {}
@@ -51,86 +51,86 @@ def run_in_processes(runs: Sequence[Run], place: Place, jobs: int, report: Repor
     try:
         with stop_signals() as stop:
             for _ in range(min(jobs, len(runs))):
-                _give(waiting.popleft(), *_start(place, threads, device), working)
+                _assign(waiting.popleft(), *_start(folders, threads, device), working)
             while working:
-                told = wait(list(working), LOOK_EVERY)
+                readable = wait(list(working), POLL_SECONDS)
                 if stop.is_set():
                     raise Interrupted
-                for ready in told:
+                for ready in readable:
                     assert isinstance(ready, Connection)
                     run, process = working[ready]
                     try:
                         state = ready.recv()
-                    except (EOFError, ConnectionResetError):  # the latter where it had not even read what to do
+                    except (EOFError, ConnectionResetError):  # reset: it ended before it read its first run
                         del working[ready]
                         ready.close()
                         process.join()
-                        report(RunState(run.name, "failed", message=_ended(process.exitcode)))
+                        on_state(RunState(run.name, "failed", message=_exit_reason(process.exitcode)))
                         if waiting:
-                            _give(waiting.popleft(), *_start(place, threads, device), working)
+                            _assign(waiting.popleft(), *_start(folders, threads, device), working)
                         continue
                     if state is not None:
-                        report(state)
+                        on_state(state)
                     elif waiting:
-                        _give(waiting.popleft(), ready, process, working)
+                        _assign(waiting.popleft(), ready, process, working)
                     else:
                         del working[ready]
                         ready.close()
                         process.join()
-    finally:  # none is left, but where the sweep is interrupted or has failed
+    finally:  # processes are left only if the sweep was interrupted or failed
         for _, process in working.values():
             process.terminate()
         for connection, (_, process) in working.items():
-            connection.close()  # so that one which has just finished its run waits for no other
+            connection.close()  # so that a process that has just finished its run does not wait for another
             process.join()
 
 
-def _start(place: Place, threads: int, device: str) -> tuple[Connection, BaseProcess]:
-    context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads in whatever state they are
-    ours, its = context.Pipe()
-    process: BaseProcess = context.Process(target=_work, args=(place, threads, device, its))
+def _start(folders: Folders, threads: int, device: str) -> tuple[Connection, BaseProcess]:
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    ours, theirs = context.Pipe()
+    process: BaseProcess = context.Process(target=_worker, args=(folders, threads, device, theirs))
     with _without_ctrl_c():
         process.start()
-    its.close()  # so that this process notices when the other ends
+    theirs.close()  # so that recv fails when the other process ends
     return ours, process
 
 
-def _give(
+def _assign(
     run: Run, connection: Connection, process: BaseProcess, working: dict[Connection, tuple[Run, BaseProcess]]
 ) -> None:
     process.name = run.name
     working[connection] = run, process
-    with suppress(BrokenPipeError):  # it has just been killed: see wait
+    with suppress(BrokenPipeError):  # it was just killed; the next wait notices
         connection.send(run)
 
 
-def _work(place: Place, threads: int, device: str, connection: Connection) -> None:
+def _worker(folders: Folders, threads: int, device: str, connection: Connection) -> None:
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     keep_freed_memory()
-    kept = KeptData()
+    cache = DataCache()
 
-    def report(state: RunState | None) -> None:
-        with suppress(BrokenPipeError):  # the sweep is gone: see _stop_with_parent
+    def on_state(state: RunState | None) -> None:
+        with suppress(BrokenPipeError):  # the sweep has ended: see _stop_with_parent
             connection.send(state)
 
     while True:
         try:
             run = connection.recv()
-        except (EOFError, ConnectionResetError):  # there are no more runs, or the sweep is gone
+        except (EOFError, ConnectionResetError):  # there are no more runs, or the sweep has ended
             return
         try:
-            carry_out(run, place, report, kept, device)
-        except Interrupted:  # now end by the signal: the sweep sees by the status that the run is not finished
+            reproduce_run(run, folders, on_state, cache, device)
+        except Interrupted:  # end by the signal, so that the exit status says that the run is unfinished
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTERM)
-        report(None)
+        on_state(None)
 
 
 @contextmanager
 def _without_ctrl_c() -> Iterator[None]:
-    """What is started here never sees Ctrl-C, which a terminal sends to all: the sweep decides what it means."""
-    resource_tracker.ensure_running()  # else the first process starts it, which lets SIGINT through
+    """Processes started here ignore Ctrl-C, which a terminal sends to all processes: the sweep stops them itself."""
+    resource_tracker.ensure_running()  # otherwise the first process starts it, which unblocks SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -145,8 +145,8 @@ def _stop_with_parent() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _ended(exitcode: int | None) -> str:
+def _exit_reason(exitcode: int | None) -> str:
     if exitcode == -signal.SIGTERM:
         return STOPPED
     how = f"was killed by signal {-exitcode}" if exitcode and exitcode < 0 else f"ended with status {exitcode}"
-    return f"its process {how}: run again to go on with it, with fewer --jobs if memory was short"
+    return f"its process {how}: run again to resume it, with fewer --jobs if memory was short"

@@ -1,22 +1,22 @@
-// What a person sees and does. The model is in worker.js.
+// The user interface. The model runs in worker.js.
 
 const element = (id) => document.getElementById(id);
 const percent = new Intl.NumberFormat("en", { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 });
 
-/** Classes shown until all are asked for. */
+/** Number of classes shown before "Show all" is pressed. */
 const SHOWN = 10;
 
-/** Pictures with fewer pixels a side are shown as the squares they are. */
+/** Pictures narrower than this are shown without smoothing, so that their pixels are visible. */
 const TINY = 128;
 
-/** While the camera runs, a screen reader is told of another class this often at most. */
+/** Minimum time between announcements to a screen reader while the camera runs. */
 const ANNOUNCEMENT_MILLISECONDS = 2000;
 
-let model; // once it is loaded
-let asked = 0; // number of the latest picture: what comes back for an older one is too late
-let camera; // its stream, while it runs
-let opening = false; // whether the camera was asked for, and has not come yet
-let answer; // the latest shown
+let model; // the content of model.json, once the model is loaded
+let latest = 0; // id of the latest picture; answers for older ones are dropped
+let camera; // the stream while the camera runs
+let opening = false; // whether the browser is still opening the camera
+let answer; // the answer shown
 
 // ---- The model
 
@@ -29,10 +29,10 @@ worker.onmessage = ({ data }) => {
   else waiting.get(data.id)(data);
 };
 
-/** The model's answer to a Blob or an ImageBitmap, which is given away. */
+/** The model's answer to a Blob or an ImageBitmap. The bitmap is transferred to the worker. */
 async function ask(picture) {
-  asked += 1;
-  const id = asked;
+  latest += 1;
+  const id = latest;
   const result = new Promise((resolve) => waiting.set(id, resolve));
   worker.postMessage({ id, picture }, picture instanceof ImageBitmap ? [picture] : []);
   await result;
@@ -45,7 +45,7 @@ async function classify(file) {
   showError("");
   element("work").ariaBusy = "true";
   const result = await ask(file);
-  if (result.id !== asked) return;
+  if (result.id !== latest) return;
   element("work").ariaBusy = "false";
   element("result").hidden = Boolean(result.error);
   showPicture(result.error ? undefined : file);
@@ -57,7 +57,7 @@ async function classify(file) {
   }
 }
 
-// ---- What is shown
+// ---- Display
 
 function showModel(loaded) {
   model = loaded;
@@ -82,7 +82,7 @@ function showError(message) {
   element("error").textContent = message;
 }
 
-/** The picture, or the hint where there is none. */
+/** Show a picture, or the hint if there is none. */
 function showPicture(file) {
   const preview = element("preview");
   URL.revokeObjectURL(preview.src);
@@ -91,7 +91,7 @@ function showPicture(file) {
 }
 element("preview").onload = ({ target }) => target.classList.toggle("tiny", target.naturalWidth < TINY);
 
-/** Which of hint, preview and video stands in the picture's place. */
+/** Show one of hint, preview and video. */
 function show(id) {
   for (const each of ["hint", "preview", "video"]) element(each).hidden = each !== id;
 }
@@ -125,7 +125,7 @@ function labelled(kind, text) {
   return span;
 }
 
-/** The network's input, pixel by pixel. */
+/** Draw the network's input, pixel by pixel. */
 function showInput(pixels) {
   const [height, width] = model.image_size;
   const image = new ImageData(width, height);
@@ -137,14 +137,14 @@ function showInput(pixels) {
   Object.assign(element("input"), { width, height }).getContext("2d").putImageData(image, 0, 0);
 }
 
-/** Tells a screen reader. */
+/** Announce the answer to a screen reader. */
 function announce() {
   const { name, probability } = answer.classes[0];
   element("announcement").textContent =
     `${name}, ${percent.format(probability)}, in ${answer.milliseconds.toFixed(1)} milliseconds`;
 }
 
-// ---- Where pictures come from
+// ---- Sources of pictures: file, drop, paste, camera
 
 element("file").onchange = ({ target }) => {
   if (target.files.length) classify(target.files[0]);
@@ -161,7 +161,7 @@ document.ondragleave = ({ relatedTarget }) => {
 document.ondrop = (event) => {
   event.preventDefault();
   document.body.classList.remove("dropping");
-  receive(event.dataTransfer.files, "That was no file: save the picture, then drop the file.");
+  receive(event.dataTransfer.files, "That was not a file: save the picture, then drop the file.");
 };
 document.onpaste = ({ clipboardData }) => receive(clipboardData.files, "There is no picture in the clipboard.");
 
@@ -176,7 +176,7 @@ element("camera").onclick = async () => {
     classify(await currentFrame()); // the last frame becomes the picture
     return;
   }
-  if (opening) return; // the browser is still asking
+  if (opening) return;
   showError("");
   opening = true;
   const stream = await openCamera().catch((error) => showError(error.message));
@@ -184,7 +184,7 @@ element("camera").onclick = async () => {
   if (!stream) return;
   camera = stream;
   await watch(stream).catch((error) => {
-    if (camera !== stream) return; // another picture came in between
+    if (camera !== stream) return; // another picture was chosen meanwhile
     stopCamera();
     showPicture();
     showError(error.message);
@@ -204,7 +204,7 @@ async function openCamera() {
     return await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
   } catch (error) {
     const reasons = {
-      NotAllowedError: "The camera was refused: allow it for this page in the browser's settings.",
+      NotAllowedError: "Access to the camera was denied: allow it for this page in the browser's settings.",
       NotFoundError: "There is no camera here.",
       NotReadableError: "The camera is in use by another program.",
     };
@@ -212,7 +212,7 @@ async function openCamera() {
   }
 }
 
-/** Classifies frame after frame until the camera is stopped. */
+/** Classify one frame after another until the camera is stopped. */
 async function watch(stream) {
   const video = element("video");
   video.srcObject = stream;
@@ -222,7 +222,7 @@ async function watch(stream) {
   let announced = { at: -Infinity };
   while (camera === stream) {
     const result = await ask(await createImageBitmap(video, { colorSpaceConversion: "none" }));
-    if (camera !== stream || result.id !== asked) return;
+    if (camera !== stream || result.id !== latest) return;
     if (result.error) throw new Error(result.error);
     showAnswer(result);
     const { name } = answer.classes[0];
@@ -248,7 +248,7 @@ function stopCamera() {
   element("camera").textContent = "Use the camera";
 }
 
-// ---- Without a network
+// ---- Offline use
 
 navigator.serviceWorker?.register("service-worker.js", { updateViaCache: "none" });
 navigator.serviceWorker?.ready.then(() => {

@@ -1,17 +1,17 @@
-// A picture, made what the network is given: the same pixels as the project's Python code makes with Pillow.
+// Crop and resize a picture to the network's input: the same pixels as the project's Python code makes with Pillow.
 
-/** Pillow's bound (PIL.Image.MAX_IMAGE_PIXELS); the Python code takes larger JPEGs, which it can decode at half size. */
+/** Pillow's limit (PIL.Image.MAX_IMAGE_PIXELS). The Python code accepts larger JPEGs: it decodes them at half size. */
 export const MAX_PIXELS = 89478485;
 
-/** Rows or columns read at once: a canvas for a whole photograph is more than some phones allow. */
+/** Number of rows or columns read at once: some phones do not allow a canvas of a whole photograph. */
 const STRIP = 256;
 
-/** Pillow's fixed-point arithmetic for 8-bit channels: fractional bits of a weight. */
+/** Fractional bits of a weight in Pillow's fixed-point arithmetic for 8-bit channels. */
 const WEIGHT_BITS = 22;
 
 /**
- * The centre of the picture, cropped to the wanted shape and resized by Pillow's antialiased bicubic interpolation.
- * A picture that already has the size keeps its pixels. Transparency is laid on white.
+ * Crop the centre of the picture to the aspect ratio of the input and resize it by Pillow's antialiased bicubic
+ * interpolation. A picture of the right size keeps its pixels. Transparent pixels are blended with white.
  *
  * @param {ImageBitmap} bitmap decoded without colour conversion
  * @param {number} height of the network's input, in pixels
@@ -25,7 +25,7 @@ export function networkInput(bitmap, height, width, channels) {
   const rows = axis(bitmap.height, top, bottom, height);
   const stride = width * channels;
   const result = new Uint8Array(height * stride);
-  // Which axis comes first shows, as results are rounded in between; this is Pillow's rule (since 13.0).
+  // The order of the axes matters, because results are rounded in between. This is Pillow's rule (since 13.0).
   if (bitmap.height > height && bitmap.height - height > 2 * (bitmap.width - width)) {
     const wide = columns.size * channels;
     const flat = new Uint8Array(height * wide);
@@ -50,7 +50,7 @@ export function networkInput(bitmap, height, width, channels) {
   return result;
 }
 
-/** Left, top, right and bottom of the largest centred part of the wanted shape; Pillow's ImageOps.fit. */
+/** Left, top, right and bottom of the largest centred crop with this aspect ratio, as in Pillow's ImageOps.fit. */
 function centreCrop(imageWidth, imageHeight, width, height) {
   const shape = width / height;
   const wider = imageWidth / imageHeight >= shape;
@@ -58,17 +58,17 @@ function centreCrop(imageWidth, imageHeight, width, height) {
   const cropHeight = wider ? imageHeight : imageWidth / shape;
   const left = (imageWidth - cropWidth) * 0.5;
   const top = (imageHeight - cropHeight) * 0.5;
-  return [left, top, left + cropWidth, top + cropHeight].map(Math.fround); // Pillow keeps the box in 32 bits
+  return [left, top, left + cropWidth, top + cropHeight].map(Math.fround); // Pillow stores the box in float32
 }
 
 /**
- * How `count` pixels along an axis are made of the pixels between `from` and `to`: of `size` pixels that begin at
- * `first`, each is a weighted sum of those from `start`. The weights are fixed-point numbers, as Pillow's.
+ * The weights for resizing the pixels between `from` and `to` along an axis to `count` pixels. Of the axis, `size`
+ * pixels from `first` on are needed. Each output is a weighted sum of them from `start` on, with fixed-point weights.
  */
 function axis(length, from, to, count) {
   const kept = from === 0 && to === length && count === length;
   const scale = Math.fround(to - from) / count;
-  const spread = Math.max(scale, 1); // a smaller picture averages over more pixels: antialiasing
+  const spread = Math.max(scale, 1); // antialiasing: downscaling averages over more pixels
   const support = 2 * spread;
   const sums = Array.from({ length: count }, (_, index) => {
     if (kept) return { start: index, weights: Int32Array.of(1 << WEIGHT_BITS) };
@@ -98,8 +98,8 @@ function bicubic(x) {
 }
 
 /**
- * Weighted sums along one axis, of `length` neighbouring numbers at once: `source` has them every `sourceStep`,
- * `target` gets them every `targetStep`.
+ * Weighted sums along one axis, for `length` neighbouring values at once. Along the axis, the values are `sourceStep`
+ * apart in `source` and `targetStep` apart in `target`.
  */
 function combine(source, sourceOffset, sourceStep, sums, target, targetOffset, targetStep, length) {
   for (const { start, weights } of sums) {
@@ -113,7 +113,7 @@ function combine(source, sourceOffset, sourceStep, sums, target, targetOffset, t
   }
 }
 
-/** A part of the picture on white: height x width x channels. */
+/** Read a part of the picture, on white: height x width x channels. */
 function read(bitmap, left, top, width, height, channels) {
   const canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext("2d", { willReadFrequently: true });
@@ -124,7 +124,7 @@ function read(bitmap, left, top, width, height, channels) {
   const result = new Uint8Array(width * height * channels);
   for (let from = 0, to = 0; from < rgba.length; from += 4) {
     if (channels === 1) {
-      // Pillow's luminance
+      // Pillow's conversion to greyscale (ITU-R 601)
       result[to++] = (rgba[from] * 19595 + rgba[from + 1] * 38470 + rgba[from + 2] * 7471 + 32768) >> 16;
     } else {
       result[to++] = rgba[from];

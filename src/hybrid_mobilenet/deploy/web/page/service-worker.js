@@ -1,11 +1,11 @@
-// Keeps the page working without a network after its first load. What the server has comes first, so that a page
-// exported again is seen at once; the copies kept here serve where it does not answer.
+// Makes the page work offline after its first load. Responses of the server come first, so that a new export shows at
+// once. The cache answers if the server does not.
 
-importScripts("files.js"); // FILES, written by the export: all files of this page
+importScripts("files.js"); // FILES: all files of this page, written by the export
 
 const CACHE = `page ${registration.scope}`;
 
-/** Without these a browser allows no threads; a static server that cannot send them need not. */
+/** Browsers require these headers for threads. They are added here for static servers that do not send them. */
 const ISOLATION = { "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Embedder-Policy": "require-corp" };
 
 addEventListener("install", (event) => event.waitUntil(keepAll().then(() => skipWaiting())));

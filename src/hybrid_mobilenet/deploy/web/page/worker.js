@@ -1,15 +1,15 @@
-// The model, in a thread of its own, so that the page stays responsive.
+// Runs the model in a worker thread, so that the page stays responsive.
 //
-// Messages in: {id, picture}, a Blob or an ImageBitmap. Messages out: {model} once it is ready; for each picture
-// {id, probabilities, milliseconds, pixels} or {id, error}; {failure} where the model cannot be loaded.
+// Messages in: {id, picture}, with a Blob or an ImageBitmap. Messages out: {model} once the model is ready, or
+// {failure} if it cannot be loaded; for each picture {id, probabilities, milliseconds, pixels}, or {id, error}.
 
 import * as ort from "./onnxruntime-web/ort.wasm.min.mjs";
 import { MAX_PIXELS, networkInput } from "./pixels.js";
 
-/** Bytes of a picture's file; a photograph has 2 to 50 million. */
+/** Maximum size of a file in bytes. A photograph has 2 to 50 MB. */
 const MAX_BYTES = 200e6;
 
-/** Mult-Adds that are worth another thread. With fewer, threads wait for each other longer than they compute. */
+/** Mult-Adds per thread below which more threads are slower: they would wait longer than they compute. */
 const THREAD_MULT_ADDS = 40e6;
 
 const ready = load();
@@ -30,7 +30,7 @@ async function load() {
   });
   const [height, width] = model.image_size;
   const blank = new Uint8Array(height * width * model.in_channels);
-  for (let pass = 0; pass < 3; pass++) await run(session, model, blank); // the first ones are slow
+  for (let pass = 0; pass < 3; pass++) await run(session, model, blank); // warm-up
   return { model, session };
 }
 
@@ -57,7 +57,7 @@ async function decoded(picture) {
   });
 }
 
-/** One picture at a time, in the order they came. */
+/** Pictures are classified one at a time, in the order of their messages. */
 let queue = ready;
 onmessage = ({ data: { id, picture } }) => {
   queue = queue.then(() => classify(picture)).then(

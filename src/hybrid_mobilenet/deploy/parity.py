@@ -1,4 +1,4 @@
-"""An exported model against the model it was made from."""
+"""Parity: an exported model must compute what the PyTorch model computes."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from ..network.model import HybridMobileNet
 from .deployed import ExportError
 from .runtimes import FileClassifier
 
-#: Largest difference of a logit to PyTorch's that float32 exports may have; in proportion where logits are above 10.
+#: Largest difference between a float32 export's logit and PyTorch's. It grows with the largest logit above 10.
 TOLERANCE = 1e-4
 
-#: Least signal-to-noise ratio of int8 exports, in dB: trained networks have 25 to 30, and broken ones less than 5.
+#: Smallest signal-to-noise ratio of int8 exports, in dB. Trained networks have 25 to 30, broken ones less than 5.
 INT8_SIGNAL_TO_NOISE = 10.0
 
+#: Number of images that are compared.
 CHECKED_IMAGES = 256
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the logits of an exported file are from PyTorch's, on real images.
+    """The difference between the logits of an exported file and PyTorch's, on real images.
 
     Attributes:
-        difference: the largest of any logit.
-        signal_to_noise: variance of the logits, class by class, over the mean square of the differences, in dB.
-        images: on which it was measured.
+        difference: the largest absolute difference of a logit.
+        signal_to_noise: the variance of the logits (per class) over the mean squared difference, in dB.
+        images: the number of images compared.
     """
 
     difference: float
@@ -42,20 +43,20 @@ def float_parity(model: HybridMobileNet, exported: FileClassifier, images: Tenso
     """Compare a float32 export with PyTorch.
 
     Args:
-        model: in eval() or not; its fixed regions are compared.
-        exported: the export, in its runtime.
+        model: the model, in train() or eval(): it is compared in eval(), with fixed pooling regions.
+        exported: the export in its runtime.
         images: uint8 (n, C, H, W), real images; the handwritten digits, resized, if None.
 
     Raises:
-        ExportError: where a logit differs by more than `TOLERANCE`.
+        ExportError: if a logit differs by more than `TOLERANCE`.
     """
     parity, largest = _compare(model, exported, images)
     allowed = TOLERANCE * max(1.0, largest / 10)
-    if not parity.difference <= allowed:  # not "above", so that NaN fails too
+    if not parity.difference <= allowed:  # not ">", so that NaN fails too
         raise ExportError(
             f"the exported model disagrees with PyTorch in {exported.runtime}: logits differ by "
-            f"{parity.difference:.2g}, but at most {allowed:.2g} is rounding; no file was written: please report it, "
-            "with the versions installed"
+            f"{parity.difference:.2g}, but rounding explains at most {allowed:.2g}; no file was written: please report "
+            "it, with the versions installed"
         )
     return parity
 
@@ -64,26 +65,26 @@ def int8_parity(model: HybridMobileNet, exported: FileClassifier, images: Tensor
     """Compare an int8 export with PyTorch; arguments as for `float_parity`.
 
     Raises:
-        ExportError: where the signal-to-noise ratio of the logits is below `INT8_SIGNAL_TO_NOISE`.
+        ExportError: if the signal-to-noise ratio of the logits is below `INT8_SIGNAL_TO_NOISE`.
     """
     parity, _ = _compare(model, exported, images)
     if not parity.signal_to_noise >= INT8_SIGNAL_TO_NOISE:
         raise ExportError(
             f"the int8 model disagrees with PyTorch in {exported.runtime}: the logits' signal-to-noise ratio is "
             f"{parity.signal_to_noise:.1f} dB, but must be {INT8_SIGNAL_TO_NOISE:g} or more; no file was written: "
-            "calibrate on images like those it was trained on (--data), or export to float32"
+            "calibrate on images like those the model was trained on (--data), or export to float32"
         )
     return parity
 
 
 def _compare(model: HybridMobileNet, exported: FileClassifier, images: Tensor | None) -> tuple[Parity, float]:
-    """Where they differ, and the largest logit."""
+    """The parity and the largest absolute logit."""
     if images is None:
         digits = load_test("digits", image_size=model.network.image_size, channels=model.network.in_channels)
         images = digits.batch(torch.arange(CHECKED_IMAGES))
     images = images[:CHECKED_IMAGES]
     with torch.no_grad():
-        # In double precision, so that the difference is the export's rounding alone, not PyTorch's too.
+        # In double precision, so that the difference is the rounding of the export alone.
         expected = copy.deepcopy(model).cpu().double().eval()(images.double() / 255)
     logits, probabilities = exported.outputs(images)
     if not torch.allclose(probabilities, logits.softmax(1), atol=1e-5, equal_nan=True):

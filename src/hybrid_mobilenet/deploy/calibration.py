@@ -1,4 +1,4 @@
-"""What int8 exports need to know of a network: the ranges of its maps."""
+"""Calibration of int8 exports: which training images, and the ranges of the feature maps on them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch import Tensor, nn
 from ..data.dataset import ImageDataset
 from .deployed import Deployed, ExportError
 
-#: Training images that ranges are taken from, and the fewest that will do.
+#: Number of training images for calibration, and the minimum.
 CALIBRATION_IMAGES, FEWEST_CALIBRATION_IMAGES = 512, 100
 
 
 def calibration_images(dataset: ImageDataset) -> Tensor:
-    """Training images, evenly spaced: uint8 (n, C, H, W).
+    """Evenly spaced training images: uint8 (n, C, H, W), n at most `CALIBRATION_IMAGES`.
 
     Raises:
-        ExportError: where there are too few to tell the ranges of the maps.
+        ExportError: if the data set has fewer than `FEWEST_CALIBRATION_IMAGES` images.
     """
     if len(dataset) < FEWEST_CALIBRATION_IMAGES:
         raise ExportError(
@@ -28,8 +28,8 @@ def calibration_images(dataset: ImageDataset) -> Tensor:
 
 
 @torch.no_grad()
-def maxima(deployed: Deployed, images: Tensor) -> dict[str, float]:
-    """The largest value after each activation, by the activation's name.
+def activation_maxima(deployed: Deployed, images: Tensor) -> dict[str, float]:
+    """The largest output of each activation, by its name.
 
     Args:
         deployed: the network.
