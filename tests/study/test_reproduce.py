@@ -9,7 +9,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-import hybrid_mobilenet
 from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.data.dataset import load_test
 from hybrid_mobilenet.network.model import HybridMobileNet
@@ -35,12 +33,8 @@ from hybrid_mobilenet.training.checkpoint import CHECKPOINT_FILE, read_checkpoin
 from hybrid_mobilenet.training.evaluate import evaluate
 from hybrid_mobilenet.training.recipe import PAPER_RECIPES
 from hybrid_mobilenet.training.run import Interrupted
+from processes import ends, start_command, wait_for_line
 
-ENVIRONMENT = os.environ | {
-    "PYTHONPATH": str(Path(hybrid_mobilenet.__file__).parents[1]),
-    "COLUMNS": "200",
-    "OMP_NUM_THREADS": "1",
-}
 ONLY = ["data=digits", "alpha=0.25", "delta=2"]
 
 #: How often `test_kills_at_random_moments` kills a sweep.
@@ -436,43 +430,13 @@ def test_a_killed_process_costs_its_run_alone(place: Place) -> None:
 
 def sweep(place: Place, *arguments: str) -> subprocess.Popen[str]:
     """A sweep over two runs, in a process group of its own."""
-    # Where these tests run in the background of a shell, SIGINT is ignored, and a child would inherit that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    command = [sys.executable, "-m", "hybrid_mobilenet", "reproduce", *options(place, "mobilenet", "fmp"), *arguments]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
-    )
-
-
-def wait_for(process: subprocess.Popen[str], *parts: str) -> None:
-    """Read stderr until a line has all parts."""
-    assert process.stderr is not None
-    seen = []
-    for line in process.stderr:
-        seen.append(line)
-        if all(part in line for part in parts):
-            return
-    raise AssertionError(f"no line with {parts} in: {''.join(seen)}")
+    command = ["reproduce", *options(place, "mobilenet", "fmp"), *arguments]
+    return start_command(*command, environment={"COLUMNS": "200"}, start_new_session=True)
 
 
 def worker(place: Place, run: Run) -> int:
     """The process that works on a run, as its lock says."""
     return int((place.runs / f"{place.folder(run).name}.lock").read_text().split()[1])
-
-
-def ends(process: int) -> bool:
-    """Whether a process, of whatever parent, ends within some seconds."""
-    for _ in range(600):
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            return True
-        # In a container that has no init to take it over, a process that has ended stays as a zombie.
-        stat = Path(f"/proc/{process}/stat")
-        if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z":
-            return True
-        time.sleep(0.1)
-    return False
 
 
 @pytest.mark.parametrize(
@@ -486,7 +450,7 @@ def test_what_stops_a_sweep_saves_every_process_s_run(
     monkeypatch.undo()  # the sweep's own batch size, so that the run folders are these
     process = sweep(place, "--jobs", "2", "--epochs", "40")
     for family in ("mobilenet", "fmp"):
-        wait_for(process, family, "epoch")
+        wait_for_line(process, family, "epoch")
     runs = chosen("mobilenet", "fmp", epochs=40)
     workers = [worker(place, run) for run in runs]
     whom(process.pid, number)
@@ -552,7 +516,7 @@ def test_the_command_says_which_process_was_stopped(place: Place, monkeypatch: p
     monkeypatch.undo()
     process = sweep(place, "--jobs", "2", "--epochs", "3")
     runs = chosen("mobilenet", "fmp", epochs=3)
-    wait_for(process, "fmp", "epoch")
+    wait_for_line(process, "fmp", "epoch")
     os.kill(worker(place, runs[1]), signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 2
@@ -593,7 +557,7 @@ def test_kills_at_random_moments(place: Place, tmp_path: Path, monkeypatch: pyte
         if startup is not None and moments.random() < 0.3:
             time.sleep(moments.uniform(0, startup))
         else:
-            wait_for(process, "epoch")
+            wait_for_line(process, "epoch")
             startup = time.monotonic() - started
             time.sleep(moments.uniform(0, 1.5 * epoch))
         assert process.poll() is None, "the sweep ended before the last kill"

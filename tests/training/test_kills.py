@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from hybrid_mobilenet.network.model import WEIGHTS_FILE
 from hybrid_mobilenet.training.checkpoint import Progress, random_states, read_checkpoint, restore, save_checkpoint
 from hybrid_mobilenet.training.recipe import PAPER
 from hybrid_mobilenet.training.run import adam
+from processes import run_python
 
 #: The command line, saving after every step in place of every five minutes. Where given an epoch and a step, SIGKILL
 #: ends it when it has taken that step and is about to save: what it saved last is the step before.
@@ -43,8 +42,7 @@ NEVER = (-1, -1)
 
 def run(end: tuple[int, int], *arguments: str) -> int:
     """Start the command line in a process of its own; its exit status."""
-    command = [sys.executable, "-c", COMMAND_LINE, *map(str, end), "train", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = run_python("-c", COMMAND_LINE, *map(str, end), "train", *arguments)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode
 
