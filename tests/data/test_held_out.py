@@ -328,6 +328,7 @@ def test_no_images_at_all(run: Run, tmp_path: Path) -> None:
 # Exported files
 
 
+@pytest.mark.slow
 def test_an_exported_file(run: Run, tmp_path: Path) -> None:
     out = Path(shutil.copytree(run.out, tmp_path / "model"))
     work = tmp_path / "work"

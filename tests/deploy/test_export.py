@@ -249,6 +249,7 @@ def test_a_foreign_onnx_model(tmp_path: Path) -> None:
 # The command
 
 
+@pytest.mark.slow
 def test_export_command(folder: Path) -> None:
     result = invoke("export", folder, "--to", "onnx")
     assert (result.exit_code, result.stderr) == (0, "")
@@ -274,6 +275,7 @@ def test_export_command_with_data(folder: Path, tmp_path: Path) -> None:
     assert record["microseconds"] > 1
 
 
+@pytest.mark.slow
 def test_several_targets_and_files_that_predict(trained_fmp: HybridMobileNet, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     trained_fmp.save_pretrained(folder)

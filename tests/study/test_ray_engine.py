@@ -47,6 +47,7 @@ def worker(place: Place, run: Run) -> int:
 
 
 @needs_ray
+@pytest.mark.slow
 def test_a_killed_worker_s_run_goes_on_in_another(tmp_path: Path) -> None:
     runs = select(ONLY, epochs=4)
     undisturbed = Place(tmp_path / "undisturbed" / "results", tmp_path / "undisturbed" / "runs")
@@ -71,6 +72,7 @@ def test_a_killed_worker_s_run_goes_on_in_another(tmp_path: Path) -> None:
 
 
 @needs_ray
+@pytest.mark.slow
 def test_ctrl_c_saves_what_the_workers_do(tmp_path: Path) -> None:
     place = Place(tmp_path / "results", tmp_path / "runs")
     process = sweep(place, epochs=100)

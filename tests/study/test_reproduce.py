@@ -349,6 +349,7 @@ def test_the_command_refuses(arguments: list[str], part: str) -> None:
     assert part in result.stderr
 
 
+@pytest.mark.slow
 def test_a_dry_run_measures_and_runs_nothing(place: Place, finished: tuple[Place, list[RunState]]) -> None:
     place = Place(finished[0].results, place.runs)
     arguments = [*options(place, "mobilenet", "fmp"), "--epochs", "2", "--seeds", "2"]
@@ -372,6 +373,7 @@ def test_a_dry_run_measures_and_runs_nothing(place: Place, finished: tuple[Place
     assert lines[4].startswith("2 of 4 runs are recorded; the others take about ")
 
 
+@pytest.mark.slow
 def test_an_estimate_is_near_the_truth(finished: tuple[Place, list[RunState]]) -> None:
     from hybrid_mobilenet.study.estimate import measure
 
@@ -384,6 +386,7 @@ def test_an_estimate_is_near_the_truth(finished: tuple[Place, list[RunState]]) -
 # Several processes
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_records(place: Place, finished: tuple[Place, list[RunState]]) -> None:
     states: list[RunState] = []
     run_in_processes(chosen("mobilenet", "fmp"), place, 2, states.append)
@@ -392,6 +395,7 @@ def test_processes_give_the_same_records(place: Place, finished: tuple[Place, li
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_a_process_takes_one_run_after_another_and_reads_the_data_once(place: Place) -> None:
     states, processes, names = list[RunState](), set[int | None](), set[str]()
 
@@ -408,6 +412,7 @@ def test_a_process_takes_one_run_after_another_and_reads_the_data_once(place: Pl
     assert [state.name for state in states if "reading training images" in state.what] == [runs[0].name] * 6
 
 
+@pytest.mark.slow
 def test_a_killed_process_costs_its_run_alone(place: Place) -> None:
     states: list[RunState] = []
     runs = chosen("mobilenet", "fmp", epochs=3)
@@ -444,6 +449,7 @@ def worker(place: Place, run: Run) -> int:
     [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.killpg), (signal.SIGTERM, os.kill), (signal.SIGKILL, os.kill)],
     ids=["Ctrl-C", "SIGTERM to all", "SIGTERM", "SIGKILL"],
 )
+@pytest.mark.slow
 def test_what_stops_a_sweep_saves_every_process_s_run(
     place: Place, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, whom: Callable[[int, int], None]
 ) -> None:
@@ -466,6 +472,7 @@ def test_what_stops_a_sweep_saves_every_process_s_run(
     assert all(read_checkpoint(place.folder(run))[1].step > 0 for run in runs)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_stopped_costs_its_run_alone(place: Place) -> None:
     runs = chosen("mobilenet", "mp3", "fmp", epochs=3)
     stopped, states = runs[0], list[RunState]()
@@ -483,6 +490,7 @@ def test_a_process_that_is_stopped_costs_its_run_alone(place: Place) -> None:
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_a_process_that_is_stopped_before_it_begins(place: Place) -> None:
     runs, states = chosen("mobilenet", "mp3", epochs=1), list[RunState]()
 
@@ -502,6 +510,7 @@ def test_a_process_that_is_stopped_before_it_begins(place: Place) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_sweep_that_fails_leaves_no_process(place: Place) -> None:
     def fail(state: RunState) -> None:
         if state.what.startswith("epoch"):
@@ -512,6 +521,7 @@ def test_a_sweep_that_fails_leaves_no_process(place: Place) -> None:
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_the_command_says_which_process_was_stopped(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     process = sweep(place, "--jobs", "2", "--epochs", "3")
@@ -538,6 +548,7 @@ def saved_epochs(place: Place, run: Run) -> tuple[int, int]:
     return ended, ended  # not begun, or evaluated already
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     epochs = KILLS + KILLS // 4 + 1  # a kill comes within two and a half epochs: the sweep outlasts all kills
     monkeypatch.undo()  # the sweeps' own batch size: a kill should come within an epoch

@@ -65,6 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_small_folder_is_learnt_in_few_steps(folder: Path, tmp_path: Path) -> None:
     """In 45 steps, of as many as 30 images of each class used to be given, running statistics lag far behind."""
     options = ["--epochs", "15", "--batch-size", "32", "--out", str(tmp_path / "run"), "--json"]
@@ -152,6 +153,7 @@ def relabelled(dataset: ImageDataset) -> ImageDataset:
     return dataset
 
 
+@pytest.mark.slow
 def test_a_network_that_only_guesses_is_not_passed_over(tmp_path: Path) -> None:
     splits = load("digits", image_size=8, channels=1, validation=0.1)
     assert splits.validation is not None

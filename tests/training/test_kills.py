@@ -54,6 +54,7 @@ def saved(out: Path) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_a_process_killed_within_an_epoch_and_between_epochs(family: Family, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     settings = f"digits --family {family} --image-size 16 --epochs {EPOCHS} --seed 3 --batch-size 128".split()

@@ -31,6 +31,7 @@ atexit.register(watch)
 """
 
 
+@pytest.mark.slow
 def test_the_python_api_leaves_the_process_as_it_was(tmp_path: Path) -> None:
     environment = {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
     done = run_python("-W", "error", TESTS / "process_state.py", tmp_path, environment=environment)
@@ -53,6 +54,7 @@ def test_commands_that_compute_keep_freed_memory(arguments: str, monkeypatch: py
 
 
 @pytest.mark.skipif(not HAS_MALLOPT, reason="the C library is not glibc")
+@pytest.mark.slow
 def test_a_sweep_s_processes_keep_freed_memory(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(WATCH)
     path = os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]])

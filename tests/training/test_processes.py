@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         port = free.getsockname()[1]
     torchrun = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torchrun |= {"TORCHELASTIC_RUN_ID": "tests", "GROUP_RANK": "0", **NO_GPU}
-    script = ["-W", "error", TESTS / "two_processes.py", folder]
+    script = ["-W", "error", str(TESTS / "two_processes.py"), str(folder)]
     processes = [
         start_python(*script, environment=torchrun | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=None)
         for rank in range(2)
