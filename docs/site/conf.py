@@ -27,13 +27,14 @@ html_title = project
 html_copy_source = False
 
 # Docstrings follow Google's layout. Their backticks are Markdown's: `name` is code, and a link where the page has it.
-napoleon_custom_sections = ["Shape", "Source"]
+# "Returns" is prose, without a type before a colon: the signature has it.
+napoleon_custom_sections = ["Returns", "Yields", "Shape", "Source"]
 default_role = "py:obj"
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False  # torch documents forward for those who write one
 add_module_names = False
 python_use_unqualified_type_names = True
-maximum_signature_line_length = 80
+maximum_signature_line_length = 120  # of qualified names, which are shown without their modules
 
 # A class in a signature or under "Raises" must be on the page. It is a warning otherwise, and `make docs` fails.
 nitpicky = True
@@ -94,6 +95,13 @@ def add_reference(_app: Sphinx, page: str, source: list[str]) -> None:
     source[0] += "\n".join(lines)
 
 
+def keep_prose(_app: Sphinx, what: str, _name: str, _value: object, _options: object, lines: list[str]) -> None:
+    """Start an attribute's description with an empty comment, or napoleon takes the words before a colon as a type."""
+    if what in ("attribute", "property"):
+        lines[:0] = ["..", ""]
+
+
 def setup(app: Sphinx) -> None:
     """Sphinx calls this."""
     app.connect("source-read", add_reference)
+    app.connect("autodoc-process-docstring", keep_prose, priority=400)  # napoleon has 500
