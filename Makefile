@@ -4,8 +4,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
+# Each core takes a part of the tests, and then half of what is left of another's.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: help demo test test-ray test-runtimes check bench lock clean
+.PHONY: help demo test quick test-ray test-runtimes check docs bench lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -19,8 +21,11 @@ demo: $(READY) ## train the recommended network on handwritten digits, evaluate 
 	@echo
 	@echo "The model is in runs/demo. Its pictures: runs/demo/curves.png (training) and runs/demo/confusion.png (digits)."
 
-test: $(READY) ## run all tests, a file at a time on each core
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+test: $(READY) ## run all tests
+	$(BIN)/python -m pytest $(PARALLEL)
+
+quick: $(READY) ## run the tests that are not marked slow
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow'
 
 test-ray: $(READY) ## install Ray (240 MB) and test the sweep on it
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock 'ray>=2.50'
@@ -39,6 +44,9 @@ check: $(READY) ## lint, format check and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: $(READY) ## build the API reference: build/docs/index.html
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --fresh-env --doctree-dir=build/doctrees docs/site build/docs
 
 bench: $(READY) ## measure speed and memory against PyTorch and Keras, a quarter of an hour; writes results/bench.json
 	$(BIN)/python benchmarks/bench.py

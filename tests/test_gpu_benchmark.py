@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from processes import run_python
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 CPU = torch.device("cpu")
@@ -45,8 +45,7 @@ def test_training_is_timed(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so() -> None:
-    command = [sys.executable, str(BENCHMARKS / "gpu.py")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_python(BENCHMARKS / "gpu.py")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: there is no CUDA device here")
     assert done.stderr.count("\n") == 1

@@ -6,16 +6,13 @@ import errno
 import os
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-import hybrid_mobilenet
 from hybrid_mobilenet.common.files import write_atomically, writing_folder
-
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(hybrid_mobilenet.__file__).parents[1])}
+from processes import run_python, start_python
 
 #: Both write, say that they are in the middle of it, and go on when they are given a line.
 FILE = """
@@ -42,13 +39,7 @@ with writing_folder(Path(sys.argv[1])) as new:
 
 def writer(code: str, path: Path) -> subprocess.Popen[str]:
     """A process in the middle of writing `path`."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-    )
+    process = start_python("-c", code, path, stdin=subprocess.PIPE, stderr=None)
     assert process.stdout is not None
     assert process.stdout.readline() == "writing\n"
     return process
@@ -140,7 +131,8 @@ def test_files_keep_to_the_umask(tmp_path: Path) -> None:
         "files.write_atomically(Path(sys.argv[1]) / 'file', b'')\n"
         "with files.writing_folder(Path(sys.argv[1]) / 'folder'): pass"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=ENVIRONMENT, check=True)
+    done = run_python("-c", code, tmp_path)
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
     assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o750
 
@@ -158,7 +150,8 @@ for content in (b"old", b"new"):
     with writing_folder(Path(sys.argv[1], "folder")) as new:
         (new / "file").write_bytes(content)
 """
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=ENVIRONMENT, check=True, timeout=60)
+    done = run_python("-c", code, tmp_path)
+    assert done.returncode == 0, done.stderr
     assert content(tmp_path / "file") == content(tmp_path / "folder") == "new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
@@ -177,7 +170,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
         "os.fsync = lambda descriptor: os._exit(9)\n"
         "files.write_atomically(Path(sys.argv[1]), b'new' * 1000)"
     )
-    assert subprocess.run([sys.executable, "-c", code, str(path)], env=ENVIRONMENT, check=False).returncode == 9
+    assert run_python("-c", code, path).returncode == 9
     assert path.read_bytes() == b"old"
     assert [each.suffix for each in sorted(tmp_path.iterdir())] == [".tmp", ""]
 

@@ -9,8 +9,6 @@ import os
 import pickle
 import shutil
 import struct
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +28,7 @@ from hybrid_mobilenet.data import dataset as data
 from hybrid_mobilenet.data.dataset import ImageDataset, Splits, load_data, load_test, normalisation
 from hybrid_mobilenet.data.images import DataError, Item, image_files, read_image
 from hybrid_mobilenet.data.sources import Source
+from processes import run_python
 
 real_data = pytest.mark.skipif(
     "HYBRID_MOBILENET_DATA" not in os.environ, reason="HYBRID_MOBILENET_DATA, a folder with real CIFAR data, is not set"
@@ -332,7 +331,8 @@ with warnings.catch_warnings(record=True) as seen:
     Image.open(PATH)
 assert [entry.category for entry in seen] == [Image.DecompressionBombWarning]
 """
-    subprocess.run([sys.executable, "-c", f"PATH = {str(file)!r}\n{code}"], check=True, timeout=60)
+    ran = run_python("-c", f"PATH = {str(file)!r}\n{code}")
+    assert ran.returncode == 0, ran.stderr
 
 
 @pytest.mark.parametrize("name", ["missing.png", "."])
@@ -475,11 +475,8 @@ def test_splits_depend_on_seeds_alone(tmp_path: Path) -> None:
         "s = load_data(sys.argv[1], image_size=8, validation=0.25)\n"
         "print(s.train.fingerprint, s.validation.fingerprint, s.test.fingerprint)"
     )
-    environment = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(data.__file__).parents[1]), "LC_ALL": "C"}
-    ran = subprocess.run(
-        [sys.executable, "-c", script, root], env=environment, capture_output=True, text=True, check=True
-    )
-    assert ran.stdout.split() == first
+    ran = run_python("-c", script, root, environment={"PYTHONHASHSEED": "7", "LC_ALL": "C"})
+    assert (ran.returncode, ran.stdout.split()) == (0, first), ran.stderr
 
 
 @pytest.mark.parametrize("validation", [-0.1, 1.0, 2, float("nan")])

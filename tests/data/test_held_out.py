@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,23 +16,18 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-import hybrid_mobilenet
 from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.data import dataset as data
 from hybrid_mobilenet.data.dataset import ImageDataset, Splits
 from hybrid_mobilenet.deploy import classify
 from hybrid_mobilenet.training import evaluate as evaluation
 from hybrid_mobilenet.training import setup
+from processes import run_command
 
 COUNTS = {"bee": 25, "cat": 22, "dog": 20}
 SIDE = 16
 NETWORK = ["--family", "mobilenet", "--alpha", "0.25", "--delta", "1", "--image-size", str(SIDE), "--epochs", "2"]
 NETWORK += ["--validation", "0"]
-ENVIRONMENT = os.environ | {
-    "PYTHONPATH": str(Path(hybrid_mobilenet.__file__).parents[1]),
-    "COLUMNS": "200",
-    "OMP_NUM_THREADS": "1",
-}
 
 
 def picture(path: Path, seed: int) -> None:
@@ -64,8 +56,7 @@ def pixels_of(dataset: ImageDataset) -> set[bytes]:
 
 
 def shell(*arguments: str | Path, cwd: Path) -> str:
-    command = [sys.executable, "-m", "hybrid_mobilenet", *map(str, arguments)]
-    ran = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=cwd, check=False, timeout=120)
+    ran = run_command(*arguments, environment={"COLUMNS": "200"}, cwd=cwd)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
 
@@ -339,6 +330,7 @@ def test_no_images_at_all(run: Run, tmp_path: Path) -> None:
 # Exported files
 
 
+@pytest.mark.slow
 def test_an_exported_file(run: Run, tmp_path: Path) -> None:
     out = Path(shutil.copytree(run.out, tmp_path / "model"))
     work = tmp_path / "work"

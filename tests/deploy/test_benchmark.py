@@ -63,6 +63,7 @@ def test_peers_run_in_onnx_runtime_as_in_pytorch(tmp_path: Path) -> None:
             np.testing.assert_allclose(given, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_benchmark(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = invoke("benchmark", run, "--threads", "1,2", "--rounds", "2", "--out", out, "--json")

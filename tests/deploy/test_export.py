@@ -307,6 +307,7 @@ def test_export_refuses_what_it_cannot_do(fmp: HybridMobileNet, tmp_path: Path) 
 # The command
 
 
+@pytest.mark.slow
 def test_export_command(folder: Path) -> None:
     result = invoke("export", folder, "--to", "onnx")
     assert (result.exit_code, result.stderr) == (0, "")
@@ -332,6 +333,7 @@ def test_export_command_with_data(folder: Path, tmp_path: Path) -> None:
     assert record["microseconds"] > 1
 
 
+@pytest.mark.slow
 def test_several_targets_and_files_that_predict(trained_fmp: HybridMobileNet, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     trained_fmp.save_pretrained(folder)

@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-import hybrid_mobilenet
 from hybrid_mobilenet import FractionalMaxPool2d, HybridMobileNet, __version__, resolve
 from hybrid_mobilenet.data.dataset import load_data, load_test
 from hybrid_mobilenet.deploy.deployed import Deployed, ExportError, GridMaxPool, fixed_pool
@@ -35,6 +34,7 @@ from hybrid_mobilenet.deploy.runtimes import ExecuTorchClassifier, LiteRTClassif
 from hybrid_mobilenet.layers.sizes import Size
 from hybrid_mobilenet.network.architecture import FAMILIES, Family
 from networks import images, network, trained
+from processes import run_command
 
 ROOT = Path(__file__).parents[2]
 SIZES: tuple[Size, ...] = ((32, 32), (40, 24))
@@ -69,9 +69,7 @@ def file(request: pytest.FixtureRequest, model: HybridMobileNet, tmp_path_factor
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own: what C++ prints passes by Python's streams."""
-    environment = os.environ | {"PYTHONPATH": str(Path(hybrid_mobilenet.__file__).parents[1])}
-    call = [sys.executable, "-m", "hybrid_mobilenet", *map(str, arguments)]
-    return subprocess.run(call, capture_output=True, text=True, env=environment, check=False, timeout=600)
+    return run_command(*arguments, timeout=600)
 
 
 def printed(*arguments: str | Path) -> Any:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +14,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import hybrid_mobilenet
 from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.deploy.web.serve import PAGE_FILES, PageServer
-
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(hybrid_mobilenet.__file__).parents[1]), "COLUMNS": "80"}
+from processes import start_command
 
 
 @pytest.fixture
@@ -103,10 +98,7 @@ def test_a_taken_port_and_other_mistakes_are_one_line(folder: Path) -> None:
 
 def test_the_command_says_where_and_ends_with_ctrl_c(folder: Path) -> None:
     for option in ([], ["--json"]):
-        command = [sys.executable, "-m", "hybrid_mobilenet", "web", str(folder), "--port", "0", *option]
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-        ) as process:
+        with start_command("web", folder, "--port", "0", *option) as process:
             assert process.stdout
             assert process.stderr
             try:

@@ -11,8 +11,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,20 +23,19 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 from playwright.sync_api import Browser, JSHandle, Page, expect, sync_playwright
 
-import hybrid_mobilenet
 from hybrid_mobilenet import HybridMobileNet
 from hybrid_mobilenet.data.dataset import load_test
 from hybrid_mobilenet.data.images import read_image
 from hybrid_mobilenet.deploy.deployed import ExportError
 from hybrid_mobilenet.deploy.web.export import export_web
 from hybrid_mobilenet.deploy.web.onnxruntime_web import runtime_files
+from processes import start_python
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MISSING = [name for name in ("node", "npm") if shutil.which(name) is None] + (["chromium"] if CHROMIUM is None else [])
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(hybrid_mobilenet.__file__).parents[1])}
 CIFAR = Path(os.environ.get("HYBRID_MOBILENET_DATA", "/nonexistent")) / "cifar10" / "test.parquet"
 
 
@@ -104,8 +101,7 @@ def folder(model: HybridMobileNet, tmp_path_factory: pytest.TempPathFactory) -> 
 def served(folder: Path, *command: str) -> Iterator[str]:
     """The URL of a folder, served by the `web` command or another."""
     arguments = command or ("-m", "hybrid_mobilenet", "web", str(folder), "--port", "0", "--json")
-    program = [sys.executable, *arguments]
-    with subprocess.Popen(program, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as server:
+    with start_python(*arguments, cwd=folder, stderr=None) as server:
         try:
             assert server.stdout
             first = server.stdout.readline()

@@ -59,6 +59,7 @@ def files(folder: Path) -> set[str]:
 
 
 @needs_npm
+@pytest.mark.slow
 def test_the_folder_holds_the_page_the_model_and_its_runtime(model: HybridMobileNet, folder: Path) -> None:
     own = {path.name for path in web.PAGE.iterdir()}
     made = {"model.onnx", "model.json", "files.js", *(f"onnxruntime-web/{name}" for name in RUNTIME_FILES)}
@@ -78,6 +79,7 @@ def test_the_folder_holds_the_page_the_model_and_its_runtime(model: HybridMobile
 
 
 @needs_npm
+@pytest.mark.slow
 def test_node_runs_any_number_of_images_one_call_after_another(model: HybridMobileNet, folder: Path) -> None:
     images = torch.randint(256, (7, 1, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -90,6 +92,7 @@ def test_node_runs_any_number_of_images_one_call_after_another(model: HybridMobi
 
 
 @needs_npm
+@pytest.mark.slow
 def test_an_older_page_is_replaced_and_nothing_else_is(model: HybridMobileNet, folder: Path, tmp_path: Path) -> None:
     page = tmp_path / "web"
     shutil.copytree(folder, page)
@@ -107,6 +110,7 @@ def test_an_older_page_is_replaced_and_nothing_else_is(model: HybridMobileNet, f
 
 
 @needs_npm
+@pytest.mark.slow
 def test_a_page_that_disagrees_is_not_written(
     model: HybridMobileNet, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +172,7 @@ def fails(result: Result, *parts: str) -> None:
 
 
 @needs_npm
+@pytest.mark.slow
 def test_the_command_exports_the_page_beside_other_targets(
     model: HybridMobileNet, folder: Path, tmp_path: Path
 ) -> None:

@@ -176,6 +176,7 @@ print("compared", compared)
 @pytest.mark.parametrize(
     ("comparison", "compared"), [(POOLING, 40), (DEPTHWISE, 8), (BATCH_NORM, 12)], ids=["pooling", "depthwise", "norm"]
 )
+@pytest.mark.slow
 def test_triton_kernels_equal_plain_ones(comparison: str, compared: int) -> None:
     environment = os.environ if torch.cuda.is_available() else os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(

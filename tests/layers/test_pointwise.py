@@ -177,6 +177,7 @@ def test_a_network_trains_as_with_torch_s_layers(
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.slow
 def test_compiled_anew_or_from_the_cache_it_gives_the_same_bits(tmp_path: Path) -> None:
     # Or else a run that is resumed would end with other weights than one that was not interrupted.
     script = (

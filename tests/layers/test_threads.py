@@ -96,6 +96,7 @@ def test_threads_share_a_pointwise_convolution(batch: int) -> None:
 
 @pytest.mark.skipif(threads._gnu_openmp() is None, reason="this build of torch does not run on GNU OpenMP")
 @pytest.mark.parametrize("setting", ["OMP_THREAD_LIMIT=1", "OMP_DYNAMIC=true"])
+@pytest.mark.slow
 def test_fewer_threads_than_requested(setting: str) -> None:
     name, _, value = setting.partition("=")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]

@@ -555,6 +555,7 @@ def test_gradients_of_torch_func() -> None:
     torch.testing.assert_close(torch.func.grad(loss)(parameters), expected)
 
 
+@pytest.mark.slow
 def test_compiled_it_trains_as_eagerly() -> None:
     # The backend that generates code takes a minute for what this one shows in seconds.
     model = network()

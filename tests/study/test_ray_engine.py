@@ -8,14 +8,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-import hybrid_mobilenet
 from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.study.engines.local import run_here
 from hybrid_mobilenet.study.engines.ray import _check_resources
@@ -23,15 +21,17 @@ from hybrid_mobilenet.study.grid import Run, select
 from hybrid_mobilenet.study.records import read_record, record_path
 from hybrid_mobilenet.study.reproduce import Folders
 from hybrid_mobilenet.training.checkpoint import read_checkpoint
+from processes import ENVIRONMENT, ends, start_command, wait_for_line
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: make test-ray installs it and runs this"
 )
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
-    "PYTHONPATH": str(Path(hybrid_mobilenet.__file__).parents[1]),
-    "OMP_NUM_THREADS": "1",
-}
 OPTIONS = ["--data", "digits", "--alpha", "0.25", "--delta", "2", "--family", "mobilenet,fmp"]
+
+
+@pytest.fixture(autouse=True)
+def _cluster_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(ENVIRONMENT, "RAY_ADDRESS", raising=False)
 
 
 def chosen(epochs: int) -> list[Run]:
@@ -40,24 +40,8 @@ def chosen(epochs: int) -> list[Run]:
 
 
 def sweep(folders: Folders, epochs: int) -> subprocess.Popen[str]:
-    # Where these tests run in the background of a shell, SIGINT is ignored, and a child would inherit that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     where = ["--results", str(folders.results), "--runs", str(folders.runs)]
-    command = [sys.executable, "-m", "hybrid_mobilenet", "reproduce", "--engine", "ray", "--epochs", str(epochs)]
-    return subprocess.Popen(
-        [*command, *OPTIONS, *where], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
-
-
-def lines_until(process: subprocess.Popen[str], pattern: str) -> list[str]:
-    """What a sweep tells, up to the first line with this pattern."""
-    assert process.stderr is not None
-    seen = []
-    for line in process.stderr:
-        seen.append(line)
-        if re.search(pattern, line):
-            return seen
-    raise AssertionError(f"{pattern} is not in: {''.join(seen)}")
+    return start_command("reproduce", "--engine", "ray", "--epochs", str(epochs), *OPTIONS, *where)
 
 
 def worker(folders: Folders, run: Run) -> int:
@@ -66,18 +50,8 @@ def worker(folders: Folders, run: Run) -> int:
     return int(re.match(r"process (\d+) on ", text)[1])  # type: ignore[index]
 
 
-def ends(process: int) -> bool:
-    """Whether a process ends within some seconds."""
-    for _ in range(100):
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.1)
-    return False
-
-
 @needs_ray
+@pytest.mark.slow
 def test_a_killed_worker_s_run_goes_on_in_another(tmp_path: Path) -> None:
     runs = chosen(4)
     undisturbed = Folders(tmp_path / "undisturbed" / "results", tmp_path / "undisturbed" / "runs")
@@ -85,7 +59,7 @@ def test_a_killed_worker_s_run_goes_on_in_another(tmp_path: Path) -> None:
 
     folders = Folders(tmp_path / "results", tmp_path / "runs")
     process = sweep(folders, epochs=4)
-    lines_until(process, "fmp.*epoch 2/4")
+    wait_for_line(process, "fmp", "epoch 2/4")
     killed = worker(folders, runs[1])
     os.kill(killed, signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=300)
@@ -102,10 +76,11 @@ def test_a_killed_worker_s_run_goes_on_in_another(tmp_path: Path) -> None:
 
 
 @needs_ray
+@pytest.mark.slow
 def test_ctrl_c_saves_what_the_workers_do(tmp_path: Path) -> None:
     folders = Folders(tmp_path / "results", tmp_path / "runs")
     process = sweep(folders, epochs=100)
-    lines_until(process, "epoch 1/100")
+    wait_for_line(process, "epoch 1/100")
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=300)
     assert (process.returncode, stdout) == (130, "")

@@ -9,7 +9,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-import hybrid_mobilenet
 from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.data.dataset import load_test
 from hybrid_mobilenet.network.architecture import Family
@@ -38,12 +36,8 @@ from hybrid_mobilenet.training.evaluate import evaluate
 from hybrid_mobilenet.training.recipe import PAPER_RECIPES
 from hybrid_mobilenet.training.setup import Interrupted, TrainingDiverged
 from hybrid_mobilenet.training.step import train_step
+from processes import ends, start_command, wait_for_line
 
-ENVIRONMENT = os.environ | {
-    "PYTHONPATH": str(Path(hybrid_mobilenet.__file__).parents[1]),
-    "COLUMNS": "200",
-    "OMP_NUM_THREADS": "1",
-}
 #: How often `test_kills_at_random_moments` kills a sweep.
 KILLS = int(os.environ.get("HYBRID_MOBILENET_KILLS", "3"))
 
@@ -358,6 +352,7 @@ def test_the_command_refuses(arguments: list[str], part: str) -> None:
     assert part in result.stderr
 
 
+@pytest.mark.slow
 def test_a_dry_run_measures_and_runs_nothing(folders: Folders, finished: tuple[Folders, list[RunState]]) -> None:
     folders = Folders(finished[0].results, folders.runs)
     arguments = [*options(folders, "mobilenet", "fmp"), "--epochs", "2", "--seeds", "2"]
@@ -381,6 +376,7 @@ def test_a_dry_run_measures_and_runs_nothing(folders: Folders, finished: tuple[F
     assert lines[4].startswith("2 of 4 runs are recorded; the others take about ")
 
 
+@pytest.mark.slow
 def test_an_estimate_is_near_the_truth(finished: tuple[Folders, list[RunState]]) -> None:
     from hybrid_mobilenet.study.estimate import measure
 
@@ -393,6 +389,7 @@ def test_an_estimate_is_near_the_truth(finished: tuple[Folders, list[RunState]])
 # Several processes
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_records(folders: Folders, finished: tuple[Folders, list[RunState]]) -> None:
     states: list[RunState] = []
     run_in_processes(chosen("mobilenet", "fmp"), folders, 2, states.append)
@@ -401,6 +398,7 @@ def test_processes_give_the_same_records(folders: Folders, finished: tuple[Folde
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_a_process_takes_one_run_after_another_and_reads_the_data_once(folders: Folders) -> None:
     states, processes, names = list[RunState](), set[int | None](), set[str]()
 
@@ -417,6 +415,7 @@ def test_a_process_takes_one_run_after_another_and_reads_the_data_once(folders: 
     assert [state.name for state in states if "reading training images" in state.what] == [runs[0].name] * 6
 
 
+@pytest.mark.slow
 def test_a_killed_process_costs_its_run_alone(folders: Folders) -> None:
     states: list[RunState] = []
     runs = chosen("mobilenet", "fmp", epochs=3)
@@ -439,23 +438,8 @@ def test_a_killed_process_costs_its_run_alone(folders: Folders) -> None:
 
 def sweep(folders: Folders, *arguments: str) -> subprocess.Popen[str]:
     """A sweep over two runs, in a process group of its own."""
-    # Where these tests run in the background of a shell, SIGINT is ignored, and a child would inherit that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    command = [sys.executable, "-m", "hybrid_mobilenet", "reproduce", *options(folders, "mobilenet", "fmp"), *arguments]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, start_new_session=True
-    )
-
-
-def wait_for(process: subprocess.Popen[str], *parts: str) -> None:
-    """Read stderr until a line has all parts."""
-    assert process.stderr is not None
-    seen = []
-    for line in process.stderr:
-        seen.append(line)
-        if all(part in line for part in parts):
-            return
-    raise AssertionError(f"no line with {parts} in: {''.join(seen)}")
+    command = ["reproduce", *options(folders, "mobilenet", "fmp"), *arguments]
+    return start_command(*command, environment={"COLUMNS": "200"}, start_new_session=True)
 
 
 def worker(folders: Folders, run: Run) -> int:
@@ -463,33 +447,19 @@ def worker(folders: Folders, run: Run) -> int:
     return int((folders.runs / f"{folders.run_folder(run).name}.lock").read_text().split()[1])
 
 
-def ends(process: int) -> bool:
-    """Whether a process, of whatever parent, ends within some seconds."""
-    for _ in range(600):
-        try:
-            os.kill(process, 0)
-        except ProcessLookupError:
-            return True
-        # In a container that has no init to take it over, a process that has ended stays as a zombie.
-        stat = Path(f"/proc/{process}/stat")
-        if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z":
-            return True
-        time.sleep(0.1)
-    return False
-
-
 @pytest.mark.parametrize(
     ("number", "whom"),
     [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.killpg), (signal.SIGTERM, os.kill), (signal.SIGKILL, os.kill)],
     ids=["Ctrl-C", "SIGTERM to all", "SIGTERM", "SIGKILL"],
 )
+@pytest.mark.slow
 def test_what_stops_a_sweep_saves_every_process_s_run(
     folders: Folders, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, whom: Callable[[int, int], None]
 ) -> None:
     monkeypatch.undo()  # the sweep's own batch size, so that the run folders are these
     process = sweep(folders, "--jobs", "2", "--epochs", "40")
     for family in ("mobilenet", "fmp"):
-        wait_for(process, family, "epoch")
+        wait_for_line(process, family, "epoch")
     runs = chosen("mobilenet", "fmp", epochs=40)
     workers = [worker(folders, run) for run in runs]
     whom(process.pid, number)
@@ -505,6 +475,7 @@ def test_what_stops_a_sweep_saves_every_process_s_run(
     assert all(read_checkpoint(folders.run_folder(run))[1].step > 0 for run in runs)
 
 
+@pytest.mark.slow
 def test_a_process_that_is_stopped_costs_its_run_alone(folders: Folders) -> None:
     runs = chosen("mobilenet", "mp3", "fmp", epochs=3)
     stopped, states = runs[0], list[RunState]()
@@ -522,6 +493,7 @@ def test_a_process_that_is_stopped_costs_its_run_alone(folders: Folders) -> None
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_a_process_that_is_stopped_before_it_begins(folders: Folders) -> None:
     runs, states = chosen("mobilenet", "mp3", epochs=1), list[RunState]()
 
@@ -541,6 +513,7 @@ def test_a_process_that_is_stopped_before_it_begins(folders: Folders) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_sweep_that_fails_leaves_no_process(folders: Folders) -> None:
     def fail(state: RunState) -> None:
         if state.what.startswith("epoch"):
@@ -551,11 +524,12 @@ def test_a_sweep_that_fails_leaves_no_process(folders: Folders) -> None:
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_the_command_says_which_process_was_stopped(folders: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     process = sweep(folders, "--jobs", "2", "--epochs", "3")
     runs = chosen("mobilenet", "fmp", epochs=3)
-    wait_for(process, "fmp", "epoch")
+    wait_for_line(process, "fmp", "epoch")
     os.kill(worker(folders, runs[1]), signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 2
@@ -577,6 +551,7 @@ def saved_epochs(folders: Folders, run: Run) -> tuple[int, int]:
     return ended, ended  # not begun, or evaluated already
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments(folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     epochs = KILLS + KILLS // 4 + 1  # a kill comes within two and a half epochs: the sweep outlasts all kills
     monkeypatch.undo()  # the sweeps' own batch size: a kill should come within an epoch
@@ -596,7 +571,7 @@ def test_kills_at_random_moments(folders: Folders, tmp_path: Path, monkeypatch: 
         if startup is not None and moments.random() < 0.3:
             time.sleep(moments.uniform(0, startup))
         else:
-            wait_for(process, "epoch")
+            wait_for_line(process, "epoch")
             startup = time.monotonic() - started
             time.sleep(moments.uniform(0, 1.5 * epoch))
         assert process.poll() is None, "the sweep ended before the last kill"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from hybrid_mobilenet.training.evaluate import Evaluation
 from hybrid_mobilenet.training.recipe import PAPER, Recipe
 from hybrid_mobilenet.training.run import train
 from hybrid_mobilenet.training.setup import Monitor, Setup
+from processes import run_command
 
 COLOURS = {"blue": (40, 60, 160), "green": (60, 160, 60), "red": (170, 60, 50)}
 
@@ -61,11 +60,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_small_folder_is_learnt_in_few_steps(folder: Path, tmp_path: Path) -> None:
     """In 45 steps, of as many as 30 images of each class used to be given, running statistics lag far behind."""
     options = ["--epochs", "15", "--batch-size", "32", "--out", str(tmp_path / "run"), "--json"]
-    command = [sys.executable, "-m", "hybrid_mobilenet", "train", str(folder), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = run_command("train", folder, *options)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["accuracy"] == 1
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
@@ -95,6 +94,7 @@ def relabelled(dataset: ImageDataset) -> ImageDataset:
     return dataset
 
 
+@pytest.mark.slow
 def test_a_network_that_only_guesses_is_not_passed_over(tmp_path: Path) -> None:
     splits = load_data("digits", image_size=8, channels=1, validation=0.1)
     assert splits.validation is not None

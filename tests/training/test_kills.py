@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from hybrid_mobilenet.network.model import WEIGHTS_FILE
 from hybrid_mobilenet.training.checkpoint import Progress, random_states, read_checkpoint, restore, save_checkpoint
 from hybrid_mobilenet.training.recipe import PAPER
 from hybrid_mobilenet.training.step import adam
+from processes import run_python
 
 #: The command line, saving after every step in place of every five minutes. Where given an epoch and a step, SIGKILL
 #: ends it when it has taken that step and is about to save: what it saved last is the step before.
@@ -43,8 +42,7 @@ NEVER = (-1, -1)
 
 def run(end: tuple[int, int], *arguments: str) -> int:
     """Start the command line in a process of its own; its exit status."""
-    command = [sys.executable, "-c", COMMAND_LINE, *map(str, end), "train", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = run_python("-c", COMMAND_LINE, *map(str, end), "train", *arguments)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr
     return done.returncode
 
@@ -56,6 +54,7 @@ def saved(out: Path) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_a_process_killed_within_an_epoch_and_between_epochs(family: Family, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     settings = f"digits --family {family} --image-size 16 --epochs {EPOCHS} --seed 3 --batch-size 128".split()

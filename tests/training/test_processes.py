@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +12,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
-import hybrid_mobilenet
 from hybrid_mobilenet.data.dataset import load_data
 from hybrid_mobilenet.training.checkpoint import CheckpointError, read_checkpoint
 from hybrid_mobilenet.training.run import resume
+from processes import TESTS, run_python, start_python
 from runs import FINISHED, SMALL, STEPS, Quiet, refuses
 
-TESTS = Path(__file__).parents[1]
-ENVIRONMENT = os.environ | {
-    "PYTHONPATH": os.pathsep.join([str(Path(hybrid_mobilenet.__file__).parents[1]), str(TESTS)]),
-    "OMP_NUM_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-}
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +29,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torchrun = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torchrun |= {"TORCHELASTIC_RUN_ID": "tests", "GROUP_RANK": "0"}
+    torchrun |= {"TORCHELASTIC_RUN_ID": "tests", "GROUP_RANK": "0", **NO_GPU}
+    script = ["-W", "error", str(TESTS / "two_processes.py"), str(folder)]
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", str(TESTS / "two_processes.py"), str(folder)],
-            env=ENVIRONMENT | torchrun | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        start_python(*script, environment=torchrun | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=None)
         for rank in range(2)
     ]
     try:
@@ -151,10 +139,8 @@ def test_torchrun_is_as_good_as_one_process(tmp_path: Path) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     results = []
     for name, launcher in (("one", []), ("two", torchrun)):
-        command = [sys.executable, *launcher, "-m", "hybrid_mobilenet", "train", "digits", *options]
-        done = subprocess.run(
-            [*command, "--out", str(tmp_path / name)], env=ENVIRONMENT, capture_output=True, text=True, check=False
-        )
+        command = [*launcher, "-m", "hybrid_mobilenet", "train", "digits", *options, "--out", str(tmp_path / name)]
+        done = run_python(*command, environment=NO_GPU)
         assert (done.returncode, done.stderr) == (0, "")
         results.append(json.loads(done.stdout))  # one JSON document: the second process printed nothing
     one, two = (result["accuracy"] for result in results)

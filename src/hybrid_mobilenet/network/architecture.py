@@ -199,6 +199,12 @@ def resolve(
 
     Raises:
         ValueError: naming the argument, its value, the rule and the remedy.
+
+    Example:
+        >>> from hybrid_mobilenet import resolve
+        >>> network = resolve("fmp", alpha=0.25, delta=2)
+        >>> network.layers[0].name, network.layers[0].out_size, network.layers[0].out_channels
+        ('conv', (32, 32), 8)
     """
     if family not in TABLES:
         raise ValueError(f"family is {family!r}, but must be one of {', '.join(FAMILIES)}")
