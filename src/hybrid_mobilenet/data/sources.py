@@ -245,12 +245,12 @@ class _Table(Source):
         else:
             self._values = sorted(set(values) - {None})
             self.class_names = tuple(map(str, self._values))
-        value_labels = {value: label for label, value in enumerate(self._values)}
-        labels = [value_labels.get(value) for value in values]
+        classes = {value: label for label, value in enumerate(self._values)}
+        labels = [classes.get(value) for value in values]
         if None in labels:
             row = labels.index(None)
             raise DataError(
-                f"{name}, row {row}: {self.label_column!r} is {values[row]!r}, but must be one of the {len(value_labels)} "
+                f"{name}, row {row}: {self.label_column!r} is {values[row]!r}, but must be one of the {len(classes)} "
                 "training classes: label the image, or remove the row"
             )
         self.labels = torch.tensor(labels)
