@@ -16,7 +16,7 @@ VERSION = f"torch {torch.__version__}"
 
 
 def training_step(network: Network, batch: int, threads: int) -> Callable[[], object]:
-    """A whole training step on one batch of uint8 images, which the model normalises."""
+    """A training step on a batch of uint8 images, which the model normalises."""
     torch.set_num_threads(threads)
     keep_freed_memory()  # as `train` does
     torch.manual_seed(0)
