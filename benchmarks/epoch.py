@@ -70,9 +70,7 @@ def measure() -> Section:
 def _seconds_of_statistics(model: HybridMobileNet) -> dict[int, float]:
     """Seconds that precise statistics take, by the number of images they are computed from."""
     images = load("cifar10").train
-    set_precise_statistics(
-        model, images, VALIDATION_IMAGES
-    )  # the first call compiles or loads kernels
+    set_precise_statistics(model, images, VALIDATION_IMAGES)  # the first call compiles or loads kernels
     seconds = {}
     for count in (VALIDATION_IMAGES, FINAL_IMAGES):
         start = time.perf_counter()
