@@ -107,8 +107,8 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 # Preprocessing
 
 
-@pytest.mark.parametrize("as_what", ["path", "name", "bytes", "image"])
-def test_image_of_right_size_keeps_its_pixels(as_what: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["path", "name", "bytes", "image"])
+def test_image_of_right_size_keeps_its_pixels(form: str, tmp_path: Path) -> None:
     pixels = noise(5, 7)
     file = tmp_path / "image.png"
     file.write_bytes(encoded(Image.fromarray(pixels)))
@@ -118,7 +118,7 @@ def test_image_of_right_size_keeps_its_pixels(as_what: str, tmp_path: Path) -> N
         "bytes": file.read_bytes(),
         "image": Image.fromarray(pixels),
     }
-    read = read_image(forms[as_what], (5, 7), 3)
+    read = read_image(forms[form], (5, 7), 3)
     assert read.shape == (3, 5, 7)
     assert read.dtype == torch.uint8
     assert np.array_equal(read.permute(1, 2, 0).numpy(), pixels)

@@ -150,7 +150,7 @@ def evaluated(*arguments: str | Path) -> dict[str, Any]:
 # The training folder
 
 
-def test_of_the_training_folder_the_held_out_images_are_tested(run: Run, seen: Seen) -> None:
+def test_held_out_images_of_the_training_folder_are_tested(run: Run, seen: Seen) -> None:
     record = evaluated(run.out, run.photos)
     assert seen.tested == run.held_out
     about = {"tested": "held out", "of": 67, "images": len(run.held_out), "used_in_training": 0, "notes": []}

@@ -56,7 +56,7 @@ def read_image(image: Path | str | bytes | Image.Image, image_size: int | Size, 
     The EXIF orientation is applied, unless the EXIF block is damaged. Transparent images are composited on white.
     16-bit greyscale is scaled to 8 bits. The image is converted to RGB or greyscale, cropped at the centre to the
     requested aspect ratio, and resized with antialiased bicubic interpolation. An image that already has the requested
-    size keeps its pixels. Of an animation, the first frame is read.
+    size keeps its pixels. Animations give their first frame.
 
     The limit is `PIL.Image.MAX_IMAGE_PIXELS` (89 million) pixels, checked before decoding. A JPEG may have
     `JPEG_MARGIN` times as many. Above the limit it is decoded at half its width and height, but not below the requested

@@ -267,7 +267,7 @@ class _Table(Source):
 
 
 def _column(what: str, table: str, features: Any, declared: type, arrow_type: str, preferred: Sequence[str]) -> str:
-    """Find a column by its declared type, else by its Arrow type (a pattern). Of several, take the preferred name."""
+    """Find a column by its declared type, else by its Arrow type (a pattern). If several fit, take a preferred name."""
     columns: list[str] = [name for name, feature in features.items() if isinstance(feature, declared)]
     columns = columns or [field.name for field in features.arrow_schema if re.fullmatch(arrow_type, str(field.type))]
     if len(columns) == 1:
