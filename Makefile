@@ -1,5 +1,5 @@
-# Needs python3 (3.11 or newer) with venv, and make. Everything else goes into .venv, and nothing outside this folder.
-# Another interpreter: make demo PYTHON=python3.12
+# Needs make, and Python 3.11 or newer with venv. Everything else is installed into .venv.
+# To use another interpreter: make demo PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,7 +12,7 @@ PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
-demo: $(READY) ## train the recommended network on handwritten digits, evaluate it, predict some images
+demo: $(READY) ## train the recommended network on handwritten digits, evaluate it, and classify some images
 	rm -rf runs/demo
 	$(BIN)/hybrid-mobilenet train digits --family fmp --delta 2 --alpha 0.25 --epochs 15 --batch-size 32 --out runs/demo
 	$(BIN)/hybrid-mobilenet evaluate runs/demo digits
@@ -31,16 +31,16 @@ test-ray: $(READY) ## install Ray (240 MB) and test the sweep on it
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint requirements.lock 'ray>=2.50'
 	$(BIN)/python -m pytest tests/study/test_ray_engine.py
 
-# litert-torch needs an older typing_extensions than the lock has, and so older versions of what stands on it: hence an
-# environment of its own. ExecuTorch's binaries go with one version of torch, the lock's.
-test-runtimes: ## install ExecuTorch and LiteRT (2 GB) in .venv-runtimes, and test exporting to them
+# litert-torch needs an older typing_extensions than the lock, and older versions of the packages that depend on it. So
+# it gets a separate environment. ExecuTorch's binaries work only with the torch version of the lock.
+test-runtimes: ## install ExecuTorch and LiteRT (2 GB) into .venv-runtimes, and test exporting to them
 	$(PYTHON) -m venv .venv-runtimes
 	grep -vE '^(anyio|pydantic|pydantic_core|typing_extensions|typing-inspection)==' requirements.lock > .venv-runtimes/constraints.txt
 	.venv-runtimes/bin/python -m pip install --disable-pip-version-check --constraint .venv-runtimes/constraints.txt \
 	  --editable '.[export,executorch,litert]' 'executorch==1.5.1' 'litert-torch==0.10.0' pytest
 	.venv-runtimes/bin/python -m pytest -p no:anyio tests/deploy/test_runtimes.py
 
-check: $(READY) ## lint, format check and types
+check: $(READY) ## check lint, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -48,21 +48,21 @@ check: $(READY) ## lint, format check and types
 docs: $(READY) ## build the API reference: build/docs/index.html
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --fresh-env --doctree-dir=build/doctrees docs/site build/docs
 
-bench: $(READY) ## measure speed and memory against PyTorch and Keras, a quarter of an hour; writes results/bench.json
+bench: $(READY) ## compare speed and memory with PyTorch and Keras (15 minutes); writes results/bench.json
 	$(BIN)/python benchmarks/bench.py
 
-# A stamp, so that a changed lock or pyproject.toml is installed, and an interrupted installation is gone on with.
+# The stamp file reinstalls after a change of the lock or pyproject.toml, and resumes an interrupted installation.
 $(READY): requirements.lock pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) here: install Python 3.11 or newer" >&2; exit 1; }
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not installed: install Python 3.11 or newer" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, but $(PYTHON) is %d.%d: try make PYTHON=python3.12" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements.lock
 	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# pip's 25.1 was the first to know dependency groups. torch pins the CUDA packages that its Linux build needs itself;
-# "+cpu" names a build, not a version, and would keep the lock from other platforms.
-lock: ## resolve the dependencies anew; writes requirements.lock
+# pip supports dependency groups since 25.1. torch itself pins the CUDA packages of its Linux build. "+cpu" names a
+# build that other platforms lack, so it is removed.
+lock: ## resolve the dependencies again; writes requirements.lock
 	$(PYTHON) -m venv --clear .venv-lock
 	.venv-lock/bin/python -m pip install 'pip>=25.1'
 	.venv-lock/bin/python -m pip install 'torch==2.13.0' '.[export]' --group dev
@@ -73,6 +73,6 @@ lock: ## resolve the dependencies anew; writes requirements.lock
 	mv requirements.lock.new requirements.lock
 	rm -rf .venv-lock
 
-clean: ## remove what the other targets made, except trained models (runs/)
+clean: ## remove all files made by the other targets, except trained models (runs/)
 	rm -rf .venv .venv-lock .venv-runtimes build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks docs examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,8 +1,8 @@
-"""Measure the project against what a user would pick instead: tables on the terminal, and a JSON file.
+"""Measure the project against its alternatives: tables on the terminal, and a JSON file.
 
-Takes about a quarter of an hour on a quiet machine, half of it for torch.compile; all sides of a comparison take turns,
-and medians are compared.
-Keras on TensorFlow takes part where it is installed: pip install "tensorflow-cpu>=2.21", or --keras-python.
+All sides of a comparison take turns, and medians are compared. A full run takes about a quarter of an hour on a quiet
+machine, half of it for torch.compile. Keras on TensorFlow is included if it is installed: pip install
+"tensorflow-cpu>=2.21", or --keras-python.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ RESULTS = Path(__file__).parent.parent / "results" / "bench.json"
 def main() -> int:
     options = parse_options()
     console = Console()
-    console.width = max(console.width, 150)  # what the tables need
+    console.width = max(console.width, 150)  # the widest table
     keras_python = find_keras(options.keras_python)
     versions = {f"{name} {version(name)}" for name in ("numba", "numpy", "torch")}
     if "train" in options.only and keras_python is None:
-        console.print('Keras is left out: no TensorFlow here. To add it: pip install "tensorflow-cpu>=2.21"')
+        console.print('Keras is skipped: TensorFlow is not installed. To add it: pip install "tensorflow-cpu>=2.21"')
 
     fmp_rounds, train_rounds, steps = (5, 2, 1) if options.quick else (40, 9, 2)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -60,15 +60,15 @@ def main() -> int:
             advance_over("An epoch of CIFAR-10", None)
             try:
                 sections.append(epoch.measure())
-            except RuntimeError as error:  # without CIFAR-10, say: what the other parts took minutes for is not lost
-                console.print(f"The epoch of CIFAR-10 is left out: {error}", markup=False)
+            except RuntimeError as error:  # such as without CIFAR-10; keep the results that took minutes
+                console.print(f"The epoch of CIFAR-10 is skipped: {error}", markup=False)
 
     for section in sections:
         section.show(console)
-    wrong = [line for section in sections for line in section.errors()]
-    for line in wrong:
+    errors = [line for section in sections for line in section.errors()]
+    for line in errors:
         print(f"error: {line}; nothing is written", file=sys.stderr)
-    if wrong:
+    if errors:
         return 1
     if options.json:
         record = {
@@ -85,10 +85,10 @@ def main() -> int:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--quick", action="store_true", help="few rounds, without torch.compile: whether it works, not how fast"
+        "--quick", action="store_true", help="few rounds, without torch.compile: a check, not a measurement"
     )
     parser.add_argument(
-        "--only", type=parts, metavar="PART,...", help=f"of {', '.join(PARTS)} (--quick: without epoch)"
+        "--only", type=parts, metavar="PART,...", help=f"parts to run: {', '.join(PARTS)} (--quick: all but epoch)"
     )
     parser.add_argument(
         "--json", type=Path, help="file for the results (default: results/bench.json after a full run, else none)"
@@ -96,7 +96,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--keras-python", metavar="PYTHON", help="an interpreter that has TensorFlow (default: this one)"
     )
-    parser.add_argument("--check", action="store_true", help="exit with status 1 where a target is missed")
+    parser.add_argument("--check", action="store_true", help="exit with status 1 if a target is missed")
     options = parser.parse_args()
     if options.only is None:
         options.only = PARTS[:2] if options.quick else PARTS
@@ -108,15 +108,15 @@ def parse_options() -> argparse.Namespace:
 def parts(text: str) -> tuple[str, ...]:
     chosen = text.split(",")
     if not set(chosen) <= set(PARTS):
-        raise argparse.ArgumentTypeError(f"{text!r}, but must be some of {','.join(PARTS)}")
+        raise argparse.ArgumentTypeError(f"{text!r}, but must be one or more of {','.join(PARTS)}")
     return tuple(part for part in PARTS if part in chosen)
 
 
 def find_keras(python: str | None) -> str | None:
-    """The interpreter for Keras, if it has TensorFlow. Asking for the package's place is quick; importing it is not."""
+    """The interpreter for Keras, or None if it lacks TensorFlow. Finding the package is fast, importing it is slow."""
     python = python or sys.executable
-    question = "import importlib.util, sys; sys.exit(importlib.util.find_spec('tensorflow') is None)"
-    return python if subprocess.run([python, "-c", question], check=False).returncode == 0 else None
+    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('tensorflow') is None)"
+    return python if subprocess.run([python, "-c", code], check=False).returncode == 0 else None
 
 
 def environment(versions: set[str]) -> dict[str, Any]:

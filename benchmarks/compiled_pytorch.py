@@ -1,4 +1,4 @@
-"""What good_pytorch.py has, through torch.compile, which needs a C++ compiler."""
+"""The networks of good_pytorch.py with torch.compile, which needs a C++ compiler."""
 
 from __future__ import annotations
 

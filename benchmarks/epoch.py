@@ -1,4 +1,4 @@
-"""What an epoch of real training costs besides its steps, what precise statistics do, and how much memory it takes."""
+"""One epoch of training: the time outside the steps, the time for precise statistics, and the peak memory."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ EPOCHS = 1
 
 
 def measure() -> Section:
-    """Train on CIFAR-10 for one epoch with the command line, in a process of its own.
+    """Train on CIFAR-10 for one epoch with the command line, in a separate process.
 
     Raises:
-        RuntimeError: where the command fails, with the last line of what it said.
+        RuntimeError: if the command fails. The message is the last line of its output.
     """
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as output:
         run = Path(folder) / "run"
@@ -36,7 +36,7 @@ def measure() -> Section:
             stderr=subprocess.STDOUT,
             env=os.environ | {"PYTHONPATH": str(FOLDER.parent / "src")},
         )
-        # wait4 has the peak of this process alone; RUSAGE_CHILDREN has the highest of all that ever ran.
+        # wait4 gives the peak of this process. RUSAGE_CHILDREN would give the highest of all child processes so far.
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode != 0:
@@ -44,7 +44,7 @@ def measure() -> Section:
             raise RuntimeError(output.read().strip().rpartition("\n")[2])
         epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         statistics = _seconds_of_statistics(HybridMobileNet.from_pretrained(run))
-    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # bytes there, KiB elsewhere
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # in bytes on macOS, else in KiB
     recorded = paper_recipe("fmp", "cifar10").epochs
     seconds, step_seconds = (sum(epoch[key] for epoch in epochs) for key in ("seconds", "step_seconds"))
     return Section(
@@ -54,7 +54,7 @@ def measure() -> Section:
                 "network": "FMP d2 a0.25",
                 "seconds": seconds,
                 "not in the step": Figure(100 * (1 - step_seconds / seconds), 5, "%", at_most=True),
-                # As a share of a run with the recipe's epochs and a validation after each.
+                # The share in a run with the recipe's number of epochs and a validation after each.
                 "precise statistics": Figure(
                     100 * (statistics[VALIDATION_IMAGES] + statistics[FINAL_IMAGES] / recorded) / seconds,
                     2,
@@ -68,9 +68,9 @@ def measure() -> Section:
 
 
 def _seconds_of_statistics(model: HybridMobileNet) -> dict[int, float]:
-    """Seconds that precise statistics take, by the number of images they are of."""
+    """Seconds that precise statistics take, by the number of images they are computed from."""
     images = load_data("cifar10").train
-    set_precise_statistics(model, images, VALIDATION_IMAGES)  # compiles, or loads, what is slow at first
+    set_precise_statistics(model, images, VALIDATION_IMAGES)  # the first call compiles or loads kernels
     seconds = {}
     for count in (VALIDATION_IMAGES, FINAL_IMAGES):
         start = time.perf_counter()

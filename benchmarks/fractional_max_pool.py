@@ -1,4 +1,4 @@
-"""Fractional max pooling, forward and backward, against torch.nn.FractionalMaxPool2d and a copy of the input."""
+"""Fractional max pooling, forward and backward, compared with torch.nn.FractionalMaxPool2d and a copy of the input."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from report import Cell, Figure, Section
 from timing import interleave, speed_up, timed
 
 BATCH = 128
-#: Channels, pixels of a side before and after, and the speed-up over torch to reach.
+#: Channels, input side, output side, and the target speedup over torch's layer.
 SHAPES = [(8, 32, 22, 10.0), (32, 22, 15, 18.0), (64, 15, 10, 18.0), (128, 10, 6, 18.0)]
-#: Passes of each side per round, in this order. torch's pass leaves the caches full of its own maps, and ours takes
-#: about ten passes to replace them: its first pass is timed separately, and the others after a warm-up.
+#: How often each side runs in a round, in this order. After torch's pass the caches hold its maps, and our layer needs
+#: about ten passes to replace them. So our first, cold-cache pass is timed separately, and the others after a warm-up.
 TIMES = {"torch": 1, "first": 1, "ours": 10, "clone": 40}
 WARM_UP = {"torch": 1, "first": 0, "ours": 10, "clone": 10}
 
 
 def measure(rounds: int, advance: Callable[[], None]) -> Section:
-    """Measure on one thread, each side in its fastest memory format, with freed memory kept as in training."""
+    """Measure on one thread. Each side gets its fastest memory format, and freed memory is kept as in training."""
     keep_freed_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)

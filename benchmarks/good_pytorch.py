@@ -1,7 +1,7 @@
-"""The networks as a good PyTorch user writes them: the same stock modules, channels-last, with fused Adam.
+"""The networks as an experienced PyTorch user writes them: stock modules, channels-last, fused Adam.
 
-Fractional max pooling is torch's own here too, since that is the one there is. It knows no channels-last maps: it
-returns NCHW, and the next convolution goes back.
+Fractional max pooling is torch's own. It does not support channels-last: its output is NCHW, and the next convolution
+converts it back.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ VERSION = plain_pytorch.VERSION
 
 
 def training_step(network: Network, batch: int, threads: int, *, compiled: bool = False) -> Callable[[], object]:
-    """A whole training step on one batch of normalised images; with the model through torch.compile, if asked for."""
+    """A complete training step on one batch of normalised images, optionally with torch.compile."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = plain_pytorch.build(network).train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]

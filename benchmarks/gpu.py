@@ -1,7 +1,6 @@
-"""Measure the project on a GPU: the pooling kernel against its limit, training in fp32 and bf16, runs that share it.
+"""Measure the project on a GPU: pooling against memory bandwidth, training in fp32 and bf16, several runs at once.
 
-One command: python benchmarks/gpu.py. Writes results/gpu.json. Not part of make bench, which
-measures CPUs.
+python benchmarks/gpu.py writes results/gpu.json. It is not part of make bench, which measures CPUs.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ from training import COMPARISONS
 
 RESULTS = Path(__file__).parent.parent / "results" / "gpu.json"
 
-#: Channels, pixels in and out of a side: the four large pooling layers of FMP d2 a0.25.
+#: Channels, input side, output side: the four large pooling layers of FMP d2 a0.25.
 SHAPES = [(8, 32, 22), (32, 22, 15), (64, 15, 10), (128, 10, 6)]
 DTYPES = (torch.float32, torch.bfloat16)
-#: Steps of an epoch of CIFAR-10 with the recipe's batch size: as often regions are drawn.
+#: Steps in an epoch of CIFAR-10 with the recipe's batch size. Pooling regions are drawn for an epoch at a time.
 EPOCH = 781
 
 
@@ -58,7 +57,7 @@ def main() -> int:
         return 0
     sections = [
         check_kernel(device, 64),
-        # Beyond the cache of any GPU, then as in training.
+        # First a batch larger than any GPU's cache, then the batch size of training.
         *(time_kernel(device, images, rounds=30) for images in (4096, 64)),
         time_training(device, (64, 1024), rounds=10),
         share((1, 4, 8), 64, seconds=4),
@@ -75,7 +74,7 @@ def main() -> int:
 
 
 def seconds_of(act: Callable[[], object], device: torch.device, rounds: int, times: int = 10) -> float:
-    """Median over rounds of the seconds that one of `times` calls took, launches included, after a warm-up."""
+    """Seconds per call, launch included: the median over rounds of the mean of `times` calls, after a warm-up."""
     act()
     results = []
     for _ in range(rounds):
@@ -89,18 +88,18 @@ def seconds_of(act: Callable[[], object], device: torch.device, rounds: int, tim
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done all it was given."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def check_kernel(device: torch.device, images: int) -> Section:
-    """Whether the device's kernel gives what the plain one gives, forward and backward, to the bit."""
+    """Whether the device's kernel equals the reference bit for bit, forward and backward."""
     kernels, rows = _kernels(device.type), list[dict[str, Cell]]()
     for channels, n_in, n_out in SHAPES:
         for dtype in DTYPES:
             for overlapping in (False, True):
-                # Small whole numbers: many ties, and sums that are exact in any order.
+                # Small integers give many ties, and sums that are exact in any order.
                 x = torch.randint(-4, 5, (images, channels, n_in, n_in), device=device).to(dtype)
                 cuts = [random_sequence(n_in, n_out).to(device) for _ in range(2)]
                 y, winners = reference.forward(x, cuts[0], cuts[1], overlapping)
@@ -123,7 +122,7 @@ def check_kernel(device: torch.device, images: int) -> Section:
 
 
 def time_kernel(device: torch.device, images: int, rounds: int) -> Section:
-    """Forward and backward beside the time in which the device's memory can carry the bytes they must move."""
+    """Time of forward and backward, and the least time in which the device's memory can move their bytes."""
     kernels, rows = _kernels(device.type), list[dict[str, Cell]]()
     for channels, n_in, n_out in SHAPES:
         for dtype in DTYPES:
@@ -136,7 +135,7 @@ def time_kernel(device: torch.device, images: int, rounds: int) -> Section:
             backward = seconds_of(
                 partial(kernels.backward, y, winners, cuts[0], cuts[1], False, n_in, n_in), device, rounds
             )
-            # A copy reads and writes each byte; either kernel reads or writes the map, its pooled form and the winners.
+            # A copy reads and writes each byte. Each kernel reads or writes the map, its pooled form and the winners.
             bandwidth = 2 * x.nbytes / seconds_of(partial(other.copy_, x), device, rounds)
             floor = (x.nbytes + y.nbytes + winners.nbytes) / bandwidth
             rows.append(
@@ -176,7 +175,7 @@ def training_step(
 
 
 def time_training(device: torch.device, batches: tuple[int, ...], rounds: int) -> Section:
-    """Images per second of the three families, each step launched kernel by kernel, and as a CUDA graph."""
+    """Images per second of the three families, launched kernel by kernel and as a CUDA graph."""
     rows = list[dict[str, Cell]]()
     for index, network in enumerate(COMPARISONS):
         for batch in batches:
@@ -191,7 +190,7 @@ def time_training(device: torch.device, batches: tuple[int, ...], rounds: int) -
 
 
 def share(numbers: tuple[int, ...], batch: int, seconds: float) -> Section:
-    """Images per second of several runs of FMP d2 a0.25 in processes of their own on one device."""
+    """Images per second of several runs of FMP d2 a0.25, in separate processes on one device."""
     rows = list[dict[str, Cell]]()
     for number in numbers:
         with ExitStack() as stack:
@@ -203,7 +202,7 @@ def share(numbers: tuple[int, ...], batch: int, seconds: float) -> Section:
                 for _ in range(number)
             ]
             for worker in workers:
-                answer(worker)  # it is warm
+                answer(worker)  # waits until it is warm
             for worker in workers:
                 assert worker.stdin is not None
                 print(seconds, file=worker.stdin)
@@ -221,7 +220,7 @@ def answer(worker: subprocess.Popen[str]) -> str:
 
 
 def work(device: torch.device, batch: int) -> None:
-    """One of the runs that share the device: say that it is warm, then answer a number of seconds with a rate."""
+    """One of the runs that share the device. Print "warm", read a number of seconds, and print the rate over them."""
     step = training_step(device, 2, "fp32", batch, captured=True)
     for _ in range(5):
         step()

@@ -1,4 +1,4 @@
-"""The networks in Keras on TensorFlow: the framework the paper used. The only module here that imports TensorFlow."""
+"""The networks in Keras on TensorFlow, the paper's framework. Only this module imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ VERSION = f"tensorflow {tf.__version__}"
 
 
 def training_step(network: Network, batch: int, threads: int) -> Callable[[], object]:
-    """A whole training step, compiled, on one batch of normalised images.
+    """A complete training step on one batch of normalised images, compiled to a graph.
 
-    A tf.function, which is as fast as model.train_on_batch (within 5 % either way); XLA is several times slower here.
+    A tf.function is as fast as model.train_on_batch, within 5 %. XLA is several times slower.
     """
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
@@ -41,7 +41,7 @@ def training_step(network: Network, batch: int, threads: int) -> Callable[[], ob
 
 
 def build(network: Network) -> Any:
-    """The functional model, image to logits, in TensorFlow's layout (N, H, W, C)."""
+    """The functional model, from images (N, H, W, C) to logits."""
     images = keras.Input((*network.image_size, network.in_channels))
     x = images
     for layer in network.layers:

@@ -1,4 +1,4 @@
-"""A large float32 matrix product, by torch's library."""
+"""A large float32 matrix product, computed by torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MULT_ADDS = SIDE**3
 
 
 def training_step(_network: Network, _batch: int, threads: int) -> Callable[[], object]:
-    """One product of `MULT_ADDS` Mult-Adds, in the place of a network's step."""
+    """One product of `MULT_ADDS` Mult-Adds in place of a network's step."""
     torch.set_num_threads(threads)
     a, b, out = torch.rand(SIDE, SIDE), torch.rand(SIDE, SIDE), torch.empty(SIDE, SIDE)
     return lambda: torch.mm(a, b, out=out)

@@ -1,6 +1,6 @@
-"""Multiply-adds and nothing else, on vectors that stay in registers: the rate of the processor itself.
+"""Multiply-adds on vectors that stay in registers: the processor's peak rate.
 
-A matrix product also loads, stores and packs, so that a library's may be slower than what the processor can do.
+A matrix product also loads, stores and packs, so a library's product may stay below this rate.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from matrix_product import MULT_ADDS
 
 VERSION = f"torch {torch.__version__}"
 
-#: Numbers of a vector, and sums that do not wait for each other: more than a processor has under way at a time (four
-#: cycles on each of two or four units), and few enough for its registers.
+#: Values per vector, and independent sums. There are more sums than multiply-adds in flight (a latency of four cycles
+#: on two to four units), and few enough for the registers.
 WIDTH, SUMS = (16, 24) if HAS_AVX512 else (8, 12)
 
-codegen: Any = cgutils  # these have no types
+codegen: Any = cgutils  # numba and llvmlite are not typed
 numba_types: Any = types
-written: Any = intrinsic
+untyped_intrinsic: Any = intrinsic
 
 
 def training_step(_network: Network, _batch: int, threads: int) -> Callable[[], object]:
-    """`MULT_ADDS` Mult-Adds, about, in the place of a network's step."""
+    """About `MULT_ADDS` Mult-Adds in place of a network's step."""
     torch.set_num_threads(threads)
     sums = torch.zeros(threads, SUMS * WIDTH)
     return lambda: multiply_adds(sums, MULT_ADDS // sums.numel())
 
 
 def multiply_adds(sums: Tensor, times: int) -> None:
-    """Add 1 * 1 to every sum so many times.
+    """Add 1 * 1 to every sum, `times` times.
 
     Args:
-        sums: float32, (threads, SUMS * WIDTH); a thread takes a row.
+        sums: float32 (threads, SUMS * WIDTH), one row per thread.
         times: 1 or more.
     """
     run(_multiply_adds, (sums, torch.ones(WIDTH)), (times,), len(sums))
@@ -52,9 +52,9 @@ def _multiply_adds(call):  # type: ignore[no-untyped-def]
     _add_products(numbers(call, 0), team(call)[0] * SUMS * WIDTH, numbers(call, 1), number(call, 0))
 
 
-@written
+@untyped_intrinsic
 def _add_products(_typing, sums, start, factors, times):  # type: ignore[no-untyped-def]
-    """Add products of the factors, a vector, with themselves to SUMS vectors from number `start` on."""
+    """Add the squares of the vector `factors`, `times` times, to each of SUMS vectors from `sums[start]` on."""
 
     def write(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         vector = ir.VectorType(context.get_data_type(sums.dtype), WIDTH)

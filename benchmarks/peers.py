@@ -1,8 +1,9 @@
-"""The networks that people would pick instead, in their usual forms for 32x32 images, as ONNX files for `benchmark`.
+"""Alternative networks, in their usual forms for 32x32 images, as ONNX files for `benchmark`.
 
 Usage: python benchmarks/peers.py FOLDER
 
-Random weights: latency only. Each is folded and takes bytes, as the project's own exports do.
+Their weights are random: the files serve to measure latency. As in the project's own exports, batch normalisation is
+folded and the input is uint8.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def conv(
 
 
 class Residual(nn.Module):
-    """The sum of a branch and its input, projected where its shape changes; then an activation."""
+    """The sum of a branch and a shortcut, followed by an activation."""
 
     def __init__(self, branch: nn.Module, shortcut: nn.Module, activation: nn.Module) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ class Residual(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """ResNet's shortcut without parameters (option A): every second pixel, new channels zero."""
+    """ResNet's shortcut without parameters (option A): every second pixel, and zeros for the added channels."""
 
     def __init__(self, added: int) -> None:
         super().__init__()
@@ -66,13 +67,13 @@ def resnet20(classes: int = 10) -> nn.Module:
 
 
 def mobilenet_v2(classes: int = 10, width: float = 0.5) -> nn.Module:
-    """Sandler et al. 2018 (arXiv 1801.04381), Table 2; for 32x32 images the first two strides are 1, as is usual."""
+    """Sandler et al. 2018 (arXiv 1801.04381), Table 2. As usual for 32x32 images, the first two strides are 1."""
     channels = divisible(32 * width)
     layers: list[nn.Module] = [conv(3, channels, 3, act=nn.ReLU6)]
-    for expansion, plain, repeat, stride in (
+    for expansion, base, repeat, stride in (
         (1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
     ):  # fmt: skip
-        out = divisible(plain * width)
+        out = divisible(base * width)
         for index in range(repeat):
             step, hidden = (stride if index == 0 else 1), channels * expansion
             expand = [conv(channels, hidden, act=nn.ReLU6)] if expansion > 1 else []
@@ -88,13 +89,13 @@ def mobilenet_v2(classes: int = 10, width: float = 0.5) -> nn.Module:
 
 
 def divisible(channels: float) -> int:
-    """The nearest multiple of 8 that is not more than a tenth below: MobileNet's rounding."""
+    """MobileNet's rounding: the nearest multiple of 8 that is at least 90 % of `channels`."""
     nearest = max(8, int(channels + 4) // 8 * 8)
     return nearest + 8 if nearest < 0.9 * channels else nearest
 
 
 class Shuffle(nn.Module):
-    """A unit of ShuffleNetV2 (Figure 3c and d): branches, concatenated and shuffled in two groups."""
+    """A unit of ShuffleNetV2 (Figure 3c and d): two branches, concatenated and shuffled in two groups."""
 
     def __init__(self, channels: int, out: int, stride: int) -> None:
         super().__init__()
@@ -109,7 +110,7 @@ class Shuffle(nn.Module):
         self.right = nn.Sequential(conv(inner, half), conv(half, half, 3, stride, half, None), conv(half, half))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Plain integers, so that the exported graph has no nodes that compute shapes.
+        # With plain integers, the exported graph has no nodes that compute shapes.
         half = int(x.shape[1]) // 2
         left, right = (x[:, :half], x[:, half:]) if self.split else (x, x)
         both = torch.cat([self.left(left), self.right(right)], 1)
@@ -118,7 +119,7 @@ class Shuffle(nn.Module):
 
 
 def shufflenet_v2(classes: int = 10) -> nn.Module:
-    """Ma et al. 2018 (arXiv 1807.11164), Table 5, 0.5x; for 32x32 images the first stride is 1, without max pooling."""
+    """Ma et al. 2018 (arXiv 1807.11164), Table 5, 0.5x. For 32x32 images, the first stride is 1 without max pooling."""
     layers: list[nn.Module] = [conv(3, 24, 3)]
     channels = 24
     for out, repeat in ((48, 4), (96, 8), (192, 4)):
@@ -128,8 +129,9 @@ def shufflenet_v2(classes: int = 10) -> nn.Module:
     return nn.Sequential(*layers, *head)
 
 
-#: With parameters and Mult-Adds in millions, as published for these forms with 10 classes by
-#: github.com/chenyaofo/pytorch-cifar-models, whose ResNet-20 (0.27, 40.81) projects two shortcuts, by 0.131 each.
+#: Builder, parameters and Mult-Adds (both in millions) for 10 classes, as published by
+#: github.com/chenyaofo/pytorch-cifar-models. Its ResNet-20 has 40.81 million Mult-Adds: it projects two shortcuts, at
+#: 0.131 million each.
 PEERS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "shufflenetv2-x0.5": (shufflenet_v2, "0.35", "10.90"),
     "mobilenetv2-x0.5": (mobilenet_v2, "0.70", "27.97"),
@@ -138,7 +140,7 @@ PEERS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
 
 
 class FromBytes(nn.Module):
-    """A network that takes bytes, as the project's exports do: uint8 (N, H, W, C) to logits and probabilities."""
+    """A network with the interface of the project's exports: uint8 (N, H, W, C) to logits and probabilities."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -150,7 +152,7 @@ class FromBytes(nn.Module):
 
 
 def mult_adds(network: nn.Module) -> int:
-    """Of convolutions and fully connected layers, for one image of 32x32 pixels."""
+    """Mult-Adds of convolutions and fully connected layers for one image of 32x32 pixels."""
     total = 0
 
     def count(module: nn.Module, _inputs: object, output: Tensor) -> None:
@@ -175,7 +177,7 @@ def write_peers(folder: Path) -> list[Path]:
         torch.manual_seed(0)
         paths.append(folder / f"{name}.onnx")
         with warnings.catch_warnings():
-            # torch's older exporter folds batch normalisation too, and needs no package besides onnx.
+            # torch's older exporter also folds batch normalisation, and needs only onnx.
             warnings.simplefilter("ignore")
             example = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
             torch.onnx.export(
@@ -184,8 +186,8 @@ def write_peers(folder: Path) -> list[Path]:
                 dynamic_axes={key: {0: "N"} for key in ("images", "logits", "probabilities")},
             )  # fmt: skip
         model = onnx.load(paths[-1])
-        said = {"class_names": json.dumps(list("0123456789")), "image_size": "[32, 32]", "in_channels": "3"}
-        onnx.helper.set_model_props(model, said)
+        metadata = {"class_names": json.dumps(list("0123456789")), "image_size": "[32, 32]", "in_channels": "3"}
+        onnx.helper.set_model_props(model, metadata)
         write_atomically(paths[-1], model.SerializeToString())
     return paths
 

@@ -1,6 +1,6 @@
-"""The networks as a PyTorch user would write them first.
+"""The networks as a PyTorch user would first write them.
 
-NCHW, grouped convolution for the depth multiplier, torch's own fractional max pooling and Adam's defaults.
+NCHW, grouped convolutions for the depth multiplier, torch's own fractional max pooling, Adam with defaults.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ VERSION = f"torch {torch.__version__}"
 
 
 def training_step(network: Network, batch: int, threads: int) -> Callable[[], object]:
-    """A whole training step on one batch of normalised images."""
+    """A complete training step on one batch of normalised images."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = build(network).train()
@@ -25,7 +25,7 @@ def training_step(network: Network, batch: int, threads: int) -> Callable[[], ob
 
 
 def data(network: Network, batch: int) -> tuple[Tensor, Tensor]:
-    """Normalised images, (N, C, H, W), and labels, (N)."""
+    """Normalised images (N, C, H, W) and labels (N,)."""
     images = torch.randn(batch, network.in_channels, *network.image_size)
     return images, torch.randint(network.classes, (batch,))
 
@@ -33,7 +33,7 @@ def data(network: Network, batch: int) -> tuple[Tensor, Tensor]:
 def step(
     model: Callable[[Tensor], Tensor], optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor
 ) -> Callable[[], Tensor]:
-    """The step as a function, which returns the loss."""
+    """A function that takes one step and returns the loss."""
 
     def take() -> Tensor:
         optimizer.zero_grad()

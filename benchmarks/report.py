@@ -1,6 +1,6 @@
 """Results of a benchmark: tables for the terminal, records for the JSON file, and docs/SPEED.md.
 
-python benchmarks/report.py prints docs/SPEED.md from results/bench.json.
+Usage: python benchmarks/report.py > docs/SPEED.md
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.table import Table
 
 RESULTS = Path(__file__).parent.parent / "results" / "bench.json"
 
-#: What training is compared with: its name in the record, and its description.
+#: The sides that training is compared with, by their name in the record.
 SIDES = {
     "plain PyTorch": "**Plain PyTorch**, as first written: NCHW, grouped convolutions, Adam with defaults",
     "good PyTorch": "**Good PyTorch**: the same modules, channels-last, fused Adam, torch.compile where faster",
@@ -26,9 +26,9 @@ SIDES = {
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured figure beside what it should reach. An aim is only reported; missing a target fails `--check`.
+    """A measured figure and its target. A missed target fails `--check`, unless it is only an aim.
 
-    `limit` is what it cannot exceed: above it, the measurement is wrong.
+    Above `limit`, the measurement itself is wrong.
     """
 
     value: float
@@ -53,21 +53,21 @@ Cell = Figure | float | str | None
 
 @dataclass(frozen=True)
 class Section:
-    """One table: rows with equal keys. None stands for what could not be measured."""
+    """One table: rows with equal keys. A cell that could not be measured is None."""
 
     title: str
     rows: list[dict[str, Cell]]
 
     def missed(self) -> bool:
-        """Whether a figure misses its target (not merely an aim)."""
+        """Whether a figure misses a target that is not only an aim."""
         figures = [cell for row in self.rows for cell in row.values() if isinstance(cell, Figure)]
         return any(not figure.reached and not figure.aim for figure in figures)
 
     def errors(self) -> list[str]:
-        """What cannot be, a line for each figure."""
+        """One line for each figure above its limit."""
         return [
-            f"{self.title}: {name} of {next(iter(row.values()))} is {cell.value:.4g}{cell.unit}, above the "
-            f"{cell.limit:g}{cell.unit} that nothing can exceed: measure again on a quiet machine"
+            f"{self.title}: {name} of {next(iter(row.values()))} is {cell.value:.4g}{cell.unit}, but cannot exceed "
+            f"{cell.limit:g}{cell.unit}: measure again on a quiet machine"
             for row in self.rows
             for name, cell in row.items()
             if isinstance(cell, Figure) and cell.limit is not None and cell.value > cell.limit
@@ -100,10 +100,10 @@ def _json(cell: Cell) -> Any:
 
 
 def speed(record: Mapping[str, Any]) -> str:
-    """docs/SPEED.md: every figure in it is from the record.
+    """The text of docs/SPEED.md. All its figures come from the record.
 
     Args:
-        record: written by bench.py after a full run.
+        record: the JSON that bench.py writes after a full run.
     """
 
     def rows(title: str) -> list[dict[str, Any]]:
@@ -159,7 +159,7 @@ def speed(record: Mapping[str, Any]) -> str:
 
 
 def _compiling(rows: list[dict[str, Any]]) -> list[str]:
-    """How torch.compile did for good PyTorch, in sentences."""
+    """Sentences on torch.compile."""
     compiled = [row for row in rows if row["compiled"] is not None]
     if not compiled:
         return []

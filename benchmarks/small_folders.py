@@ -1,10 +1,10 @@
-"""How long to train on few images: accuracy on validation images by images per class, batch size and number of steps.
+"""How long to train on few images: validation accuracy by images per class, batch size and number of steps.
 
     HYBRID_MOBILENET_DATA=... python benchmarks/small_folders.py --per-class 100 --steps 500 1000 2000 --batch-size 32
 
-The images are drawn from the training images of CIFAR-10, or of the digits; validation images are others of them, and
-test images are never looked at. A line of JSON per run is added to runs/small-folders.jsonl, and a run that stands
-there is not made again: docs/LOG.md has what came of it.
+Images for training and validation are drawn from the training images of CIFAR-10 or of the digits. Test images are not
+used. Each run appends a line of JSON to runs/small-folders.jsonl, and recorded runs are not repeated. The results are
+in docs/LOG.md.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ RESULTS = Path("runs/small-folders.jsonl")
 VALIDATION = 200
 
 
-def drawn(dataset: ImageDataset, per_class: int, draw: int) -> tuple[ImageDataset, ImageDataset]:
-    """So many images of each class to train on, and others to validate on."""
+def sample(dataset: ImageDataset, per_class: int, draw: int) -> tuple[ImageDataset, ImageDataset]:
+    """Draw `per_class` images of each class for training, and others for validation."""
     generator = torch.Generator().manual_seed(draw)
     chosen, others = [], []
     for label in range(len(dataset.class_names)):
@@ -78,7 +78,7 @@ def main() -> None:
         }
         if json.dumps(run) in keys:
             continue
-        images, validation = drawn(everything, per_class, draw)
+        images, validation = sample(everything, per_class, draw)
         recipe = paper_recipe(options.family, options.data).with_epochs(options.epochs)
         recipe = replace(recipe, batch_size=batch_size, least_steps=steps)
         splits = Splits(images, None, validation, options.data, True)

@@ -1,4 +1,4 @@
-"""Timing several sides of a comparison on a machine that others use too."""
+"""Time the sides of a comparison on a shared machine."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TypeVar
 
 Side = TypeVar("Side", bound=Hashable)
 
-#: Runs a side a number of times and returns the seconds that one took on average.
+#: Runs a side a number of times and returns the mean seconds per run.
 Timed = Callable[[int], float]
 
 
 def timed(step: Callable[[], object], warm_up: int = 0) -> Timed:
-    """A function as one side of a comparison, called so often before the clock starts."""
+    """Make a function one side of a comparison. It is called `warm_up` times before each timing."""
 
     def run(times: int) -> float:
         for _ in range(warm_up):
@@ -30,13 +30,16 @@ def timed(step: Callable[[], object], warm_up: int = 0) -> Timed:
 def interleave(
     sides: Mapping[Side, Timed], times: Mapping[Side, int], rounds: int, advance: Callable[[], None]
 ) -> dict[Side, list[float]]:
-    """Seconds of every side in every round: A B C, A B C, ..., so that what slows the machine slows all alike.
+    """Time the sides in turns (A B C, A B C, ...), so that other load on the machine slows all sides alike.
 
     Args:
-        sides: what to time, by name.
+        sides: the sides, by name.
         times: how often to run each side in a round.
         rounds: number of rounds.
-        advance: told after every round.
+        advance: called after every round.
+
+    Returns:
+        Seconds per run of each side, one value per round.
     """
     seconds: dict[Side, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
@@ -47,5 +50,5 @@ def interleave(
 
 
 def speed_up(slow: list[float], fast: list[float]) -> float:
-    """How many times faster `fast` is: the median of the ratios of the rounds."""
+    """How many times faster `fast` is: the median over the rounds of the ratio."""
     return median(a / b for a, b in zip(slow, fast, strict=True))

@@ -1,4 +1,4 @@
-"""Training images per second against PyTorch, plain and good, and Keras, on one thread and on two."""
+"""Training speed in images per second, compared with plain PyTorch, good PyTorch and Keras, on one and two threads."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ Answer = TypeVar("Answer")
 
 BATCH = 128
 THREADS = (1, 2)
-#: Sides whose rate no step can exceed; each takes `matrix_product.MULT_ADDS` in place of a step.
+#: Sides that bound the rate of a training step. Each computes `matrix_product.MULT_ADDS` Mult-Adds in place of a step.
 LIMITS = {"torch's product": "matrix_product", "multiply-adds alone": "multiply_adds"}
 EAGER, COMPILED = "good_pytorch", "compiled_pytorch"
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A network, and how many times faster it should train than plain PyTorch, good PyTorch and Keras."""
+    """A network, and its target speedups over plain PyTorch, good PyTorch and Keras."""
 
     name: str
     family: Family
     alpha: float
     delta: int
-    plain_targets: dict[int, float]  # by threads
+    plain_targets: dict[int, float]  # by number of threads
     keras_target: float
     good_target: float = 1.0
 
@@ -49,11 +49,11 @@ COMPARISONS = (
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of a network, by side and threads."""
+    """Measurements of a network, by side and number of threads."""
 
-    seconds: dict[tuple[str, int], list[float]] = field(default_factory=dict)  # of one step in every round
-    first_steps: dict[tuple[str, int], float] = field(default_factory=dict)  # seconds, compiling included
-    failures: dict[tuple[str, int], str] = field(default_factory=dict)
+    seconds: dict[tuple[str, int], list[float]] = field(default_factory=dict)  # per step, one value per round
+    first_steps: dict[tuple[str, int], float] = field(default_factory=dict)  # seconds, including compilation
+    failures: dict[tuple[str, int], str] = field(default_factory=dict)  # reasons
 
 
 def measure(
@@ -65,18 +65,18 @@ def measure(
     *,
     compiling: bool = True,
 ) -> list[Section]:
-    """Whole steps: forward, loss, backward, Adam.
+    """Measure complete steps: forward, loss, backward, Adam.
 
     Args:
         rounds: how often the sides take turns.
         steps: training steps of each side in a round.
-        keras_python: an interpreter that has TensorFlow; Keras is left out if None.
-        versions: filled with the sides' versions.
+        keras_python: an interpreter that has TensorFlow. Keras is skipped if None.
+        versions: the sides' versions are added to it.
         advance: called after every round.
-        compiling: whether torch.compile takes part, which takes minutes.
+        compiling: whether to include torch.compile, which takes minutes.
 
     Raises:
-        WorkerError: where a side ends early that is not torch.compile's.
+        WorkerError: if a side other than torch.compile ends early.
     """
     sides = dict.fromkeys(("ours", "plain_pytorch", EAGER, *LIMITS.values()), sys.executable)
     if compiling:
@@ -89,7 +89,7 @@ def measure(
 
 
 def sections(results: dict[Comparison, Result]) -> list[Section]:
-    """The tables of what was measured."""
+    """The tables of the results."""
     return [
         *(
             Section(
@@ -120,10 +120,10 @@ def sections(results: dict[Comparison, Result]) -> list[Section]:
 
 
 def least_mult_adds(network: Network) -> float:
-    """Mult-Adds that no training step can do without, for one image, where convolutions are computed directly.
+    """The least Mult-Adds per image of a training step with directly computed convolutions.
 
-    Forward, and backward to the weights and to the maps, each as many as the network has, but the gradient of the
-    images is not needed, nor are products with padding.
+    The forward pass, the gradients of the weights and the gradients of the maps each take as many as the network has.
+    The gradient of the images is not needed, and products with padding are not counted.
     """
     return sum(
         (2 if layer is network.layers[0] else 3) * layer_mult_adds(layer) * _share_inside(layer)
@@ -132,7 +132,7 @@ def least_mult_adds(network: Network) -> float:
 
 
 def _share_inside(layer: Layer) -> float:
-    """The share of a convolution's products that are with pixels of the map, and not with padding."""
+    """The share of a convolution's products that are with pixels, not with padding."""
     share = 1.0
     for n_in, n_out in zip(layer.in_size, layer.out_size, strict=True):
         first = [place * layer.stride - layer.kernel // 2 for place in range(n_out)]
@@ -143,7 +143,7 @@ def _share_inside(layer: Layer) -> float:
 
 def _measure(
     comparison: Comparison,
-    sides: dict[str, str],  # with their interpreters
+    sides: dict[str, str],  # side -> interpreter
     rounds: int,
     steps: int,
     versions: set[str],
@@ -153,7 +153,7 @@ def _measure(
     result = Result()
 
     def attempt(key: tuple[str, int], act: Callable[[], Answer], otherwise: Answer) -> Answer:
-        """What a side answers; where torch.compile fails, which a user then goes without, something else."""
+        """Call a side. If torch.compile fails, record why and return `otherwise`: a user would go on without it."""
         if key not in result.failures:
             try:
                 return act()
@@ -169,7 +169,7 @@ def _measure(
             for side, python in sides.items():
                 key = side, threads
                 worker = stack.enter_context(Worker(side, arguments, threads, python))
-                warm = attempt(key, worker.warm_up, None)  # one after the other: they would starve each other
+                warm = attempt(key, worker.warm_up, None)  # one at a time, since they compete for the cores
                 if warm:
                     versions.add(warm[0])
                     result.first_steps[key] = warm[1]
@@ -186,7 +186,7 @@ def _row(comparison: Comparison, result: Result, threads: int) -> dict[str, Cell
     keras = result.seconds.get(("keras_networks", threads))
     work = BATCH * least_mult_adds(resolve(comparison.family, comparison.alpha, comparison.delta))
     fastest = map(min, *(result.seconds[side, threads] for side in LIMITS.values()))
-    limit = [seconds * work / matrix_product.MULT_ADDS for seconds in fastest]  # of a step of products alone
+    limit = [seconds * work / matrix_product.MULT_ADDS for seconds in fastest]  # least seconds of a step
     return {
         "network": comparison.name,
         "ours": BATCH / median(ours),
@@ -201,7 +201,7 @@ def _row(comparison: Comparison, result: Result, threads: int) -> dict[str, Cell
 
 
 def _better(result: Result, threads: int) -> str:
-    """Good PyTorch's faster side, by the median."""
+    """The faster side of good PyTorch, eager or compiled, by the median."""
     return min(
         (side for side in (EAGER, COMPILED) if (side, threads) in result.seconds),
         key=lambda side: median(result.seconds[side, threads]),

@@ -1,4 +1,4 @@
-"""Processes that time a training step when asked, and sleep while another is timed."""
+"""Processes that time a training step on request, and sleep while another is timed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typing import Self
 
 FOLDER = Path(__file__).parent
 
-#: Seconds from the start until a side is warm, compiling included, after which it counts as hanging.
-PATIENCE = 600
+#: Seconds for a side to warm up, including compilation.
+WARM_UP_TIMEOUT = 600
 
 
 class WorkerError(RuntimeError):
     """A worker ended early.
 
     Attributes:
-        reason: why, in a line: the signal that ended it, what it said last.
+        reason: one line with the signal that ended it and its last error message.
     """
 
     def __init__(self, side: str, reason: str, errors: str) -> None:
@@ -32,15 +32,15 @@ class WorkerError(RuntimeError):
 
 
 class Worker:
-    """A running step_worker.py (see there for what is said), ended on leaving the `with` block.
+    """A running step_worker.py, which documents the protocol. It is killed at the end of the `with` block.
 
-    What torch.compile made before is not found: its cache is a folder that goes with the worker.
+    torch.compile starts with an empty cache, in a temporary folder of the worker.
 
     Args:
         side: a module of this folder with `training_step`.
         arguments: family, alpha, delta and batch size.
-        threads: for the side's own thread pools.
-        python: the interpreter, which must have what the side imports.
+        threads: number of threads in the side's thread pools.
+        python: the interpreter. It must have the packages that the side imports.
     """
 
     def __init__(self, side: str, arguments: tuple[object, ...], threads: int, python: str = sys.executable) -> None:
@@ -60,7 +60,7 @@ class Worker:
                 "TORCHINDUCTOR_CACHE_DIR": self._cache.name,
             },
         )
-        self._side, self._hanging = side, False
+        self._side, self._timed_out = side, False
 
     def __enter__(self) -> Self:
         return self
@@ -72,14 +72,15 @@ class Worker:
         self._cache.cleanup()
 
     def warm_up(self) -> tuple[str, float]:
-        """Wait until the side is warm: what it is a measurement of, and its first step's seconds, compiling included.
+        """Wait until the side is warm. To be called once, before all other calls.
 
-        To be called once, first.
+        Returns:
+            The side's version, and the seconds of its first step, including compilation.
 
         Raises:
-            WorkerError: where it ends before that, or is not warm after `PATIENCE` seconds.
+            WorkerError: if it ends early, or is not warm after `WARM_UP_TIMEOUT` seconds.
         """
-        timer = Timer(PATIENCE, self._give_up)
+        timer = Timer(WARM_UP_TIMEOUT, self._time_out)
         timer.start()
         try:
             version, first = self._answer().split("\t")
@@ -88,13 +89,13 @@ class Worker:
         return version, float(first)
 
     def __call__(self, steps: int) -> float:
-        """Seconds that one of `steps` steps takes on average.
+        """Run `steps` steps, and return the mean seconds per step.
 
         Raises:
-            WorkerError: where it has ended.
+            WorkerError: if the process has ended.
         """
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended: so it does not answer
+        with suppress(BrokenPipeError):  # the process has ended: _answer raises the error
             self._process.stdin.write(f"{steps}\n")
         return float(self._answer())
 
@@ -105,17 +106,17 @@ class Worker:
             raise self._error()
         return line.strip()
 
-    def _give_up(self) -> None:
-        self._hanging = True
+    def _time_out(self) -> None:
+        self._timed_out = True
         self._process.kill()
 
     def _error(self) -> WorkerError:
         status = self._process.wait()
         self._errors.seek(0)
         errors = self._errors.read()
-        if self._hanging:
-            return WorkerError(self._side, f"not warm after {PATIENCE} s", errors)
+        if self._timed_out:
+            return WorkerError(self._side, f"not warm after {WARM_UP_TIMEOUT} s", errors)
         lines = [line for line in errors.splitlines() if line.strip()]
-        named = [line for line in lines if re.match(r"[\w.]+: ", line)]  # torch has advice below an exception
-        said = (named or lines or [f"exit status {status}"])[-1].strip()
-        return WorkerError(self._side, f"{signal.Signals(-status).name}: {said}" if status < 0 else said, errors)
+        exceptions = [line for line in lines if re.match(r"[\w.]+: ", line)]  # torch prints advice after an exception
+        last = (exceptions or lines or [f"exit status {status}"])[-1].strip()
+        return WorkerError(self._side, f"{signal.Signals(-status).name}: {last}" if status < 0 else last, errors)

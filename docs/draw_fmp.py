@@ -1,4 +1,4 @@
-"""Draw docs/fmp.png: what fractional max pooling does to one image, beside 2x2 max pooling.
+"""Draw docs/fmp.png: fractional max pooling of an image, compared with 2x2 max pooling.
 
 Usage: python docs/draw_fmp.py
 """
@@ -26,11 +26,11 @@ CROP = (135, 45, 495, 405)  # of scikit-learn's flower.jpg: left, top, right, bo
 SIDE = 32
 STEPS = 3
 SEEDS = (1, 2)
-FOLLOWED = 7, 4  # row and column of the pixel that is followed from the image to the next map
+OUTLINED = 7, 4  # row and column of the outlined pixel in the second map
 
 
 def draw(path: Path) -> None:
-    """Write the picture to `path` as PNG: a row for 2x2 max pooling, and one for each of two draws of regions."""
+    """Write the picture to `path` as PNG: a row for 2x2 max pooling, and one for each draw of regions."""
     figure = Figure(figsize=(9.2, 7.7), layout="constrained")
     panels = figure.subplots(1 + len(SEEDS), 1 + STEPS)
     draw_row(panels[0], "2 x 2 max pooling", None)
@@ -49,7 +49,7 @@ def draw(path: Path) -> None:
 
 
 def draw_row(panels: list[Axes], name: str, generator: torch.Generator | None) -> None:
-    """The image and what `STEPS` poolings make of it; 2x2 pooling without a generator, else FMP with its draws."""
+    """Draw the image and its maps after each of `STEPS` poolings: FMP with `generator`, or 2x2 pooling without it."""
     maps = sample_image()
     for step, axes in enumerate(panels):
         n = maps.shape[-1]
@@ -64,24 +64,24 @@ def draw_row(panels: list[Axes], name: str, generator: torch.Generator | None) -
             axes.vlines(columns.tolist(), 0, n, "white", linewidth=0.6)
             maps = fractional_max_pool2d(maps, rows, columns)
             if step == 0:
-                i, j = FOLLOWED
+                i, j = OUTLINED
                 outline(axes, rows[i : i + 2], columns[j : j + 2])
                 outline(panels[1], torch.tensor([i, i + 1]), torch.tensor([j, j + 1]))
 
 
 def outline(axes: Axes, rows: Tensor, columns: Tensor) -> None:
-    """A frame around a rectangle of pixels, given where its rows and columns begin and end."""
+    """Outline a rectangle of pixels, given the bounds of its rows and columns."""
     (top, bottom), (left, right) = rows.tolist(), columns.tolist()
     axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color="cyan", linewidth=2, zorder=3))
 
 
 def sequence(n: int, generator: torch.Generator | None) -> Tensor:
-    """Where the regions of an axis of `n` pixels begin and end; all are two pixels wide without a generator."""
+    """Bounds of the regions along an axis of `n` pixels. Without a generator, all regions are two pixels wide."""
     return random_sequence(n, n // 2 if generator is None else fractional_size(n, FMP_RATIO), generator)
 
 
 def sample_image() -> Tensor:
-    """A flower, (1, 3, SIDE, SIDE) in 0..1."""
+    """A photo of a flower, (1, 3, SIDE, SIDE) in 0..1."""
     flower = Image.fromarray(load_sample_image("flower.jpg")).crop(CROP).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     pixels = torch.frombuffer(bytearray(flower.tobytes()), dtype=torch.uint8)
     return pixels.view(1, SIDE, SIDE, 3).permute(0, 3, 1, 2).float() / 255

@@ -1,4 +1,4 @@
-"""Classify an image with a model exported for ExecuTorch: ExecuTorch and Pillow are all it takes.
+"""Classify an image with a model exported for ExecuTorch. Only ExecuTorch and Pillow are needed.
 
 Usage: python run_executorch.py model.pte image.png
 """

@@ -1,4 +1,4 @@
-"""Classify an image with a model exported for LiteRT: LiteRT and Pillow are all it takes.
+"""Classify an image with a model exported for LiteRT. Only LiteRT and Pillow are needed.
 
 Usage: python run_litert.py model.tflite image.png
 """

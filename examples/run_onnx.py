@@ -1,4 +1,4 @@
-"""Classify an image with a model exported to ONNX: ONNX Runtime and Pillow are all it takes.
+"""Classify an image with a model exported to ONNX. Only ONNX Runtime and Pillow are needed.
 
 Usage: python run_onnx.py model.onnx image.png
 """

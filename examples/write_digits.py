@@ -14,7 +14,7 @@ from hybrid_mobilenet.data.dataset import load_data
 
 
 def write_digits(folder: Path) -> None:
-    """Write digit-0.png to digit-9.png, 8x8 greyscale: the first test image of each class, never trained on."""
+    """Write the first test image of each class as digit-0.png to digit-9.png, 8x8 greyscale."""
     test = load_data("digits", image_size=8, channels=1).test
     folder.mkdir(parents=True, exist_ok=True)
     for label, name in enumerate(test.class_names):

@@ -1,4 +1,4 @@
-"""The benchmark of `make bench`: what it compares with, the limit it measures, and what it does when a side fails."""
+"""The benchmark of `make bench`: the sides it compares, the limit it measures, and failures of a side."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hybrid_mobilenet.network.cost import layer_mult_adds, network_mult_adds
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
-#: In the place of Python: sides that take no time to start. FAILING is the one that fails, in its round AT.
+#: Replaces Python with sides that start at once. The side FAILING fails in its round AT.
 STUB = """#!/bin/sh
 side=$2 round=0
 fail() { echo "torch.Error: no luck" >&2; echo "Some advice." >&2; kill -ABRT $$; }
@@ -50,7 +50,7 @@ def rows(sections: list[Any], title: str) -> list[dict[str, Any]]:
 
 
 def measure(**others: Any) -> list[Any]:
-    """The sections of a few rounds."""
+    """The sections after a few rounds."""
     versions: set[str] = set()
     sections: list[Any] = import_module("training").measure(3, 1, None, versions, lambda: None, **others)
     assert "ours 1.0" in versions
@@ -59,18 +59,18 @@ def measure(**others: Any) -> list[Any]:
 
 def test_good_pytorch_computes_what_plain_pytorch_does(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, good = import_module("plain_pytorch"), import_module("good_pytorch")
-    network, given = resolve("fmp", 0.25, 2), list[Any]()
+    network, arguments = resolve("fmp", 0.25, 2), list[Any]()
     loss = float(plain.training_step(network, 16, 1)())
     step = plain.step
-    monkeypatch.setattr(plain, "step", lambda *parts: (given.extend(parts), step(*parts))[1])  # type: ignore[func-returns-value]
+    monkeypatch.setattr(plain, "step", lambda *parts: (arguments.extend(parts), step(*parts))[1])  # type: ignore[func-returns-value]
     assert float(good.training_step(network, 16, 1)()) == pytest.approx(loss, rel=1e-3)
-    model, optimizer, images, _ = given
+    model, optimizer, images, _ = arguments
     assert optimizer.defaults["fused"]
     maps = [images, *(parameter for parameter in model.parameters() if parameter.ndim == 4)]
     assert all(each.is_contiguous(memory_format=torch.channels_last) for each in maps)
 
 
-def test_a_worker_answers() -> None:
+def test_a_worker_measures_a_side() -> None:
     workers = import_module("workers")
     with workers.Worker("good_pytorch", ("mobilenet", 0.25, 1, 2), 1) as worker:
         version, first = worker.warm_up()
@@ -80,7 +80,7 @@ def test_a_worker_answers() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_multiply_adds_are_done_and_counted(threads: int) -> None:
+def test_multiply_adds_are_computed_and_counted(threads: int) -> None:
     module = import_module("multiply_adds")
     sums = torch.zeros(threads, module.SUMS * module.WIDTH)
     module.multiply_adds(sums, 1000)
@@ -88,19 +88,19 @@ def test_multiply_adds_are_done_and_counted(threads: int) -> None:
     assert module.MULT_ADDS // sums.numel() * sums.numel() == pytest.approx(module.MULT_ADDS, rel=1e-6)
 
 
-def test_only_mult_adds_that_a_step_needs_are_counted() -> None:
+def test_least_mult_adds_of_a_step() -> None:
     training = import_module("training")
     network = resolve("mobilenet", 1.0, 1)
     least, whole = training.least_mult_adds(network), 3 * network_mult_adds(network)
     assert 0.9 * whole < least < whole - layer_mult_adds(network.layers[0])
     layer = Layer("depthwise", "depthwise", 8, 8, (2, 2), (2, 2), kernel=3)
-    assert training._share_inside(layer) == pytest.approx(4 / 9)  # each of the four pixels has four neighbours
+    assert training._share_inside(layer) == pytest.approx(4 / 9)  # each pixel sees all four
     layer = Layer("conv", "convolution", 3, 8, (4, 4), (2, 2), kernel=3, stride=2)
-    assert training._share_inside(layer) == pytest.approx((5 / 6) ** 2)  # a row and a column above and left
+    assert training._share_inside(layer) == pytest.approx((5 / 6) ** 2)  # padding above and on the left
 
 
 @pytest.mark.usefixtures("stub")
-def test_the_better_of_eager_and_compiled_counts() -> None:
+def test_the_faster_of_eager_and_compiled_is_compared() -> None:
     sections = measure()
     for threads in ("1 thread", "2 threads"):
         for row in rows(sections, f"Training, images/s, batch 128, {threads}"):
@@ -114,7 +114,7 @@ def test_the_better_of_eager_and_compiled_counts() -> None:
 
 @pytest.mark.usefixtures("stub")
 @pytest.mark.parametrize("at", [0, 2])
-def test_torch_compile_may_abort(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eager_is_compared_if_torch_compile_aborts(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAILING", "compiled_pytorch")
     monkeypatch.setenv("AT", str(at))
     sections = measure()
@@ -127,8 +127,8 @@ def test_torch_compile_may_abort(at: int, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("stub")
-def test_a_compilation_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("workers"), "PATIENCE", 1)
+def test_a_compilation_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("workers"), "WARM_UP_TIMEOUT", 1)
     Path(sys.executable).write_text("#!/bin/sh\nexec sleep 60\n")
     workers = import_module("workers")
     with workers.Worker("compiled_pytorch", (), 1, sys.executable) as worker:
@@ -138,7 +138,7 @@ def test_a_compilation_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.usefixtures("stub")
-def test_no_other_side_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_any_other_side_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAILING", "plain_pytorch")
     monkeypatch.setenv("AT", "1")
     with pytest.raises(RuntimeError, match=r"plain_pytorch worker ended early, SIGABRT: torch.Error: no luck:\n"):
@@ -146,7 +146,7 @@ def test_no_other_side_may_fail(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def result(training: Any, **seconds: float) -> Any:
-    """Three rounds in which the sides took so many seconds a step, on one thread and on two."""
+    """A result of three rounds on one and on two threads, with these seconds per step of each side."""
     sides = {"ours": 0.1, "plain_pytorch": 0.4, "good_pytorch": 0.3, "matrix_product": 0.05, "multiply_adds": 0.04}
     times = {(side, threads): [time] * 3 for side, time in (sides | seconds).items() for threads in (1, 2)}
     return training.Result(times)
@@ -178,11 +178,11 @@ def test_a_share_above_the_limit_is_an_error_and_nothing_is_written(
     assert error.count("\n") == (2 if ours == 0.001 else 0)
     if error:
         assert error.startswith("error: Training, images/s, batch 128, 1 thread: of the limit of MobileNet d1 a1 is ")
-        assert "above the 100% that nothing can exceed" in error
+        assert ", but cannot exceed 100%: measure again" in error
 
 
 @pytest.mark.usefixtures("stub")
-def test_the_section_on_speed_names_what_took_part() -> None:
+def test_the_report_on_speed_names_the_sides_that_were_measured() -> None:
     report = import_module("report")
     record = json.loads(report.RESULTS.read_text())
     pooling = [section for section in record["sections"] if section["title"].startswith("Fractional")]
@@ -190,5 +190,5 @@ def test_the_section_on_speed_names_what_took_part() -> None:
     assert "| Network | Threads | images/s | over plain PyTorch | over good PyTorch |\n" in text
     assert "| FMP d2 a0.25 | 2 | 1280 | 4.0x | 2.0x |\n" in text
     words = " ".join(text.split())
-    assert "torch.compile where that is faster, as for 6 of these 6 (its first step takes 8 s)" in words
+    assert "torch.compile is the faster one in 6 of these 6 cases. Its first step takes 8 s." in words
     assert "Keras" not in words

@@ -1,4 +1,4 @@
-"""The benchmark for GPUs, as far as a CPU can run it: its figures are of the CPU, and stand for nothing."""
+"""The GPU benchmark, run on a CPU where possible. Its figures there mean nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_kernel_is_checked_and_timed(gpu: Any, monkeypatch: pytest.MonkeyPat
     assert not section.missed()
     (row,) = gpu.time_kernel(CPU, 2, rounds=1).rows[:1]
     assert row["forward, us"] > 0
-    # A map of 2 * 8 * 25 numbers and its pooled form of 2 * 8 * 16, both fp32, and the winners, a byte each.
+    # A map of 2 * 8 * 25 values and its pooled form of 2 * 8 * 16 in fp32, and a byte per winner.
     assert row["floor of either, us"] == pytest.approx((1600 + 1024 + 256) / row["copy, GB/s"] / 1000)
     monkeypatch.setattr(gpu.reference, "forward", lambda x, *_: (x, x))
     monkeypatch.setattr(gpu.reference, "backward", lambda g, *_: g)
@@ -37,14 +37,14 @@ def test_the_kernel_is_checked_and_timed(gpu: Any, monkeypatch: pytest.MonkeyPat
 
 
 def test_training_is_timed(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "get_args", lambda _: ("fp32",))  # CPUs have no other
+    monkeypatch.setattr(gpu, "get_args", lambda _: ("fp32",))  # the only precision on a CPU
     rows = gpu.time_training(CPU, (4,), rounds=1).rows
     assert [row["network"] for row in rows] == ["MobileNet d1 a1", "MP3 d2 a0.5", "FMP d2 a0.25"]
     assert all(row["fp32, images/s"] > 0 and row["fp32, graph, images/s"] > 0 for row in rows)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so() -> None:
+def test_without_a_gpu_it_ends_with_an_error() -> None:
     done = run_python(BENCHMARKS / "gpu.py")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: there is no CUDA device here")

@@ -124,7 +124,7 @@ def test_paths_that_are_no_files_are_named_and_not_read(model: Path, images: Pat
     assert result.exit_code == 2
     assert len(json.loads(result.stdout)) == 3
     for line, path in zip(result.stderr.splitlines(), (link, pipe), strict=True):
-        assert line.startswith(f"error: {path} is no regular file")
+        assert line.startswith(f"error: {path} is not a regular file")
 
 
 def test_predict_json(model: Path, images: Path) -> None:
@@ -182,8 +182,8 @@ def test_paths_that_are_none_among_good_images(model: Path, images: Path, tmp_pa
     assert found == ["digit 1.png", "digit 0.png", "digit 1.png", "digit 2.png"]
     missing, empty, link = result.stderr.splitlines()
     assert missing.startswith(f"error: {tmp_path / 'nothere.png'} does not exist")
-    assert empty.startswith(f"error: {tmp_path / 'empty'} holds no image")
-    assert link.startswith(f"error: {folder / 'digit 0.5.png'} is no regular file")
+    assert empty.startswith(f"error: {tmp_path / 'empty'} contains no images")
+    assert link.startswith(f"error: {folder / 'digit 0.5.png'} is not a regular file")
     result = invoke("predict", model, images / "digit 1.png", "nothere.png")
     assert (result.exit_code, result.stdout.count("digit 1.png")) == (2, 1)
     assert re.fullmatch(r"error: nothere\.png does not exist[^\n]+\n", result.stderr)
@@ -308,7 +308,7 @@ def test_predict_refuses(model: Path, images: Path, tmp_path: Path) -> None:
     fails(invoke("predict", model, images, "--top", "0"), "top is 0, but must be 1 or more")
     fails(invoke("predict", model, images, "--passes", "0"), "passes is 0")
     fails(invoke("predict", model, tmp_path / "missing.png"), "missing.png does not exist")
-    fails(invoke("predict", model, tmp_path), f"{tmp_path} holds no image")
+    fails(invoke("predict", model, tmp_path), f"{tmp_path} contains no images")
     assert invoke("predict", model).exit_code == 2
 
 

@@ -1,4 +1,4 @@
-"""Data: preprocessing of every kind of image, every kind of source, splits, and all that can be wrong with them."""
+"""Data: preprocessing of all kinds of images, all kinds of sources, splits, and errors in each."""
 
 from __future__ import annotations
 
@@ -47,21 +47,21 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that promises an image of this size and has none."""
+    """A PNG whose header declares an image of this size, without pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     start = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     return start + struct.pack(">I", 1000) + b"IDAT"
 
 
 def jpeg_header(width: int, height: int) -> bytes:
-    """A JPEG that promises an image of this size and has another."""
+    """A JPEG whose header declares this size, with the pixels of an 8x8 image."""
     small = encoded(Image.new("RGB", (8, 8)), "JPEG")
-    frame = small.index(b"\xff\xc0") + 5  # behind the marker, the length and the bits per sample
+    frame = small.index(b"\xff\xc0") + 5  # after the marker, the length and the bits per sample
     return small[:frame] + struct.pack(">HH", height, width) + small[frame + 4 :]
 
 
 def image_folder(root: Path, counts: dict[str, int], size: int = 8) -> Path:
-    """A folder with `counts[name]` noise images of each class, all different."""
+    """A folder with `counts[name]` different noise images of each class."""
     for label, (name, count) in enumerate(counts.items()):
         (root / name).mkdir(parents=True)
         for i in range(count):
@@ -82,7 +82,7 @@ def parquet(
     seed: int = 0,
     **more: list[Any],
 ) -> Path:
-    """A table in the Hub's layout, of 8x8 noise images; `names` makes the label column a declared ClassLabel."""
+    """A table of 8x8 noise images in the Hub's layout. `names` declares the label column as a ClassLabel."""
     images = [{"bytes": encoded(Image.fromarray(noise(8, 8, seed=seed + i))), "path": None} for i in range(len(labels))]
     table = pa.table({image_column: pa.array(images, IMAGE), label_column: labels, **more})
     if names is not None:
@@ -107,8 +107,8 @@ def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 # Preprocessing
 
 
-@pytest.mark.parametrize("as_what", ["path", "name", "bytes", "image"])
-def test_image_of_right_size_keeps_its_pixels(as_what: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["path", "name", "bytes", "image"])
+def test_image_of_right_size_keeps_its_pixels(form: str, tmp_path: Path) -> None:
     pixels = noise(5, 7)
     file = tmp_path / "image.png"
     file.write_bytes(encoded(Image.fromarray(pixels)))
@@ -118,7 +118,7 @@ def test_image_of_right_size_keeps_its_pixels(as_what: str, tmp_path: Path) -> N
         "bytes": file.read_bytes(),
         "image": Image.fromarray(pixels),
     }
-    read = read_image(forms[as_what], (5, 7), 3)
+    read = read_image(forms[form], (5, 7), 3)
     assert read.shape == (3, 5, 7)
     assert read.dtype == torch.uint8
     assert np.array_equal(read.permute(1, 2, 0).numpy(), pixels)
@@ -137,7 +137,7 @@ def test_modes() -> None:
     assert one_pixel(encoded(Image.new("1", (2, 2), 1)), channels=1) == [255]
     colour = Image.new("RGB", (2, 2), (200, 100, 50))
     assert one_pixel(colour, channels=1) == [round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)]
-    # CMYK: cyan takes away red; yellow blue.
+    # CMYK: cyan removes red, and yellow removes blue.
     assert one_pixel(encoded(Image.new("CMYK", (2, 2), (255, 0, 0, 0)), "TIFF")) == [0, 255, 255]
     assert one_pixel(Image.new("CMYK", (2, 2), (0, 0, 255, 0))) == [255, 255, 0]
     for channel, wanted in zip(one_pixel(encoded(colour.convert("CMYK"), "JPEG")), (200, 100, 50), strict=True):
@@ -145,7 +145,7 @@ def test_modes() -> None:
     assert one_pixel(Image.new("LAB", (2, 2), (255, 128, 128)), channels=1)[0] > 250
 
 
-def test_transparency_is_laid_on_white() -> None:
+def test_transparent_images_are_composited_on_white() -> None:
     assert one_pixel(Image.new("RGBA", (2, 2), (200, 0, 0, 0))) == [255, 255, 255]
     assert one_pixel(Image.new("RGBA", (2, 2), (200, 0, 0, 255))) == [200, 0, 0]
     assert one_pixel(Image.new("RGBA", (2, 2), (0, 0, 0, 51))) == [204, 204, 204]
@@ -177,7 +177,7 @@ def test_16_bit_transparency() -> None:
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_32_bits_have_no_range(mode: str) -> None:
     with pytest.raises(
-        DataError, match=r"the image cannot .* \(32-bit pixels have no set range: save it with 8 or 16 bits\)"
+        DataError, match=r"the image cannot .* \(32-bit pixels have no defined range: save it with 8 or 16 bits\)"
     ):
         read_image(encoded(Image.new(mode, (2, 2), 70_000), "TIFF"), 2, 3)
 
@@ -229,19 +229,25 @@ GOOD_PNG = encoded(Image.fromarray(noise(64, 64)))
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"is empty or of no known format \(.*\): replace or remove it"),
-        (b"no image at all", r"is empty or of no known format \(JPEG, PNG, WEBP"),
+        (b"", r"is empty or not in a supported format \(.*\): replace or remove it"),
+        (b"no image at all", r"is empty or not in a supported format \(JPEG, PNG, WEBP"),
         (GOOD_JPEG[: len(GOOD_JPEG) // 2], "cannot be read as an image .*truncated"),
         (GOOD_PNG[: len(GOOD_PNG) // 2], "cannot be read as an image"),
         (GOOD_PNG[:60] + b"\0" * 40 + GOOD_PNG[100:], "cannot be read as an image"),
         (png_header(100, 100), "cannot be read as an image"),
-        (png_header(50_000, 20_000), r"\(it has 50000x20000 pixels, but at most 89,478,485 .*\): replace or remove it"),
-        (png_header(10_000, 10_000), r"\(it has 10000x10000 pixels, but at most 89,478,485 .*\): replace or remove it"),
+        (
+            png_header(50_000, 20_000),
+            r"\(it has 50000x20000 pixels, but the limit is 89,478,485, .*\): replace or remove it",
+        ),
+        (
+            png_header(10_000, 10_000),
+            r"\(it has 10000x10000 pixels, but the limit is 89,478,485, .*\): replace or remove it",
+        ),
         (
             jpeg_header(16_384, 16_384),
-            r"\(it has 16384x16384 pixels, but .* of a JPEG 268,435,455\): replace or remove",
+            r"\(it has 16384x16384 pixels, but .* or 268,435,455 for a JPEG\): replace or remove",
         ),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "of no known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not in a supported format"),
     ],
     ids=[
         "empty",
@@ -265,7 +271,7 @@ def test_bad_images_are_named(content: bytes, message: str, tmp_path: Path) -> N
     assert "\n" not in str(raised.value)
 
 
-def test_a_photograph_of_108_megapixels_is_read_from_its_half() -> None:
+def test_a_jpeg_of_108_megapixels_is_decoded_at_half_size() -> None:
     half = Image.new("RGB", (6000, 4500), (200, 30, 30))
     half.paste((30, 30, 200), (3000, 0, 6000, 4500))
     half.paste((240, 240, 240), (0, 3000, 3000, 4500))
@@ -276,7 +282,7 @@ def test_a_photograph_of_108_megapixels_is_read_from_its_half() -> None:
     assert (read_image(photograph, (9, 12), 3).int() - expected).abs().max() <= 2
 
 
-def test_a_large_jpeg_is_not_decoded_below_the_wanted_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_jpeg_is_not_decoded_below_the_requested_size(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = noise(96, 64)
     for kind in ("JPEG", "MPO"):
         content = encoded(Image.fromarray(pixels), kind)
@@ -286,25 +292,25 @@ def test_a_large_jpeg_is_not_decoded_below_the_wanted_size(monkeypatch: pytest.M
         assert torch.equal(read_image(content, 40, 3), whole[40])
         assert not torch.equal(read_image(content, 16, 3), whole[16])  # from half the pixels
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 96 * 64 // 4)
-        with pytest.raises(DataError, match=r"it has 64x96 pixels, but at most 1,536 can be read, of a JPEG 4,608"):
+        with pytest.raises(DataError, match=r"it has 64x96 pixels, but the limit is 1,536, or 4,608 for a JPEG"):
             read_image(content, 40, 3)
 
 
 def orientation_cut_off() -> bytes:
-    """An EXIF block that promises five entries and ends within the first."""
+    """An EXIF block that declares five entries and ends within the first."""
     return b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\x01"
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow's, of JPEGs; the command line leaves it out
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow warns for JPEGs; the command line hides it
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("exif", [b"no TIFF header here", orientation_cut_off()], ids=["garbage", "cut off"])
-def test_a_damaged_exif_block_costs_the_orientation_alone(kind: str, exif: bytes) -> None:
+def test_with_a_damaged_exif_block_only_the_orientation_is_lost(kind: str, exif: bytes) -> None:
     image = Image.fromarray(noise(12, 9))
     whole = read_image(encoded(image, kind, quality=90), (12, 9), 3)
     assert torch.equal(read_image(encoded(image, kind, quality=90, exif=exif), (12, 9), 3), whole)
 
 
-def test_damaged_profiles_and_pages_of_other_programs_cost_nothing() -> None:
+def test_damaged_profiles_and_mpo_pages_are_ignored() -> None:
     image = Image.fromarray(noise(12, 9))
     text = PngInfo()
     text.add_text("Raw profile type exif", "\nexif\n 4\nno hexadecimal digits\n")
@@ -315,7 +321,7 @@ def test_damaged_profiles_and_pages_of_other_programs_cost_nothing() -> None:
     assert torch.equal(read_image(damaged, (12, 9), 3), read_image(pages, (12, 9), 3))
 
 
-def test_reading_images_changes_nothing_of_pillow_s_for_others(tmp_path: Path) -> None:
+def test_reading_images_leaves_pillow_s_settings_alone(tmp_path: Path) -> None:
     file = tmp_path / "large.png"
     file.write_bytes(png_header(10_000, 10_000))
     code = """
@@ -361,10 +367,10 @@ def test_digits() -> None:
     assert splits.validation is not None
     every = (splits.train, splits.validation, splits.test)
     counts = np.bincount(load_digits().target)
-    left, for_validation, held_out = (part.labels.bincount().numpy() for part in every)
-    assert (held_out + for_validation + left).tolist() == counts.tolist()
+    train, validation, test = (part.labels.bincount().numpy() for part in every)
+    assert (test + validation + train).tolist() == counts.tolist()
     assert len(splits.test) == 359  # a fifth
-    assert (np.abs(held_out - counts / 5) <= 8).all()
+    assert (np.abs(test - counts / 5) <= 8).all()
     assert len(splits.validation) == pytest.approx(1438 / 10, rel=0.25)
     for each in every:
         assert each.class_names == tuple("0123456789")
@@ -383,7 +389,7 @@ def test_digits_pixels_are_scaled_to_255() -> None:
     assert ours == theirs
 
 
-def test_the_digits_are_scikit_learn_s_in_its_order() -> None:
+def test_the_digits_are_those_of_scikit_learn_in_the_same_order() -> None:
     # Which ones are held out depends on the order. Made by: np.savez_compressed(file, images=..., labels=...), as uint8
     with np.load(Path(data.__file__).with_name("digits.npz")) as ours:
         theirs = load_digits()
@@ -398,12 +404,12 @@ def contents(dataset: ImageDataset) -> list[bytes]:
     return [image.numpy().tobytes() for image in all_pixels(dataset)]
 
 
-def classes_of(dataset: ImageDataset) -> list[int]:
+def class_labels(dataset: ImageDataset) -> list[int]:
     return sorted(set(dataset.labels.tolist()))
 
 
 def three_parts(root: Path) -> list[set[bytes]]:
-    """Training, validation and test images of a folder, by content, which no two of them share."""
+    """Contents of the training, validation and test images of a folder; checks that the three sets are disjoint."""
     splits = load_data(str(root), image_size=8, validation=0.25)
     assert splits.validation is not None
     parts = [set(contents(each)) for each in (splits.train, splits.validation, splits.test)]
@@ -422,13 +428,13 @@ def test_every_class_is_split(tmp_path: Path) -> None:
         assert ant == 1
         assert 1 <= bee <= 6
         assert 20 <= cat <= 60
-        assert classes_of(splits.validation) == classes_of(splits.train) == [0, 1, 2]
+        assert class_labels(splits.validation) == class_labels(splits.train) == [0, 1, 2]
 
 
-def test_no_image_changes_sides_when_another_comes_or_goes(tmp_path: Path) -> None:
+def test_adding_or_removing_an_image_moves_no_other_between_splits(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "pets", {"bee": 60, "cat": 60})
     before = three_parts(root)
-    Image.fromarray(noise(8, 8, seed=999)).save(root / "bee" / "0000.png")  # the first of all
+    Image.fromarray(noise(8, 8, seed=999)).save(root / "bee" / "0000.png")  # sorts before all others
     (root / "cat" / "030.png").unlink()
     after = three_parts(root)
     assert sum(map(len, after)) == 120
@@ -437,17 +443,17 @@ def test_no_image_changes_sides_when_another_comes_or_goes(tmp_path: Path) -> No
     assert [part & stayed for part in before] == [part & stayed for part in after]
 
 
-def test_a_folder_that_is_moved_and_renamed_is_split_as_before(tmp_path: Path) -> None:
+def test_moving_and_renaming_a_folder_keeps_its_splits(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "pets", {"bee": 20, "cat": 20})
     before = three_parts(root)
     moved = root.rename(tmp_path / "moved")
-    (moved / "bee").rename(moved / "wasp")  # now behind the cats
+    (moved / "bee").rename(moved / "wasp")  # now sorts after the cats
     for index, file in enumerate(sorted((moved / "cat").iterdir())):
         file.rename(moved / "cat" / f"{(index * 7) % 20:02d} renamed.png")
     assert three_parts(moved) == before
 
 
-def test_duplicates_are_on_one_side(tmp_path: Path) -> None:
+def test_duplicates_are_in_the_same_split(tmp_path: Path) -> None:
     root = image_folder(tmp_path, {"bee": 20, "cat": 20})
     for file in [*root.rglob("*.png")]:
         shutil.copy(file, file.with_name(f"again {file.name}"))
@@ -457,7 +463,7 @@ def test_duplicates_are_on_one_side(tmp_path: Path) -> None:
     assert min(map(len, (train, validation, test))) > 0
 
 
-def test_splits_depend_on_seeds_alone(tmp_path: Path) -> None:
+def test_splits_depend_only_on_seeds(tmp_path: Path) -> None:
     root = image_folder(tmp_path, {"a": 20, "b": 20})
 
     def fingerprints(seed: int) -> list[str]:
@@ -520,7 +526,7 @@ def test_test_folder_is_preferred_to_validation(tmp_path: Path) -> None:
     assert len(load_data(str(tmp_path)).test) == 8
 
 
-def test_folders_are_searched_to_any_depth_and_junk_is_left_out(tmp_path: Path) -> None:
+def test_folders_are_searched_to_any_depth_and_junk_is_skipped(tmp_path: Path) -> None:
     image_folder(tmp_path, {"a": 2, "b": 2, "b/deep/deeper": 2, ".hidden": 1, "__MACOSX": 1, "a/.cache": 1})
     for junk in (".DS_Store", "Thumbs.db", "notes.txt", "._000.png", "README"):
         (tmp_path / "a" / junk).write_bytes(b"junk")
@@ -549,7 +555,7 @@ def test_bad_folders(tmp_path: Path) -> None:
     (tmp_path / "bee").mkdir()
     (tmp_path / "bee" / "notes.txt").write_text("no image")
     with pytest.raises(
-        DataError, match=r"class folder .*bee holds no image: add files such as .*, or remove the folder"
+        DataError, match=r"class folder .*bee contains no images: add files such as .*, or remove the folder"
     ):
         load_data(str(tmp_path))
     with pytest.raises(DataError, match=r"notes.txt is a file, but must be a .parquet file, or a folder with one"):
@@ -557,13 +563,13 @@ def test_bad_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe"])
-def test_what_is_no_regular_file(kind: str, tmp_path: Path) -> None:
+def test_images_must_be_regular_files(kind: str, tmp_path: Path) -> None:
     image_folder(tmp_path, {"a": 3, "b": 3})
     if kind == "link":
         (tmp_path / "b" / "odd.png").symlink_to(tmp_path / "gone.png")
     else:
         os.mkfifo(tmp_path / "b" / "odd.png")
-    with pytest.raises(DataError, match=r"odd.png is no regular file \(a broken link\?\): repair or remove it"):
+    with pytest.raises(DataError, match=r"odd.png is not a regular file \(a broken link\?\): repair or remove it"):
         load_data(str(tmp_path))
 
 
@@ -724,7 +730,7 @@ def test_damaged_parquet(tmp_path: Path) -> None:
     content = file.read_bytes()
     for damaged in (content[:-20], b"", content[:100] + bytes(400) + content[500:]):
         file.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"a.parquet.*: (fetch it again|replace or remove it)") as raised:
+        with pytest.raises(DataError, match=r"a.parquet.*: (download it again|replace or remove it)") as raised:
             load_data(str(file))
         assert "\n" not in str(raised.value)
 
@@ -734,7 +740,7 @@ def test_damaged_parquet(tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, list[int]]], None]:
-    """Stands in for the network: whatever is asked for is a data set, built here, with these labels in each split."""
+    """Replaces the network: every requested name gives a data set built here, with these labels in each split."""
     import datasets
 
     def serve(splits: dict[str, list[int]]) -> None:
@@ -766,9 +772,9 @@ def test_hub_splits(hub: Callable[[dict[str, list[int]]], None]) -> None:
     hub({"train": [0, 1], "test": [-1, -1], "validation": [1]})
     assert load_data("someone/competition").test.labels.tolist() == [1]
     hub({"train": [0, 1] * 5, "test": [-1, -1]})
-    assert classes_of(load_data("someone/competition").test) == [0, 1]
+    assert class_labels(load_data("someone/competition").test) == [0, 1]
     hub({"all": [0, 1] * 5})
-    assert classes_of(load_data("someone/single").test) == [0, 1]
+    assert class_labels(load_data("someone/single").test) == [0, 1]
     hub({"train": [0, 1], "test": []})
     with pytest.raises(DataError, match=r"someone/empty \(test\) has no rows: give a table with images"):
         load_data("someone/empty")
@@ -795,7 +801,7 @@ def test_hub_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(
-        DataError, match=r"^a/b is no existing path, and cannot be loaded .* \(no route\): check the name"
+        DataError, match=r"^a/b is not an existing path, and cannot be loaded .* \(no route\): check the name"
     ):
         load_data("a/b")
 
@@ -805,10 +811,10 @@ def test_hub_failure_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_unknown_names() -> None:
     with pytest.raises(
-        DataError, match=r"no data 'cifar-10' \(did you mean 'cifar10'\?\): name digits, cifar10, cifar100"
+        DataError, match=r"no data 'cifar-10' \(did you mean 'cifar10'\?\): give digits, cifar10, cifar100"
     ):
         load_data("cifar-10")
-    with pytest.raises(DataError, match=r"no data '': name .*folder .*Parquet .*Hugging Face Hub, owner/name"):
+    with pytest.raises(DataError, match=r"no data '': give .*folder .*Parquet .*Hugging Face Hub, owner/name"):
         load_data("")
 
 
@@ -824,10 +830,10 @@ def test_existing_path_comes_before_a_hub_name(tmp_path: Path, monkeypatch: pyte
     assert load_data("owner/name").train.class_names == ("a", "b")
 
 
-def test_variable_that_points_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variable_with_a_folder_without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYBRID_MOBILENET_DATA", str(tmp_path))
     with pytest.raises(
-        DataError, match=r"HYBRID_MOBILENET_DATA is .*cifar10/train.parquet is no file: correct the variable"
+        DataError, match=r"HYBRID_MOBILENET_DATA is .*cifar10/train.parquet is not a file: correct the variable"
     ):
         load_data("cifar10")
 
@@ -895,11 +901,11 @@ def pictures(pixels: NDArray[np.uint8], labels: list[int], rows: list[int]) -> I
 def test_fingerprint_changes_with_a_pixel_a_label_and_a_row() -> None:
     pixels = noise(4 * 5, 6).reshape(4, 5, 6, 3)
     labels, rows = [0, 1, 1, 0], [2, 0, 3]
-    changed, elsewhere = pixels.copy(), pixels.copy()
+    changed, changed_outside = pixels.copy(), pixels.copy()
     changed[3, 4, 5, 2] ^= 1
-    elsewhere[1] ^= 1  # not one of the rows
+    changed_outside[1] ^= 1  # not one of the rows
     first = pictures(pixels, labels, rows).fingerprint
-    assert pictures(pixels, labels, rows).fingerprint == pictures(elsewhere, labels, rows).fingerprint == first
+    assert pictures(pixels, labels, rows).fingerprint == pictures(changed_outside, labels, rows).fingerprint == first
     different = {first, pictures(changed, labels, rows).fingerprint, pictures(pixels, labels, [0, 2, 3]).fingerprint}
     different.add(pictures(pixels, [1, 0, 0, 1], rows).fingerprint)
     assert len(different) == 4
@@ -944,7 +950,7 @@ def test_normalisation() -> None:
     assert mean == pytest.approx((1, 0.6, 0))
 
 
-def test_normalisation_looks_at_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_normalisation_is_computed_from_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     streamed = load_data("digits", image_size=8, memory_bound=0).train
     monkeypatch.setattr(data, "NORMALISATION_SAMPLE", 100)
     mean, std = normalisation(streamed)
@@ -955,11 +961,11 @@ def test_normalisation_looks_at_a_sample(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "_READ_AT_ONCE", 1000)
-    told: list[tuple[str, int, int]] = []
-    splits = load_data("digits", image_size=8, validation=0.1, progress=lambda *what: told.append(what))
+    calls: list[tuple[str, int, int]] = []
+    splits = load_data("digits", image_size=8, validation=0.1, progress=lambda *call: calls.append(call))
     assert splits.validation is not None
     train, validation = len(splits.train), len(splits.validation)
-    assert told == [
+    assert calls == [
         ("comparing images", 1000, 1797),
         ("comparing images", 1797, 1797),
         ("reading training images", 1000, train),
@@ -969,14 +975,14 @@ def test_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_test_images_alone(tmp_path: Path) -> None:
+def test_load_test_reads_only_test_images(tmp_path: Path) -> None:
     image_folder(tmp_path / "train", {"a": 3, "b": 3})
     image_folder(tmp_path / "test", {"a": 1, "b": 1})
     (tmp_path / "train/a/000.png").write_bytes(b"damaged")
-    told: list[tuple[str, int, int]] = []
-    test = load_test(str(tmp_path), image_size=(7, 8), channels=1, progress=lambda *what: told.append(what))
-    assert told == [("reading test images", 2, 2)]
-    with pytest.raises(DataError, match=r"train/a/000.png is empty or of no known format"):
+    calls: list[tuple[str, int, int]] = []
+    test = load_test(str(tmp_path), image_size=(7, 8), channels=1, progress=lambda *call: calls.append(call))
+    assert calls == [("reading test images", 2, 2)]
+    with pytest.raises(DataError, match=r"train/a/000.png is empty or not in a supported format"):
         load_data(str(tmp_path))
     assert (test.labels.tolist(), test.image_size, test.channels) == ([0, 1], (7, 8), 1)
 
@@ -1062,11 +1068,11 @@ def test_image_files(tmp_path: Path) -> None:
         root / "b/001.png",
     ]
     with pytest.raises(
-        DataError, match=r"b/0011.png does not exist \(did you mean .*b/001.png.*\): name an image or a folder"
+        DataError, match=r"b/0011.png does not exist \(did you mean .*b/001.png.*\): give an image or a folder"
     ):
         image_files([root / "b/0011.png"])
     (root / "empty").mkdir()
-    with pytest.raises(DataError, match="empty holds no image: name a folder with files such as"):
+    with pytest.raises(DataError, match="empty contains no images: give a folder with files such as"):
         image_files([root / "empty"])
 
 
@@ -1074,7 +1080,7 @@ def test_image_files(tmp_path: Path) -> None:
 
 
 def official_digest(splits: Splits) -> str:
-    """MD5 of all pixels as the official files order them: channel, row, column."""
+    """MD5 of all pixels in the order of the official files: channel, row, column."""
     digest = hashlib.md5(all_pixels(splits.train).contiguous().numpy().tobytes(), usedforsecurity=False)
     digest.update(all_pixels(splits.test).contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -1120,12 +1126,12 @@ def test_cifar(
     assert official_digest(splits) == digest
 
 
-def test_images_are_kept_on_a_device_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_moved_to_a_device_if_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     meta = torch.device("meta")  # stands for a GPU; its tensors have no values
     train = load_data("digits", image_size=8).train
     assert train.pixels is not None
     assert train.to(torch.device("cpu")) is train
-    assert train.to(meta) is train  # nobody says how much memory is free there
+    assert train.to(meta) is train  # its free memory is unknown
     size = train.pixels.nbytes
     for free, fits in ((2 * size - 2, False), (2 * size, True)):
         monkeypatch.setattr(data, "_free_memory", lambda _device, free=free: free)

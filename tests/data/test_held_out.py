@@ -1,4 +1,4 @@
-"""Which images of a folder are tested: none that was trained on, and all that were not."""
+"""Which images of a folder `evaluate` tests: all that the model was not trained on, and no others."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ NETWORK += ["--validation", "0"]
 
 
 def picture(path: Path, seed: int) -> None:
-    """Noise, in colour, of the size that the network takes, so that its pixels stay."""
+    """Write colour noise of the network's input size, so that it is not resized."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), np.uint8)).save(path)
 
 
-def folder_of(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
+def image_folder(root: Path, counts: dict[str, int], seed: int = 0) -> Path:
     for name, count in counts.items():
         for index in range(count):
             picture(root / name / f"{index:03}.png", seed := seed + 1)
@@ -51,7 +51,7 @@ def contents(folder: Path) -> set[bytes]:
     return {content(file) for file in folder.rglob("*.png")}
 
 
-def pixels_of(dataset: ImageDataset) -> set[bytes]:
+def dataset_contents(dataset: ImageDataset) -> set[bytes]:
     return {image.permute(1, 2, 0).numpy().tobytes() for image in dataset.batch(torch.arange(len(dataset)))}
 
 
@@ -76,7 +76,7 @@ def refused(*arguments: str | Path) -> str:
 
 @dataclass
 class Seen:
-    """The images that commands in this process trained on and tested, by their pixels."""
+    """Pixels of the images that commands in this process trained on and tested."""
 
     trained: set[bytes]
     tested: set[bytes]
@@ -89,11 +89,11 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
     def watched_load(*arguments: Any, **options: Any) -> Splits:
         splits = load(*arguments, **options)
-        seen.trained = pixels_of(splits.train)
+        seen.trained = dataset_contents(splits.train)
         return splits
 
     def watched_tally(*arguments: Any, **options: Any) -> evaluation.Evaluation:
-        seen.tested = pixels_of(next(each for each in arguments if isinstance(each, ImageDataset)))
+        seen.tested = dataset_contents(next(each for each in arguments if isinstance(each, ImageDataset)))
         return tally(*arguments, **options)
 
     monkeypatch.setattr(setup, "load_data", watched_load)
@@ -109,7 +109,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, the folder that it was trained on, and its images."""
+    """A finished run, the image folder it was trained on, and the pixels of its images."""
 
     out: Path
     photos: Path
@@ -120,7 +120,7 @@ class Run:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("run")
-    photos = folder_of(folder / "photos", COUNTS)
+    photos = image_folder(folder / "photos", COUNTS)
     with pytest.MonkeyPatch.context() as monkeypatch:
         seen = watch(monkeypatch)
         invoke("train", photos, *NETWORK, "--out", folder / "model")
@@ -140,10 +140,10 @@ def evaluated(*arguments: str | Path) -> dict[str, Any]:
     return record
 
 
-# The folder that was trained on
+# The training folder
 
 
-def test_the_folder_trained_on_gives_the_images_held_out(run: Run, seen: Seen) -> None:
+def test_held_out_images_of_the_training_folder_are_tested(run: Run, seen: Seen) -> None:
     record = evaluated(run.out, run.photos)
     assert seen.tested == run.held_out
     about = {"tested": "held out", "of": 67, "images": len(run.held_out), "used_in_training": 0, "notes": []}
@@ -157,8 +157,8 @@ def test_the_folder_trained_on_gives_the_images_held_out(run: Run, seen: Seen) -
 
 @pytest.mark.parametrize("name", ["000.png", "0000.png", "zzz.png"])
 @pytest.mark.parametrize("animal", COUNTS)
-def test_a_picture_more(run: Run, copied: Path, seen: Seen, animal: str, name: str) -> None:
-    picture(copied / animal / name, 999)  # the first takes another's place
+def test_an_added_image_is_not_tested(run: Run, copied: Path, seen: Seen, animal: str, name: str) -> None:
+    picture(copied / animal / name, 999)  # 000.png replaces an image
     record = evaluated(run.out, copied)
     assert not seen.tested & run.trained
     assert seen.tested == run.held_out & contents(copied)
@@ -166,21 +166,21 @@ def test_a_picture_more(run: Run, copied: Path, seen: Seen, animal: str, name: s
     assert note.startswith("1 images were added after training and are not tested")
 
 
-def test_a_picture_more_in_a_process_of_its_own(run: Run, copied: Path) -> None:
+def test_an_added_image_is_not_tested_in_a_new_process(run: Run, copied: Path) -> None:
     picture(copied / "bee" / "0000.png", 999)
     record = json.loads(shell("evaluate", run.out, "copied", "--json", cwd=copied.parent))
     assert (record["tested"], record["images"], record["of"]) == ("held out", len(run.held_out), 68)
     assert record["confusion"] == json.loads((run.out / "evaluation.json").read_text())["confusion"]
 
 
-def test_a_class_more_is_named(run: Run, copied: Path) -> None:
+def test_an_added_class_is_an_error(run: Run, copied: Path) -> None:
     picture(copied / "elk" / "1.png", 999)
     assert "the data has images of 'elk', but the model knows 3 classes (bee, cat, dog)" in refused(
         "evaluate", run.out, copied
     )
 
 
-def test_moved_and_renamed(run: Run, copied: Path, tmp_path: Path, seen: Seen) -> None:
+def test_a_moved_folder_with_renamed_files(run: Run, copied: Path, tmp_path: Path, seen: Seen) -> None:
     moved = copied.rename(tmp_path / "moved")
     for animal in COUNTS:
         for index, file in enumerate(sorted((moved / animal).iterdir())):
@@ -190,37 +190,37 @@ def test_moved_and_renamed(run: Run, copied: Path, tmp_path: Path, seen: Seen) -
     assert record["tested"] == "held out"
 
 
-def test_a_folder_four_times_as_large_is_still_the_one_trained_on(run: Run, copied: Path, seen: Seen) -> None:
-    folder_of(copied / "bee", {"new": 200}, seed=5000)
+def test_a_training_folder_is_recognised_after_growing_fourfold(run: Run, copied: Path, seen: Seen) -> None:
+    image_folder(copied / "bee", {"new": 200}, seed=5000)
     record = evaluated(run.out, copied)
     assert seen.tested == run.held_out
     assert record["of"] == 267
 
 
-def test_duplicates_are_trained_on_or_tested(run: Run, copied: Path, tmp_path: Path, seen: Seen) -> None:
+def test_duplicates_are_in_the_same_split(run: Run, copied: Path, tmp_path: Path, seen: Seen) -> None:
     for file in [*copied.rglob("*.png")]:
         shutil.copy(file, file.with_name(f"again {file.name}"))
     invoke("train", copied, *NETWORK, "--out", tmp_path / "model")
     assert seen.trained | seen.tested == contents(copied)
     assert not seen.trained & seen.tested
-    # Nor does it matter for the others that there are duplicates.
+    # Duplicates do not change the split of other images.
     assert (seen.trained, seen.tested) == (run.trained, run.held_out)
 
 
-def test_validation_images_are_used_images(copied: Path, tmp_path: Path, seen: Seen) -> None:
+def test_validation_images_count_as_used_in_training(copied: Path, tmp_path: Path, seen: Seen) -> None:
     invoke("train", copied, *NETWORK, "--validation", "0.3", "--out", tmp_path / "model")
     trained, held_out = seen.trained, seen.tested
-    watched = contents(copied) - trained - held_out
-    assert watched
+    validation = contents(copied) - trained - held_out
+    assert validation
     for file in copied.rglob("*.png"):
         if content(file) in trained | held_out:
             file.unlink()
     record = evaluated(tmp_path / "model", copied)
-    assert (record["tested"], record["used_in_training"]) == ("all", len(watched))
-    assert seen.tested == watched
+    assert (record["tested"], record["used_in_training"]) == ("all", len(validation))
+    assert seen.tested == validation
 
 
-def test_a_run_that_does_not_remember(run: Run, tmp_path: Path, seen: Seen) -> None:
+def test_a_missing_or_damaged_split_json(run: Run, tmp_path: Path, seen: Seen) -> None:
     out = Path(shutil.copytree(run.out, tmp_path / "model"))
     for damaged in (
         b'{"train": ["12", "not hexadecimal"]}',
@@ -238,19 +238,19 @@ def test_a_run_that_does_not_remember(run: Run, tmp_path: Path, seen: Seen) -> N
     assert note.startswith("the run folder has no split.json, so it is not known which images")
 
 
-def test_split_json_is_what_sha256sum_says(run: Run) -> None:
+def test_split_json_lists_sha256_prefixes_of_the_files(run: Run) -> None:
     record = json.loads((run.out / "split.json").read_text())
     files = {hashlib.sha256(file.read_bytes()).hexdigest()[:16]: file for file in run.photos.rglob("*.png")}
-    for name, wanted in (("train", run.trained), ("held_out", run.held_out)):
-        assert {content(files[start]) for start in record[name]} == wanted
+    for name, expected in (("train", run.trained), ("held_out", run.held_out)):
+        assert {content(files[prefix]) for prefix in record[name]} == expected
     assert record["validation"] == []
 
 
 # Other folders
 
 
-def test_another_folder_is_tested_whole(run: Run, tmp_path: Path, seen: Seen) -> None:
-    other = folder_of(tmp_path / "other", {"bee": 10, "cat": 10, "dog": 10}, seed=7000)
+def test_all_images_of_another_folder_are_tested(run: Run, tmp_path: Path, seen: Seen) -> None:
+    other = image_folder(tmp_path / "other", {"bee": 10, "cat": 10, "dog": 10}, seed=7000)
     record = evaluated(run.out, other)
     assert seen.tested == contents(other)
     about = {"tested": "all", "of": 30, "images": 30, "used_in_training": 0, "notes": []}
@@ -259,8 +259,8 @@ def test_another_folder_is_tested_whole(run: Run, tmp_path: Path, seen: Seen) ->
 
 
 def test_a_folder_with_its_own_test_images(tmp_path: Path, seen: Seen) -> None:
-    folder_of(tmp_path / "d" / "train", COUNTS)
-    test = folder_of(tmp_path / "d" / "test", {"bee": 8, "cat": 8, "dog": 8}, seed=7000)
+    image_folder(tmp_path / "d" / "train", COUNTS)
+    test = image_folder(tmp_path / "d" / "test", {"bee": 8, "cat": 8, "dog": 8}, seed=7000)
     out = tmp_path / "model"
     invoke("train", tmp_path / "d", *NETWORK, "--out", out)
     record = evaluated(out, tmp_path / "d")
@@ -270,15 +270,15 @@ def test_a_folder_with_its_own_test_images(tmp_path: Path, seen: Seen) -> None:
     record = evaluated(out, test)
     assert seen.tested == contents(test)
     assert record["tested"] == "all"
-    record = evaluated(out, tmp_path / "d" / "train")  # as asked for, but not in silence
+    record = evaluated(out, tmp_path / "d" / "train")  # tested as requested, with a note
     assert (record["images"], record["used_in_training"]) == (67, 67)
     assert record["notes"] == ["the model was trained on 67 of these images"]
 
 
-def test_some_images_that_the_model_has_seen(run: Run, tmp_path: Path) -> None:
-    other = folder_of(tmp_path / "other", {"bee": 10, "cat": 10, "dog": 10}, seed=7000)
-    seen_one = next(file for file in sorted(run.photos.rglob("*.png")) if content(file) in run.trained)
-    shutil.copy(seen_one, other / "bee" / "seen.png")
+def test_another_folder_with_one_training_image(run: Run, tmp_path: Path) -> None:
+    other = image_folder(tmp_path / "other", {"bee": 10, "cat": 10, "dog": 10}, seed=7000)
+    trained = next(file for file in sorted(run.photos.rglob("*.png")) if content(file) in run.trained)
+    shutil.copy(trained, other / "bee" / "seen.png")
     record = evaluated(run.out, other)
     assert (record["tested"], record["images"], record["used_in_training"]) == ("all", 31, 1)
 
@@ -287,22 +287,22 @@ def test_some_images_that_the_model_has_seen(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [["bee", "dog"], ["cat"]])
-def test_fewer_classes(run: Run, tmp_path: Path, names: list[str]) -> None:
-    other = folder_of(tmp_path / "other", dict.fromkeys(names, 10), seed=7000)
+def test_a_folder_with_fewer_classes(run: Run, tmp_path: Path, names: list[str]) -> None:
+    other = image_folder(tmp_path / "other", dict.fromkeys(names, 10), seed=7000)
     record = evaluated(run.out, other)
     assert record["images"] == 10 * len(names)
     assert list(record["per_class"]) == list(COUNTS)
     for index, (name, figures) in enumerate(record["per_class"].items()):
         assert sum(record["confusion"][index]) == figures["images"] == 10 * (name in names)
-        wanted = record["confusion"][index][index] / 10 if name in names else None
-        assert figures["recall"] == wanted
+        recall = record["confusion"][index][index] / 10 if name in names else None
+        assert figures["recall"] == recall
     assert record["notes"] == [f"no images of {', '.join(name for name in COUNTS if name not in names)}"]
     text = invoke("evaluate", run.out, other)
     assert [line.split()[0] for line in text.splitlines() if line.strip()[:3] in COUNTS] == names
 
 
-def test_the_class_s_name_decides_not_its_place(run: Run, tmp_path: Path) -> None:
-    """A folder of dogs alone has them as its class 0, which the model calls bees."""
+def test_classes_are_matched_by_name_not_by_index(run: Run, tmp_path: Path) -> None:
+    """In a folder that has only dogs, they are class 0, which is bee in the model."""
     dogs = Path(shutil.copytree(run.photos / "dog", tmp_path / "other" / "dog")).parent
     record = evaluated(run.out, dogs)
     expected = json.loads((run.out / "evaluation.json").read_text())
@@ -313,7 +313,7 @@ def test_the_class_s_name_decides_not_its_place(run: Run, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("empty", ["cat", "elk"])
 def test_an_empty_class_folder_is_noted(run: Run, tmp_path: Path, empty: str) -> None:
-    other = folder_of(tmp_path / "other", {"bee": 10, "cat": 10, "dog": 10}, seed=7000)
+    other = image_folder(tmp_path / "other", {"bee": 10, "cat": 10, "dog": 10}, seed=7000)
     shutil.rmtree(other / empty, ignore_errors=True)
     (other / empty).mkdir()
     record = evaluated(run.out, other)
@@ -322,7 +322,7 @@ def test_an_empty_class_folder_is_noted(run: Run, tmp_path: Path, empty: str) ->
     assert f"note: no images of {empty}\n" in invoke("evaluate", run.out, other)
 
 
-def test_no_images_at_all(run: Run, tmp_path: Path) -> None:
+def test_a_folder_without_images(run: Run, tmp_path: Path) -> None:
     (tmp_path / "other" / "bee").mkdir(parents=True)
     assert "class folder" in refused("evaluate", run.out, tmp_path / "other")
 

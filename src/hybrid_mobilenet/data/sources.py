@@ -1,4 +1,4 @@
-"""Where images come from: a name becomes encoded images with labels, for training and, where it has any, for test."""
+"""Open a data source by name: encoded images with labels, for training and, if the source has any, for testing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from .images import EXTENSIONS, DataError, Item, files_below, is_visible, listed, near, reason
 
-#: Folder with cifar10/{train,test}.parquet and cifar100/{train,test}.parquet; without it they come from the Hub.
+#: Environment variable that names a folder with cifar10/{train,test}.parquet and cifar100/{train,test}.parquet.
+#: If it is not set, CIFAR comes from the Hub.
 DATA_VARIABLE = "HYBRID_MOBILENET_DATA"
 
 KNOWN = ("digits", "cifar10", "cifar100")
@@ -25,7 +26,7 @@ _TEST_NAMES = ("test", "validation", "valid", "val")  # in order of preference
 
 
 class Source(ABC):
-    """Encoded images with their labels, int64 (n,), and the files that they are in."""
+    """Encoded images with their labels, int64 (n,), and the files that contain them."""
 
     labels: Tensor
     class_names: tuple[str, ...]
@@ -33,19 +34,19 @@ class Source(ABC):
 
     @abstractmethod
     def fetch(self, rows: Sequence[int]) -> list[Item]:
-        """The images with these numbers, in any order."""
+        """The images in these rows, in the order of `rows`, which may be any."""
 
 
 def open_source(source: str, *, to_evaluate: bool = False) -> tuple[str, Source, Source | None]:
-    """What to call a source, its training images, and its test images where it has its own. See `dataset.load_data`.
+    """The display name of a source, its training images, and its test images or None. `dataset` lists the sources.
 
     Args:
         source: its name.
-        to_evaluate: then class folders may be empty, and tables for training missing.
+        to_evaluate: class folders may be empty, and the training table may be missing.
 
     Raises:
-        DataError: where the source is unknown or its data unusable.
-        OSError: where a folder cannot be listed.
+        DataError: if the source is unknown or its data unusable.
+        OSError: if a folder cannot be listed.
     """
     path = Path(source).expanduser()
     if source == "digits":
@@ -58,8 +59,8 @@ def open_source(source: str, *, to_evaluate: bool = False) -> tuple[str, Source,
         for table in tables:
             if not table.is_file():
                 raise DataError(
-                    f"{DATA_VARIABLE} is {folder!r}, but {table} is no file: correct the variable, or unset it to "
-                    "fetch the data from the Hub"
+                    f"{DATA_VARIABLE} is {folder!r}, but {table} is not a file: correct the variable, or unset it to "
+                    "download the data from the Hub"
                 )
         return source, *_open_tables(tables[:1], tables[1:])
     if source and path.exists():
@@ -67,13 +68,14 @@ def open_source(source: str, *, to_evaluate: bool = False) -> tuple[str, Source,
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return source, *_open_hub(source)
     raise DataError(
-        f"there is no data {source!r}{near(source, KNOWN)}: name {', '.join(KNOWN)}, a folder with one subfolder of "
-        "images per class, a Parquet file or a folder of them, or an image data set of the Hugging Face Hub, owner/name"
+        f"there is no data {source!r}{near(source, KNOWN)}: give {', '.join(KNOWN)}, a folder with one subfolder of "
+        "images per class, a Parquet file, a folder of Parquet files, or the name of an image data set on the Hugging "
+        "Face Hub, owner/name"
     )
 
 
 def whole_name(source: str) -> str:
-    """A source's name from whatever folder it is opened: a path that exists becomes absolute, other names stay."""
+    """The name that opens the source from any folder: existing paths become absolute, other names stay the same."""
     path = Path(source).expanduser()
     return str(path.absolute()) if source and source not in KNOWN and path.exists() else source
 
@@ -83,20 +85,20 @@ def _open_path(path: Path, to_evaluate: bool) -> tuple[Source, Source | None]:
         if path.suffix.lower() != ".parquet":
             raise DataError(f"{path} is a file, but must be a .parquet file, or a folder with one subfolder per class")
         return _open_tables([path])
-    for folder in (path, path / "data"):  # the Hub's repositories often keep their tables in data/
+    for folder in (path, path / "data"):  # repositories on the Hub often keep their tables in data/
         if tables := sorted(filter(is_visible, folder.glob("*.parquet"))):
-            of_split: dict[str, list[Path]] = {}
+            splits: dict[str, list[Path]] = {}
             for table in tables:
                 match = re.match(rf"(train|{'|'.join(_TEST_NAMES)})(?![a-z])", table.name)
-                of_split.setdefault(match[1] if match else "", []).append(table)
-            if set(of_split) == {""}:
+                splits.setdefault(match[1] if match else "", []).append(table)
+            if set(splits) == {""}:
                 return _open_tables(tables)
-            held_out = next((of_split[name] for name in _TEST_NAMES if name in of_split), None)
-            if to_evaluate and held_out and "train" not in of_split:
-                return _open_tables(held_out)
-            if "train" not in of_split:
+            test = next((splits[name] for name in _TEST_NAMES if name in splits), None)
+            if to_evaluate and test and "train" not in splits:
+                return _open_tables(test)
+            if "train" not in splits:
                 raise DataError(f"{folder} has Parquet files, but none named train*.parquet: add the training images")
-            return _open_tables(of_split["train"], held_out)
+            return _open_tables(splits["train"], test)
     folder = next((path / name for name in _TEST_NAMES if (path / name).is_dir()), path)
     if folder != path and (path / "train").is_dir():
         return _Folder(path / "train", to_evaluate), _Folder(folder, to_evaluate)
@@ -111,10 +113,10 @@ def _open_tables(train: list[Path], test: list[Path] | None = None) -> tuple[Sou
             _quiet(),
             _explained(
                 f"{listed(files)} cannot be read as Parquet",
-                "fetch it again, give the files of a split the same columns, or free disk space",
+                "download it again, give the files of a split the same columns, or free disk space",
             ),
         ):
-            # The default batch is a row group, which in an empty table has no rows, and that fails obscurely.
+            # By default a batch is a row group. The row group of an empty table has no rows: an obscure error.
             rows = datasets.Dataset.from_parquet([str(file) for file in files], batch_size=1000)
         return _Table(listed(files), rows, files, train)
 
@@ -125,7 +127,7 @@ def _open_tables(train: list[Path], test: list[Path] | None = None) -> tuple[Sou
 def _open_hub(name: str) -> tuple[Source, Source | None]:
     import datasets
 
-    problem = f"{name} is no existing path{near(name)}, and cannot be loaded from the Hugging Face Hub"
+    problem = f"{name} is not an existing path{near(name)}, and cannot be loaded from the Hugging Face Hub"
     with _explained(problem, "check the name and the network"):
         splits = datasets.load_dataset(name)
     names = sorted(splits)
@@ -139,7 +141,7 @@ def _open_hub(name: str) -> tuple[Source, Source | None]:
     train_name = "train" if "train" in names else names[0]
     train = table(train_name)
     for test_name in _TEST_NAMES:
-        # Competitions publish test images without labels: -1, by the Hub's convention.
+        # Competitions publish test images without labels. The Hub's convention for them is label -1.
         if test_name in names and test_name != train_name and splits[test_name].unique(train.label_column) != [-1]:
             return train, table(test_name, train)
     return train, None
@@ -147,7 +149,7 @@ def _open_hub(name: str) -> tuple[Source, Source | None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """`datasets` without its bars and messages: its errors are told as ours."""
+    """Silence progress bars and messages of `datasets`. Its errors become `DataError`."""
     import datasets
 
     shown, verbosity = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
@@ -165,7 +167,7 @@ def _quiet() -> Iterator[None]:
 def _explained(problem: str, remedy: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # of the network, the disk, Arrow, and of `datasets` itself, which hides the cause
+    except Exception as error:  # from the network, the disk, Arrow, or `datasets`, which hides the cause
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise DataError(f"{problem} ({reason(cause)}): {remedy}") from None
 
@@ -174,7 +176,7 @@ class _Digits(Source):
     """1,797 handwritten digits, 8x8 pixels of 17 grey levels (Alpaydin and Kaynak 1998): see NOTICE."""
 
     def __init__(self) -> None:
-        with np.load(Path(__file__).with_name("digits.npz")) as file:  # images and labels, as scikit-learn has them
+        with np.load(Path(__file__).with_name("digits.npz")) as file:  # images and labels as in scikit-learn
             self._images = np.rint(file["images"] * (255 / 16)).astype(np.uint8)
             self.labels = torch.from_numpy(file["labels"].astype(np.int64))
         self.class_names = tuple(map(str, range(10)))
@@ -184,27 +186,27 @@ class _Digits(Source):
 
 
 class _Folder(Source):
-    """One subfolder per class, searched to any depth; classes and files in the order of their names.
+    """A folder with one subfolder per class, searched to any depth. Classes and files are sorted by name.
 
     Args:
         root: the folder.
-        may_lack: whether classes may have no images, as long as one has.
+        allow_empty: whether some class folders may be empty.
     """
 
-    def __init__(self, root: Path, may_lack: bool = False) -> None:
+    def __init__(self, root: Path, allow_empty: bool = False) -> None:
         folders = sorted(entry for entry in root.iterdir() if is_visible(entry) and entry.is_dir())
         if not folders:
             raise DataError(
                 f"{root} has no subfolders: put the images of each class into a folder named after the class"
             )
-        of_class = [list(files_below(folder)) for folder in folders]
-        if not any(of_class) or ([] in of_class and not may_lack):
+        class_files = [list(files_below(folder)) for folder in folders]
+        if not any(class_files) or ([] in class_files and not allow_empty):
             raise DataError(
-                f"class folder {folders[of_class.index([])]} holds no image: add files such as {listed(EXTENSIONS)}, "
-                "or remove the folder"
+                f"class folder {folders[class_files.index([])]} contains no images: add files such as "
+                f"{listed(EXTENSIONS)}, or remove the folder"
             )
-        self.files = [file for files in of_class for file in files]
-        self.labels = torch.tensor([label for label, files in enumerate(of_class) for _ in files])
+        self.files = [file for files in class_files for file in files]
+        self.labels = torch.tensor([label for label, files in enumerate(class_files) for _ in files])
         self.class_names = tuple(folder.name for folder in folders)
 
     def fetch(self, rows: Sequence[int]) -> list[Item]:
@@ -212,13 +214,13 @@ class _Folder(Source):
 
 
 class _Table(Source):
-    """Rows with an image column and a label column, as the Hub stores them.
+    """A table with an image column and a label column, in the Hub's layout.
 
     Args:
-        name: what errors call the table.
+        name: the table's name in error messages.
         rows: a `datasets.Dataset`.
-        files: that it was read from. An image without content is a file beside them.
-        train: the training table, for a test table whose labels have no declared names.
+        files: the files it was read from. Paths of images without content are relative to their folder.
+        train: the training table. A test table without declared class names takes its classes from it.
     """
 
     def __init__(self, name: str, rows: Any, files: list[Path], train: _Table | None) -> None:
@@ -230,12 +232,12 @@ class _Table(Source):
         image_column = _column("image", name, rows.features, Image, image_type, ("image", "img"))
         self.label_column = _column(
             "label", name, rows.features, ClassLabel, label_type, ("label", "labels", "fine_label")
-        )  # CIFAR-100 has a coarse_label beside its fine_label
+        )  # CIFAR-100 has a coarse_label too
         self._images = rows.select_columns([image_column]).with_format("arrow")
         values: list[Any] = rows.with_format("arrow")[self.label_column][:].to_pylist()
         if not values:
             raise DataError(f"{name} has no rows: give a table with images")
-        self._values: Sequence[Any]  # of the label column, one per class
+        self._values: Sequence[Any]  # values of the label column, one per class
         if declared := getattr(rows.features[self.label_column], "names", None):
             self.class_names, self._values = tuple(declared), range(len(declared))
         elif train:
@@ -243,12 +245,12 @@ class _Table(Source):
         else:
             self._values = sorted(set(values) - {None})
             self.class_names = tuple(map(str, self._values))
-        label_of = {value: label for label, value in enumerate(self._values)}
-        labels = [label_of.get(value) for value in values]
+        classes = {value: label for label, value in enumerate(self._values)}
+        labels = [classes.get(value) for value in values]
         if None in labels:
             row = labels.index(None)
             raise DataError(
-                f"{name}, row {row}: {self.label_column!r} is {values[row]!r}, but must be one of the {len(label_of)} "
+                f"{name}, row {row}: {self.label_column!r} is {values[row]!r}, but must be one of the {len(classes)} "
                 "training classes: label the image, or remove the row"
             )
         self.labels = torch.tensor(labels)
@@ -265,7 +267,7 @@ class _Table(Source):
 
 
 def _column(what: str, table: str, features: Any, declared: type, arrow_type: str, preferred: Sequence[str]) -> str:
-    """The column that is declared as `declared`, or else has such an Arrow type; of several, one with a usual name."""
+    """Find a column by its declared type, else by its Arrow type (a pattern). If several fit, take a preferred name."""
     columns: list[str] = [name for name, feature in features.items() if isinstance(feature, declared)]
     columns = columns or [field.name for field in features.arrow_schema if re.fullmatch(arrow_type, str(field.type))]
     if len(columns) == 1:
@@ -274,4 +276,4 @@ def _column(what: str, table: str, features: Any, declared: type, arrow_type: st
         if name in columns:
             return name
     found = f"several columns that could be the {what}" if columns else f"no {what} column"
-    raise DataError(f"{table} has {found} among {listed(list(features))}: name the one with {what}s {preferred[0]!r}")
+    raise DataError(f"{table} has {found} among {listed(list(features))}: name the {what} column {preferred[0]!r}")
