@@ -37,20 +37,20 @@ _MODULE_OF = {
     "ImageDataset": "data.dataset",
     "Recipe": "training.recipe",
     "Setup": "training.setup",
+    "convert_grouped_channels": "layers.keras",
+    "convert_keras_depthwise": "layers.keras",
     "evaluate": "training.evaluate",
+    "export": "deploy.export",
     "fit": "training.fit",
     "load_data": "data.dataset",
     "paper_recipe": "training.recipe",
     "predict": "deploy.classify",
-    "export": "deploy.export",
     "resolve": "network.architecture",
     "resume": "training.run",
-    "train": "training.run",
-    "train_step": "training.step",
-    "convert_grouped_channels": "layers.keras",
-    "convert_keras_depthwise": "layers.keras",
     "to_grouped_channels": "layers.keras",
     "to_keras_depthwise": "layers.keras",
+    "train": "training.run",
+    "train_step": "training.step",
 }
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "convert_grouped_channels",
     "convert_keras_depthwise",
     "evaluate",
+    "export",
     "fit",
     "load_data",
     "paper_recipe",
@@ -74,7 +75,6 @@ __all__ = [
     "train",
     "train_step",
 ]
-__all__ = ["FractionalMaxPool2d", "HybridMobileNet", "__version__", "export", "resolve"]
 
 
 def __getattr__(name: str) -> object:
