@@ -212,7 +212,8 @@ def test_a_run_is_fit_with_files(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_in_fit_is_a_keyboard_interrupt(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    handler, state, model = signal.getsignal(signal.SIGINT), torch.get_rng_state(), network()
+    model = network()
+    handler, state = signal.getsignal(signal.SIGINT), torch.get_rng_state()
     before = [tensor.clone() for tensor in model.parameters()]
     before_step(
         monkeypatch, lambda taken, _model, _optimizer: signal.raise_signal(signal.SIGINT) if taken == 2 else None
