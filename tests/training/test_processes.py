@@ -18,6 +18,8 @@ from hybrid_mobilenet.training.checkpoint import CheckpointError, read_checkpoin
 from hybrid_mobilenet.training.run import resume
 from processes import TESTS, run_python, start_python
 
+pytestmark = pytest.mark.slow
+
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
