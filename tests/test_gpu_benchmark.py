@@ -36,6 +36,7 @@ def test_the_kernel_is_checked_and_timed(gpu: Any, monkeypatch: pytest.MonkeyPat
     assert gpu.check_kernel(CPU, 2).missed()
 
 
+@pytest.mark.slow
 def test_training_is_timed(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "get_args", lambda _: ("fp32",))  # the only precision on a CPU
     rows = gpu.time_training(CPU, (4,), rounds=1).rows
@@ -44,6 +45,7 @@ def test_training_is_timed(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.slow
 def test_without_a_gpu_it_ends_with_an_error() -> None:
     done = run_python(BENCHMARKS / "gpu.py")
     assert (done.returncode, done.stdout) == (2, "")

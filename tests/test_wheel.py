@@ -9,9 +9,12 @@ import sysconfig
 import venv
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_the_wheel_trains_outside_the_checkout(tmp_path: Path) -> None:
     builder = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
     subprocess.run([*builder, "--wheel-dir", str(tmp_path), str(ROOT)], check=True)

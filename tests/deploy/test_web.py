@@ -34,7 +34,10 @@ from processes import start_python
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MISSING = [name for name in ("node", "npm") if shutil.which(name) is None] + (["chromium"] if CHROMIUM is None else [])
 
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+pytestmark = [
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
+    pytest.mark.slow,
+]
 
 CIFAR = Path(os.environ.get("HYBRID_MOBILENET_DATA", "/nonexistent")) / "cifar10" / "test.parquet"
 

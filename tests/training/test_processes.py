@@ -18,6 +18,8 @@ from hybrid_mobilenet.training.run import resume
 from processes import TESTS, run_python, start_python
 from runs import FINISHED, SMALL, STEPS, Quiet, refuses
 
+pytestmark = pytest.mark.slow
+
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 
 
