@@ -81,8 +81,8 @@ def export(
 
     Example:
         >>> from tempfile import TemporaryDirectory
-        >>> from hybrid_mobilenet import HybridMobileNet, export, resolve
-        >>> model = HybridMobileNet(resolve("fmp", alpha=0.25, delta=1, in_channels=1, image_size=8))
+        >>> from hybrid_mobilenet import HybridMobileNet, export
+        >>> model = HybridMobileNet("fmp", alpha=0.25, delta=1, in_channels=1, image_size=8)
         >>> with TemporaryDirectory() as folder:
         ...     exported = export(model, "onnx", folder)
         ...     exported.path.name, exported.path.stat().st_size == exported.size

@@ -149,7 +149,7 @@ def evaluate(
             range.
 
     Example:
-        >>> from hybrid_mobilenet import HybridMobileNet, evaluate, load_data, resolve
+        >>> from hybrid_mobilenet import HybridMobileNet, evaluate, load_data
         >>> digits = load_data("digits", image_size=8, channels=1)
         >>> model = HybridMobileNet("fmp", alpha=0.25, delta=1, classes=10, in_channels=1, image_size=8)
         >>> result = evaluate(model, digits.test, passes=3)

@@ -57,7 +57,7 @@ def fit(
         ValueError: where the images do not fit the model, the seed or the device is unusable, or training diverges.
 
     Example:
-        >>> from hybrid_mobilenet import HybridMobileNet, evaluate, fit, load_data, paper_recipe, resolve
+        >>> from hybrid_mobilenet import HybridMobileNet, evaluate, fit, load_data, paper_recipe
         >>> digits = load_data("digits", image_size=8, channels=1)
         >>> model = HybridMobileNet("fmp", alpha=0.25, delta=1, classes=10, in_channels=1, image_size=8)
         >>> history = fit(model, digits.train, paper_recipe("fmp", "digits").with_epochs(2), device="cpu")

@@ -32,7 +32,7 @@ def train_step(
 
     Example:
         >>> import torch
-        >>> from hybrid_mobilenet import HybridMobileNet, load_data, resolve, train_step
+        >>> from hybrid_mobilenet import HybridMobileNet, load_data, train_step
         >>> digits = load_data("digits", image_size=8, channels=1).train
         >>> loader = torch.utils.data.DataLoader(digits, batch_size=64, shuffle=True)
         >>> model = HybridMobileNet("fmp", alpha=0.25, delta=1, classes=10, in_channels=1, image_size=8)
