@@ -155,15 +155,18 @@ def _sum(call):  # type: ignore[no-untyped-def]
     shift = _tile(x, 0, channels)
     sums, squares = np.zeros_like(shift), np.zeros_like(shift)
     first, last = share(call, pixels)
-    for tile, start in enumerate(range(first * channels, last * channels, len(shift))):
-        o, length = index(start), index(min(len(shift), last * channels - start))
-        for p in range(length):
-            difference = x[o + p] - shift[p]
-            sums[p] += difference
-            squares[p] += difference * difference
-        if tile % TILES == TILES - 1:
-            _flush(sums, squares, shares, team(call)[0], channels)
-    _flush(sums, squares, shares, team(call)[0], channels)
+    start = first * channels
+    while start < last * channels:
+        for _ in range(TILES):
+            o, length = index(start), index(min(len(shift), last * channels - start))
+            for p in range(length):
+                difference = x[o + p] - shift[p]
+                sums[p] += difference
+                squares[p] += difference * difference
+            start += len(shift)
+            if start >= last * channels:
+                break
+        _flush(sums, squares, shares, team(call)[0], channels)
 
 
 @compiled
@@ -215,16 +218,19 @@ def _sum_gradient(call):  # type: ignore[no-untyped-def]
     offset = _tile(saved, 3 * channels, channels)
     sums, products = np.zeros_like(mean), np.zeros_like(mean)
     first, last = share(call, pixels)
-    for tile, start in enumerate(range(first * channels, last * channels, len(mean))):
-        o, length = index(start), index(min(len(mean), last * channels - start))
-        for p in range(length):
-            is_zero = relu & (x[o + p] * scale[p] + offset[p] <= 0)
-            g = x.dtype.type(0) if is_zero else gradient[o + p]
-            sums[p] += g
-            products[p] += g * (x[o + p] - mean[p])
-        if tile % TILES == TILES - 1:
-            _flush(sums, products, shares, team(call)[0], channels)
-    _flush(sums, products, shares, team(call)[0], channels)
+    start = first * channels
+    while start < last * channels:
+        for _ in range(TILES):
+            o, length = index(start), index(min(len(mean), last * channels - start))
+            for p in range(length):
+                is_zero = relu & (x[o + p] * scale[p] + offset[p] <= 0)
+                g = x.dtype.type(0) if is_zero else gradient[o + p]
+                sums[p] += g
+                products[p] += g * (x[o + p] - mean[p])
+            start += len(mean)
+            if start >= last * channels:
+                break
+        _flush(sums, products, shares, team(call)[0], channels)
 
 
 @compiled
