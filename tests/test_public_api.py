@@ -13,7 +13,26 @@ import pytest
 import hybrid_mobilenet
 
 #: Public names that need no example, each with the reason.
-WITHOUT_EXAMPLE = {"__version__": "a string"}
+WITHOUT_EXAMPLE = {
+    "__version__": "a string",
+    "CheckpointError": "an exception",
+    "DataError": "an exception",
+    "Evaluation": "returned by evaluate and train",
+    "ExportError": "an exception",
+    "Exported": "returned by export",
+    "Interrupted": "an exception",
+    "Layer": "of a Network",
+    "ModelError": "an exception",
+    "Monitor": "a protocol",
+    "Network": "returned by resolve",
+    "OtherProcessFailed": "an exception",
+    "Parity": "of an Exported",
+    "Prediction": "returned by predict",
+    "ProcessLost": "an exception",
+    "RuntimeFileError": "an exception",
+    "Splits": "returned by load_data",
+    "TrainingDiverged": "an exception",
+}
 NAMES = [name for name in hybrid_mobilenet.__all__ if name not in WITHOUT_EXAMPLE]
 
 
@@ -45,8 +64,10 @@ def test_a_public_name_is_documented_and_its_examples_run(
         run(method)
 
 
-def test_names_without_an_example_are_public() -> None:
+def test_names_without_an_example_are_public_and_documented() -> None:
     assert set(WITHOUT_EXAMPLE) <= set(hybrid_mobilenet.__all__)
+    values = [getattr(hybrid_mobilenet, name) for name in WITHOUT_EXAMPLE if name != "__version__"]
+    assert all(value.__doc__ and not value.__doc__.startswith(f"{value.__name__}(") for value in values)
 
 
 def test_names_are_sorted_and_imported_from_where_type_checkers_see_them() -> None:

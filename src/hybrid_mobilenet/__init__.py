@@ -10,33 +10,67 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .data.dataset import ImageDataset as ImageDataset
+    from .data.dataset import Splits as Splits
     from .data.dataset import load_data as load_data
+    from .data.images import DataError as DataError
+    from .deploy.classify import Prediction as Prediction
     from .deploy.classify import predict as predict
+    from .deploy.deployed import ExportError as ExportError
+    from .deploy.export import Exported as Exported
     from .deploy.export import export as export
+    from .deploy.parity import Parity as Parity
+    from .deploy.runtimes import RuntimeFileError as RuntimeFileError
     from .layers.keras import convert_grouped_channels as convert_grouped_channels
     from .layers.keras import convert_keras_depthwise as convert_keras_depthwise
     from .layers.keras import to_grouped_channels as to_grouped_channels
     from .layers.keras import to_keras_depthwise as to_keras_depthwise
     from .layers.pooling import FractionalMaxPool2d as FractionalMaxPool2d
+    from .network.architecture import Layer as Layer
+    from .network.architecture import Network as Network
     from .network.architecture import resolve as resolve
     from .network.model import HybridMobileNet as HybridMobileNet
+    from .network.model import ModelError as ModelError
+    from .training.checkpoint import CheckpointError as CheckpointError
+    from .training.evaluate import Evaluation as Evaluation
     from .training.evaluate import evaluate as evaluate
     from .training.fit import fit as fit
+    from .training.processes import OtherProcessFailed as OtherProcessFailed
+    from .training.processes import ProcessLost as ProcessLost
     from .training.recipe import Recipe as Recipe
     from .training.recipe import paper_recipe as paper_recipe
     from .training.run import resume as resume
     from .training.run import train as train
+    from .training.setup import Interrupted as Interrupted
+    from .training.setup import Monitor as Monitor
     from .training.setup import Setup as Setup
+    from .training.setup import TrainingDiverged as TrainingDiverged
     from .training.step import train_step as train_step
 
     __version__: str
 
 _MODULE_OF = {
+    "CheckpointError": "training.checkpoint",
+    "DataError": "data.images",
+    "Evaluation": "training.evaluate",
+    "ExportError": "deploy.deployed",
+    "Exported": "deploy.export",
     "FractionalMaxPool2d": "layers.pooling",
     "HybridMobileNet": "network.model",
     "ImageDataset": "data.dataset",
+    "Interrupted": "training.setup",
+    "Layer": "network.architecture",
+    "ModelError": "network.model",
+    "Monitor": "training.setup",
+    "Network": "network.architecture",
+    "OtherProcessFailed": "training.processes",
+    "Parity": "deploy.parity",
+    "Prediction": "deploy.classify",
+    "ProcessLost": "training.processes",
     "Recipe": "training.recipe",
+    "RuntimeFileError": "deploy.runtimes",
     "Setup": "training.setup",
+    "Splits": "data.dataset",
+    "TrainingDiverged": "training.setup",
     "convert_grouped_channels": "layers.keras",
     "convert_keras_depthwise": "layers.keras",
     "evaluate": "training.evaluate",
@@ -54,11 +88,28 @@ _MODULE_OF = {
 }
 
 __all__ = [
+    "CheckpointError",
+    "DataError",
+    "Evaluation",
+    "ExportError",
+    "Exported",
     "FractionalMaxPool2d",
     "HybridMobileNet",
     "ImageDataset",
+    "Interrupted",
+    "Layer",
+    "ModelError",
+    "Monitor",
+    "Network",
+    "OtherProcessFailed",
+    "Parity",
+    "Prediction",
+    "ProcessLost",
     "Recipe",
+    "RuntimeFileError",
     "Setup",
+    "Splits",
+    "TrainingDiverged",
     "__version__",
     "convert_grouped_channels",
     "convert_keras_depthwise",

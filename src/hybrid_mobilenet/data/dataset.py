@@ -58,8 +58,10 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     Example:
         >>> import torch
-        >>> from hybrid_mobilenet import load_data
+        >>> from hybrid_mobilenet import ImageDataset, load_data
         >>> digits = load_data("digits", image_size=8, channels=1).train
+        >>> isinstance(digits, ImageDataset)
+        True
         >>> image, label = digits[0]
         >>> image.shape, image.dtype, digits.class_names[label]
         (torch.Size([1, 8, 8]), torch.uint8, '1')

@@ -68,9 +68,8 @@ def predict(
 
     Example:
         >>> from PIL import Image
-        >>> from hybrid_mobilenet import HybridMobileNet, predict, resolve
-        >>> network = resolve("fmp", alpha=0.25, delta=2, classes=2)
-        >>> model = HybridMobileNet(network, class_names=["cat", "dog"])  # untrained
+        >>> from hybrid_mobilenet import HybridMobileNet, predict
+        >>> model = HybridMobileNet("fmp", alpha=0.25, delta=2, class_names=["cat", "dog"])  # untrained
         >>> Image.new("RGB", (64, 48)).save("photo.png")
         >>> [prediction] = predict(model, "photo.png")
         >>> prediction.file.name, sorted(prediction.probabilities)

@@ -32,13 +32,17 @@ def _is_traced() -> bool:
 
 
 def kernels_apply(x: Tensor) -> bool:
-    """Whether the training kernels may take `x`: gradients are recorded, and nothing else follows PyTorch's operators.
+    """Whether the training kernels may take `x`: gradients are recorded, and nothing else sees the operators."""
+    return torch.is_grad_enabled() and is_eager(x)
+
+
+def is_eager(x: Tensor) -> bool:
+    """Whether `x` is a plain tensor and nothing but autograd follows PyTorch's operators.
 
     Compilers, exporters, torch.func and modes that count or fake operators would not see what a kernel does.
     """
     return (
-        torch.is_grad_enabled()
-        and type(x) in TENSORS
+        type(x) in TENSORS
         and not _is_traced()
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack()

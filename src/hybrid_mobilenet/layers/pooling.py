@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fast_path import has_triton
+from .fast_path import has_triton, is_eager
 from .kernels import reference
 from .kernels.reference import check_sequence
 from .sizes import PoolingSequence, Size, fractional_size
@@ -364,8 +364,7 @@ def _pooled(x: Tensor, rows: Tensor, columns: Tensor, overlapping: bool) -> Tens
         return pool_grid(x, row_grid, column_grid, window)
     if _are_transformed():
         return cast(Tensor, _TransformedPool.apply(*inputs)[0])  # type: ignore[no-untyped-call]
-    # Compilers and tensor subclasses, fake tensors among them, need the operator.
-    if x.requires_grad and type(x) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling():
+    if is_eager(x) and not x.is_meta:
         return cast(Tensor, _EagerPool.apply(*inputs))  # type: ignore[no-untyped-call]
     return cast(Tensor, _pool(*inputs)[0])
 

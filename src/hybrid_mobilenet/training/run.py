@@ -155,6 +155,14 @@ def resume(out: Path | str, monitor: Monitor | None = None, read: Read = read_da
     Raises:
         CheckpointError: where `out` has no unfinished run, the number of processes differs, or the data has changed.
         ValueError, OSError, Interrupted, OtherProcessFailed, ProcessLost: as `train`.
+
+    Example:
+        >>> from hybrid_mobilenet import CheckpointError, resume
+        >>> try:
+        ...     resume("runs/photos")
+        ... except CheckpointError:
+        ...     print("there is no unfinished run")
+        there is no unfinished run
     """
     out, monitor = Path(out), monitor or Silent()
     with joined(device) as processes:

@@ -44,6 +44,11 @@ class Setup:
         validation: share of the training images of every class that is held out for validation, in [0, 1).
         seed: of weights, order of the images, dropout, pooling regions and the validation split; 0 to 2**64 - 1.
         recipe: how the network is trained.
+
+    Example:
+        >>> from hybrid_mobilenet import Setup
+        >>> Setup("photos", family="mp3", alpha=0.5).network(classes=10).layers[-1].in_channels
+        512
     """
 
     data: str
