@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-import hybrid_mobilenet
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.training import fit
 from hybrid_mobilenet.training.recipe import Recipe
 from hybrid_mobilenet.training.run import train
 from hybrid_mobilenet.training.setup import Setup
 from hybrid_mobilenet.training.step import train_step
-
-ENVIRONMENT = os.environ | {
-    "PYTHONPATH": str(Path(hybrid_mobilenet.__file__).parents[1]),
-    "COLUMNS": "80",
-    "OMP_NUM_THREADS": "1",
-}
 
 #: The smallest network with random regions; 3 epochs of 5 steps.
 RECIPE = Recipe(epochs=3, batch_size=256, learning_rate=0.001)

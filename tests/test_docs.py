@@ -10,7 +10,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from contextlib import redirect_stdout
 from importlib import import_module
 from pathlib import Path
@@ -22,11 +21,11 @@ import typer
 from PIL import Image
 from typer.core import TyperGroup
 
-import hybrid_mobilenet
 from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.data.dataset import load_data
 from hybrid_mobilenet.data.images import image_files, read_image
 from hybrid_mobilenet.study.paper import RESULTS
+from processes import run_command
 from scripts import script
 
 ROOT = Path(__file__).parents[1]
@@ -115,9 +114,7 @@ def test_others_are_refused(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("arguments", QUICK, ids=" ".join)
 def test_quick_commands_run(arguments: list[str]) -> None:
-    environment = os.environ | {"PYTHONPATH": str(Path(hybrid_mobilenet.__file__).parents[1])}
-    command = [sys.executable, "-m", "hybrid_mobilenet", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=60)
+    result = run_command(*arguments)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import hybrid_mobilenet
+from processes import run_python
 
 PACKAGE = Path(hybrid_mobilenet.__file__).parent
 
@@ -67,8 +66,7 @@ def test_only_the_command_line_prints_or_exits(path: Path) -> None:
 )
 def test_facts_need_no_torch(module: str) -> None:
     script = f"import sys, hybrid_mobilenet.{module}; sys.exit(bool({{'torch', 'numpy', 'rich'}} & set(sys.modules)))"
-    environment = {"PYTHONPATH": str(PACKAGE.parent)}
-    assert subprocess.run([sys.executable, "-c", script], env=environment, check=False).returncode == 0
+    assert run_python("-c", script).returncode == 0
 
 
 def test_the_checks_see_what_they_look_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,14 +10,15 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from command_line import NETWORK, shell
+from command_line import NETWORK
+from processes import run_command
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A run in its default place, and what the command printed."""
     folder = tmp_path_factory.mktemp("work")
-    result = shell("train", "digits", *NETWORK, "--epochs", "3", "--batch-size", "128", cwd=folder)
+    result = run_command("train", "digits", *NETWORK, "--epochs", "3", "--batch-size", "128", cwd=folder)
     return folder / "runs" / "digits-fmp-d1-a0.25-s0", result
 
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import typer
 
 import hybrid_mobilenet
-from command_line import ENVIRONMENT, fails, invoke, shell
+from command_line import fails, invoke
 from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.cli import network
 from hybrid_mobilenet.cli.app import FILES
 from hybrid_mobilenet.data.images import DataError
+from processes import ENVIRONMENT, run_command, run_python, start_command
 
 NOT_OURS = "(unexpected error, possibly a bug in hybrid-mobilenet: set HYBRID_MOBILENET_DEBUG=1 to see the traceback)"
 
@@ -25,7 +24,7 @@ NOT_OURS = "(unexpected error, possibly a bug in hybrid-mobilenet: set HYBRID_MO
 
 
 def test_a_mistake_in_the_shell() -> None:
-    result = shell("tables", "--alpha", "0.3")
+    result = run_command("tables", "--alpha", "0.3")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == (
         "error: alpha is 0.3, but 32 * alpha must be a whole number of channels, 1 or more: "
@@ -47,7 +46,7 @@ def test_a_mistake_in_the_shell() -> None:
     ids=str,
 )
 def test_typer_explains_what_it_does_not_know(arguments: tuple[str, ...], message: str) -> None:
-    result = shell(*arguments)
+    result = run_command(*arguments)
     assert (result.returncode, result.stdout) == (2, "")
     assert "Traceback" not in result.stderr
     assert message in result.stderr
@@ -90,11 +89,11 @@ def test_an_error_that_nobody_wrote_a_message_for_says_so() -> None:
 def test_the_traceback_is_shown_where_it_is_asked_for(
     arguments: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = shell("tables", *arguments)
+    plain = run_command("tables", *arguments)
     monkeypatch.setitem(ENVIRONMENT, "HYBRID_MOBILENET_DEBUG", "0")
-    assert shell("tables", *arguments).stderr == plain.stderr
+    assert run_command("tables", *arguments).stderr == plain.stderr
     monkeypatch.setitem(ENVIRONMENT, "HYBRID_MOBILENET_DEBUG", "1")
-    shown = shell("tables", *arguments)
+    shown = run_command("tables", *arguments)
     assert (shown.returncode, shown.stdout) == (2, "")
     assert shown.stderr.startswith("Traceback (most recent call last):\n")
     assert shown.stderr.endswith(f"\n{plain.stderr}")
@@ -104,11 +103,9 @@ def test_the_traceback_is_shown_where_it_is_asked_for(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a Linux device that is always full")
 def test_a_full_disk_behind_a_redirection_is_an_error() -> None:
     with Path("/dev/full").open("w") as full:
-        result = subprocess.run(
-            [sys.executable, "-m", "hybrid_mobilenet", "cost", "--json"],
-            stdout=full, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, check=False, timeout=60,
-        )  # fmt: skip
-    assert (result.returncode, result.stderr) == (2, "error: No space left on device\n")
+        process = start_command("cost", "--json", stdout=full)
+        _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (2, "error: No space left on device\n")
 
 
 # Help
@@ -151,7 +148,7 @@ def test_the_help_names_all_choices() -> None:
 
 
 def test_the_version() -> None:
-    assert shell("--version").stdout == f"{hybrid_mobilenet.__version__}\n"
+    assert run_command("--version").stdout == f"{hybrid_mobilenet.__version__}\n"
 
 
 # Start
@@ -168,18 +165,18 @@ STARTING = {
 }
 
 
-def processor_time(*command: str) -> float:
+def processor_time(*arguments: str) -> float:
     """Seconds: on a quiet machine about the time that passes, and less moved by what else runs."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, check=True, timeout=60)
+    run_python(*arguments).check_returncode()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
 @pytest.mark.parametrize("arguments", STARTING)
 def test_starts_without_slow_packages(arguments: str) -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "hybrid_mobilenet", *arguments.split()]
-    result = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=True, timeout=60)
+    result = run_python("-X", "importtime", "-m", "hybrid_mobilenet", *arguments.split())
+    assert result.returncode == 0
     imported = {name.partition(".")[0] for name in re.findall(r"\|\s*(\S+)$", result.stderr, re.MULTILINE)}
     assert "typer" in imported
     assert not imported & STARTING[arguments]
@@ -189,10 +186,10 @@ def test_starts_without_slow_packages(arguments: str) -> None:
 def test_starts_at_once(arguments: str) -> None:
     """In little more than the time that its packages take to import: seconds would depend on the machine."""
     packages = "typer, pydantic, rich.console, rich.table" if arguments == "tables" else "typer"
-    command = sys.executable, "-m", "hybrid_mobilenet", *arguments.split()
+    command = "-m", "hybrid_mobilenet", *arguments.split()
     ratios = []
     for _ in range(5):
-        imports = min(processor_time(sys.executable, "-c", f"import {packages}") for _ in range(2))
+        imports = min(processor_time("-c", f"import {packages}") for _ in range(2))
         ratios.append(processor_time(*command) / imports)
         if ratios[-1] < 3:
             return
@@ -206,7 +203,7 @@ def test_the_package_imports_nothing_heavy_until_it_is_asked() -> None:
         "assert set(hybrid_mobilenet.__all__) <= set(dir(hybrid_mobilenet)); "
         "from hybrid_mobilenet import FractionalMaxPool2d; assert 'torch' in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True, timeout=60)
+    assert run_python("-c", code).stderr == ""
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from command_line import NETWORK, fails, invoke, shell
+from command_line import NETWORK, fails, invoke
+from processes import run_command
 
 
 def test_export_from_another_folder(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work, elsewhere = photos.parent, tmp_path / "elsewhere"
     network = ["--family", "mp3", *NETWORK[2:], "--batch-size", "16"]
-    result = shell("train", "photos", *network, "--epochs", "12", "--out", "run", cwd=work)
+    result = run_command("train", "photos", *network, "--epochs", "12", "--out", "run", cwd=work)
     assert result.returncode == 0, result.stderr
     assert json.loads((work / "run/config.json").read_text())["training"]["data"] == str(photos)
     targets = ("--to", "onnx,onnx-int8")
-    result = shell("export", "../work/run", *targets, "--json", cwd=elsewhere)
+    result = run_command("export", "../work/run", *targets, "--json", cwd=elsewhere)
     assert (result.returncode, result.stderr) == (0, "")
     assert [file["target"] for file in json.loads(result.stdout)["files"]] == ["onnx", "onnx-int8"]
 

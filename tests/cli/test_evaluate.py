@@ -8,8 +8,6 @@ import re
 import shutil
 import signal
 import struct
-import subprocess
-import sys
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -19,13 +17,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from command_line import ENVIRONMENT, NETWORK, fails, invoke, shell, start
+from command_line import NETWORK, fails, invoke
+from processes import run_command, start_command
 
 # Evaluate
 
 
 def test_evaluate(model: Path) -> None:
-    result = shell("evaluate", model, "digits")
+    result = run_command("evaluate", model, "digits")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["Class", "Images", "Recall", "Precision", "F1"]
@@ -98,7 +97,7 @@ def test_a_picture_that_cannot_be_written_costs_the_picture_alone(model: Path, t
 
 
 def test_predict(model: Path, images: Path) -> None:
-    result = shell("predict", model, *sorted(images.iterdir()))
+    result = run_command("predict", model, *sorted(images.iterdir()))
     assert (result.returncode, result.stderr.strip()) == (0, "")
     header, _, *rows = result.stdout.splitlines()
     assert header.split() == ["File", "Class", "Probability", "Then"]
@@ -111,7 +110,7 @@ def test_a_damaged_exif_block_leaves_no_word(model: Path, tmp_path: Path) -> Non
     for name, exif in (("garbage", b"no TIFF header"), ("cut off", b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\x01")):
         for kind in ("jpg", "png", "webp"):
             Image.new("RGB", (8, 8), (90, 90, 90)).save(tmp_path / f"{name}.{kind}", exif=exif)
-    result = shell("predict", model, tmp_path, "--json")
+    result = run_command("predict", model, tmp_path, "--json")
     assert (result.returncode, result.stderr) == (0, "")
     assert len(json.loads(result.stdout)) == 6
 
@@ -210,7 +209,7 @@ def first_row(lines: IO[str]) -> str:
 
 @pytest.mark.parametrize("as_json", [False, True], ids=["table", "json"])
 def test_rows_appear_as_they_come_and_ctrl_c_keeps_them(as_json: bool, model: Path, many_images: Path) -> None:
-    process = start("predict", model, many_images / "missing.png", many_images, *["--json"] * as_json)
+    process = start_command("predict", model, many_images / "missing.png", many_images, *["--json"] * as_json)
     assert process.stdout
     assert process.stderr
     with process:
@@ -237,8 +236,8 @@ def test_rows_appear_as_they_come_and_ctrl_c_keeps_them(as_json: bool, model: Pa
 def test_rows_on_a_terminal(model: Path, many_images: Path) -> None:
     """Both outputs are one terminal, where no bar may run into the rows."""
     ours, theirs = os.openpty()
-    command = [sys.executable, "-m", "hybrid_mobilenet", "predict", str(model), str(many_images)]
-    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=ENVIRONMENT | {"COLUMNS": "120"}) as process:
+    terminal_of_120 = {"stdout": theirs, "stderr": theirs, "environment": {"COLUMNS": "120"}}
+    with start_command("predict", model, many_images, **terminal_of_120) as process:
         os.close(theirs)
         with os.fdopen(ours, closefd=True) as terminal:
             text = first_row(terminal)
@@ -257,10 +256,9 @@ def test_rows_on_a_terminal(model: Path, many_images: Path) -> None:
 def test_rows_go_where_standard_output_goes(model: Path, many_images: Path, tmp_path: Path) -> None:
     """The bar is on a terminal, the rows are in a file."""
     ours, theirs = os.openpty()
-    command = [sys.executable, "-m", "hybrid_mobilenet", "predict", str(model)]
     some = [str(many_images / f"{index:04}.png") for index in range(20)]
     with (tmp_path / "rows").open("w") as file:
-        process = subprocess.Popen([*command, *some], stdout=file, stderr=theirs, env=ENVIRONMENT)
+        process = start_command("predict", model, *some, stdout=file, stderr=theirs)
         os.close(theirs)
         sent = b""
         with suppress(OSError):
@@ -327,7 +325,7 @@ def test_a_model_that_is_none(command: str, model: Path, images: Path, tmp_path:
 
 
 def test_a_mistyped_model_is_not_looked_for_in_the_hub_where_its_folder_exists(model: Path, images: Path) -> None:
-    result = shell("predict", "runs/digit", images, cwd=model.parents[1])
+    result = run_command("predict", "runs/digit", images, cwd=model.parents[1])
     fails(result, "model is 'runs/digit', but there is no config.json in it")
-    result = shell("predict", "nobody/nothing", images, cwd=model.parents[1])
+    result = run_command("predict", "nobody/nothing", images, cwd=model.parents[1])
     fails(result, "model is 'nobody/nothing', but there is no such folder", "Hub")

@@ -7,14 +7,15 @@ import re
 
 import pytest
 
-from command_line import fails, invoke, shell
+from command_line import fails, invoke
 from hybrid_mobilenet.network.architecture import FAMILIES, resolve
 from hybrid_mobilenet.network.cost import network_mult_adds, network_parameters
 from hybrid_mobilenet.study.paper import DEVIATIONS, RESULTS
+from processes import run_command
 
 
 def test_tables_prints_the_three_networks() -> None:
-    result = shell("tables")
+    result = run_command("tables")
     assert (result.returncode, result.stderr) == (0, "")
     lines = [line.split() for line in result.stdout.splitlines()]
     assert [line[2].rstrip(",") for line in lines if line and line[0] == "Table"] == list(FAMILIES)
@@ -28,7 +29,7 @@ def test_tables_prints_the_three_networks() -> None:
 
 
 def test_rows_of_a_table_add_up_to_its_total() -> None:
-    text = shell("tables", "--family", "fmp", "--alpha", "0.25", "--delta", "2", "--image-size", "40x24").stdout
+    text = run_command("tables", "--family", "fmp", "--alpha", "0.25", "--delta", "2", "--image-size", "40x24").stdout
     rows = re.findall(r"([\d,]+) +[\d.]+% +([\d,]+) +[\d.]+%$", text, re.MULTILINE)
     mult_adds, parameters = (
         sum(int(figure.replace(",", "")) for figure in column) for column in zip(*rows, strict=True)
@@ -40,7 +41,8 @@ def test_rows_of_a_table_add_up_to_its_total() -> None:
 
 
 def test_tables_json_has_every_layer() -> None:
-    (record,) = json.loads(shell("tables", "--family", "mp3", "--classes", "7", "--in-channels", "1", "--json").stdout)
+    options = ["--family", "mp3", "--classes", "7", "--in-channels", "1", "--json"]
+    (record,) = json.loads(run_command("tables", *options).stdout)
     network = resolve("mp3", classes=7, in_channels=1)
     assert (record["family"], record["classes"], record["image_size"]) == ("mp3", 7, [32, 32])
     assert [layer["name"] for layer in record["layers"]] == [layer.name for layer in network.layers]
@@ -50,7 +52,7 @@ def test_tables_json_has_every_layer() -> None:
 
 
 def test_cost_json_is_the_grid_of_the_paper() -> None:
-    result = shell("cost", "--json")
+    result = run_command("cost", "--json")
     assert (result.returncode, result.stderr) == (0, "")
     records = json.loads(result.stdout)
     assert len(records) == 38
@@ -74,7 +76,7 @@ def test_cost_json_is_the_grid_of_the_paper() -> None:
 
 
 def test_cost_has_a_footnote_for_every_letter() -> None:
-    result = shell("cost")
+    result = run_command("cost")
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     rows = [line.split() for line in lines if line.startswith(FAMILIES)]

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from command_line import NETWORK, fails, invoke, shell, start
+from command_line import NETWORK, fails, invoke
 from hybrid_mobilenet.cli import train as command
 from hybrid_mobilenet.training import recipe as recipe_module
 from hybrid_mobilenet.training.recipe import PAPER_RECIPES
+from processes import run_command, start_command
 
 
 def test_train_prints_epochs_and_result(trained: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -130,16 +131,16 @@ def test_train_does_not_overwrite_a_run(model: Path) -> None:
 
 def test_mistakes_in_the_shell_leave_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    result = shell("train", "digits", *NETWORK, "--epochs", "1", "--out", tmp_path / "file" / "run")
+    result = run_command("train", "digits", *NETWORK, "--epochs", "1", "--out", tmp_path / "file" / "run")
     fails(result, f"out is '{tmp_path / 'file' / 'run'}'", "Not a directory", "choose another with --out")
-    result = shell("train", "digits", "--family", "vgg")
+    result = run_command("train", "digits", "--family", "vgg")
     assert (result.returncode, result.stdout) == (2, "")
     assert "Traceback" not in result.stderr
 
 
 def test_a_run_resumes_from_another_folder(photos: Path, tmp_path: Path) -> None:
     network = (*NETWORK, "--epochs", "8", "--batch-size", "16")
-    process = start("train", "photos", *network, "--out", "stopped", cwd=photos.parent)
+    process = start_command("train", "photos", *network, "--out", "stopped", cwd=photos.parent)
     assert process.stderr
     with process:
         assert process.stderr.readline().startswith("epoch 1/8")
@@ -147,7 +148,7 @@ def test_a_run_resumes_from_another_folder(photos: Path, tmp_path: Path) -> None
         assert process.stderr.read().splitlines()[-1].endswith("train --resume stopped")
     assert process.returncode == 130
     run = photos.parent / "stopped"
-    result = shell("train", "--resume", run, cwd=tmp_path / "elsewhere")
+    result = run_command("train", "--resume", run, cwd=tmp_path / "elsewhere")
     assert result.returncode == 0, result.stderr
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 8
     assert json.loads((run / "evaluation.json").read_text())["images"] == 56

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from processes import run_python
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -31,8 +31,9 @@ print(min(later - earlier for earlier, later in zip(given, given[1:])))
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
 @pytest.mark.parametrize("how", ["kept", "given back"])
 def test_what_is_freed_is_taken_again(how: str) -> None:
-    command = [sys.executable, "-c", NEW_PAGES, how]
-    pages = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    done = run_python("-c", NEW_PAGES, how)
+    assert done.returncode == 0, done.stderr
+    pages = int(done.stdout)
     assert pages < 100 if how == "kept" else pages > 5000
 
 
@@ -50,5 +51,6 @@ keep_freed_memory()
 maps = [torch.ones(5_000_000) for _ in range(3)]
 print(re.search(r"AnonHugePages: +([0-9]+) kB", Path("/proc/self/smaps_rollup").read_text())[1])
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = run_python("-c", program)
+    assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 30_000  # of 60,000: the system may have run out of some

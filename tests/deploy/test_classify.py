@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import doctest
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ import torch
 from PIL import Image
 
 import hybrid_mobilenet
-from command_line import ENVIRONMENT, invoke
+from command_line import invoke
 from hybrid_mobilenet import HybridMobileNet, predict
 from hybrid_mobilenet.data.images import DataError, read_image
 from hybrid_mobilenet.deploy import classify
@@ -22,6 +20,7 @@ from hybrid_mobilenet.deploy.classify import evaluate_classifier, load_classifie
 from hybrid_mobilenet.deploy.export import export
 from hybrid_mobilenet.training.evaluate import evaluate, probabilities
 from networks import network
+from processes import run_python
 
 NAMES = ("cat", "dog", "owl")
 
@@ -141,4 +140,4 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_predict_is_a_name_of_the_package() -> None:
     assert "predict" in hybrid_mobilenet.__all__
     code = "import sys; import hybrid_mobilenet; assert 'torch' not in sys.modules; hybrid_mobilenet.predict"
-    subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, check=True, timeout=60)
+    assert run_python("-c", code).stderr == ""

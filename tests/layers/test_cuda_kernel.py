@@ -6,12 +6,11 @@ The interpreter has to be chosen before triton is imported, so the comparisons r
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+
+from processes import run_python
 
 POOLING = """
 import torch
@@ -178,9 +177,7 @@ print("compared", compared)
 )
 @pytest.mark.slow
 def test_triton_kernels_equal_plain_ones(comparison: str, compared: int) -> None:
-    environment = os.environ if torch.cuda.is_available() else os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", comparison], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    environment = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
+    done = run_python("-c", comparison, environment=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"compared {compared}\n"

@@ -7,8 +7,6 @@ import doctest
 import itertools
 import json
 import operator
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +35,7 @@ from hybrid_mobilenet.layers.pooling import (
     random_sequence,
 )
 from hybrid_mobilenet.layers.sizes import fractional_size
+from processes import run_python
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "fractional_max_pool.json").read_text())
 PAIRS = [(n_in, n_out) for n_in in range(1, 41) for n_out in range(1, n_in + 1) if n_in <= 2 * n_out]
@@ -835,7 +834,8 @@ def test_export_in_train_is_refused(strict: bool) -> None:
 def third_party_modules(script: str) -> set[str]:
     """The packages that a script imports in a process of its own, besides the standard library."""
     end = "import sys; print(*{name.partition('.')[0] for name in sys.modules} - {*sys.stdlib_module_names})"
-    done = subprocess.run([sys.executable, "-c", f"{script}\n{end}"], capture_output=True, text=True, check=True)
+    done = run_python("-c", f"{script}\n{end}")
+    assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
 
 

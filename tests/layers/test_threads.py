@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +11,7 @@ from torch import nn
 from hybrid_mobilenet.layers.kernels.cpu import batch_norm, depthwise, pointwise, threads
 from hybrid_mobilenet.layers.kernels.cpu import pooling as cpu
 from hybrid_mobilenet.layers.pooling import random_sequence
+from processes import run_python
 
 
 @pytest.fixture(params=["openmp", "plain threads"])
@@ -99,15 +97,8 @@ def test_threads_share_a_pointwise_convolution(batch: int) -> None:
 @pytest.mark.slow
 def test_fewer_threads_than_requested(setting: str) -> None:
     name, _, value = setting.partition("=")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "openmp and (share or dtype0)"]
     # OpenMP reads its settings when a process starts. A kernel that waited for missing threads would never return.
-    result = subprocess.run(
-        [*command, "-k", "openmp and (share or dtype0)"],
-        env=os.environ | {name: value},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+    result = run_python(*command, environment={name: value}, timeout=600)
     assert result.returncode == 0, result.stdout[-3000:]
     assert "passed" in result.stdout

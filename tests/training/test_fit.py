@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import doctest
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +31,8 @@ from hybrid_mobilenet.training.recipe import Precision
 from hybrid_mobilenet.training.run import train
 from hybrid_mobilenet.training.setup import TrainingDiverged
 from hybrid_mobilenet.training.step import learning_rate
-from runs import ENVIRONMENT, RECIPE, SMALL, STEPS, Quiet, before_step, poison, refuses, weights
+from processes import run_python
+from runs import RECIPE, SMALL, STEPS, Quiet, before_step, poison, refuses, weights
 
 
 def test_each_step_has_its_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,6 +268,5 @@ def test_training_does_not_import_torch_dynamo(tmp_path: Path) -> None:
         "optimizer.load_state_dict(optimizer.state_dict())\n"
         "sys.exit('torch._dynamo' in sys.modules)"
     )
-    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-c", script, str(tmp_path / "run")]
-    assert subprocess.run(command, env=environment, check=False).returncode == 0
+    done = run_python("-c", script, tmp_path / "run")
+    assert done.returncode == 0, done.stderr

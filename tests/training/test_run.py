@@ -29,8 +29,8 @@ from hybrid_mobilenet.training.processes import Processes
 from hybrid_mobilenet.training.recipe import Recipe
 from hybrid_mobilenet.training.run import resume, train
 from hybrid_mobilenet.training.setup import Interrupted, Setup, TrainingDiverged
+from processes import start_command
 from runs import (
-    ENVIRONMENT,
     FINISHED,
     OPTIONS,
     RECIPE,
@@ -213,11 +213,6 @@ def test_a_run_stopped_many_times(finished: Path, tmp_path: Path) -> None:
     assert weights(out) == weights(finished)
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "hybrid_mobilenet", "train", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-
-
 def stop_in_epoch(epoch: int, out: Path, process: subprocess.Popen[str], number: signal.Signals) -> str:
     """Send a signal shortly after an epoch began; returns what the process wrote on stderr."""
     deadline = time.monotonic() + 300
@@ -239,7 +234,7 @@ def test_a_process_stopped_by_ctrl_c_then_killed(tmp_path: Path) -> None:
     setup = replace(SMALL, validation=0, recipe=replace(RECIPE, batch_size=32))
     train(setup, tmp_path / "undisturbed", Quiet())
     out = tmp_path / "run"
-    process = start("digits", *OPTIONS, "--batch-size", "32", "--validation", "0", "--out", str(out))
+    process = start_command("train", "digits", *OPTIONS, "--batch-size", "32", "--validation", "0", "--out", str(out))
     stderr = stop_in_epoch(2, out, process, signal.SIGINT)
     assert process.returncode == 130
     assert stderr.splitlines()[-1] == f"error: stopped and saved; continue with: hybrid-mobilenet train --resume {out}"
@@ -248,7 +243,7 @@ def test_a_process_stopped_by_ctrl_c_then_killed(tmp_path: Path) -> None:
     assert progress.epoch == 1
     assert progress.step > 0
 
-    process = start("--resume", str(out))
+    process = start_command("train", "--resume", str(out))
     stop_in_epoch(3, out, process, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     progress = read_checkpoint(out)[1]
