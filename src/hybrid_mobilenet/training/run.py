@@ -318,8 +318,8 @@ def _at_chance(last_epoch: dict[str, Any], test: Evaluation) -> str:
     if not is_at_chance or last_epoch["accuracy"] < (1 + chance) / 2:
         return ""
     return (
-        f"the network is right on {last_epoch['accuracy']:.0%} of its training images, but on the {test.images} test "
-        f"images it is no better than a guess (right on {test.accuracy:.0%}; the mean over the {len(recalls)} classes "
-        f"is {mean:.0%}, by guessing {chance:.0%}): see whether the test images show the same things as the training "
-        "images and are labelled as they are, and add images"
+        f"the network classifies {last_epoch['accuracy']:.0%} of its training images correctly, but is no better than "
+        f"chance on the {test.images} test images (accuracy {test.accuracy:.0%}; mean recall {mean:.0%} over "
+        f"{len(recalls)} classes; chance {chance:.0%}): check that the test images show the same things and are "
+        "labelled like the training images, or add images"
     )
