@@ -38,7 +38,8 @@ test-runtimes: ## install ExecuTorch and LiteRT (2 GB) into .venv-runtimes, and 
 	grep -vE '^(anyio|pydantic|pydantic_core|typing_extensions|typing-inspection)==' requirements.lock > .venv-runtimes/constraints.txt
 	.venv-runtimes/bin/python -m pip install --disable-pip-version-check --constraint .venv-runtimes/constraints.txt \
 	  --editable '.[export,executorch,litert]' 'executorch==1.5.1' 'litert-torch==0.10.0' pytest
-	.venv-runtimes/bin/python -m pytest -p no:anyio tests/deploy/test_runtimes.py
+	.venv-runtimes/bin/python -m pytest -p no:anyio \
+	  tests/deploy/test_runtimes.py tests/deploy/test_executorch.py tests/deploy/test_pt2e.py
 
 check: $(READY) ## check lint, format and types
 	$(BIN)/ruff check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -21,7 +22,6 @@ def fails(result: Result | subprocess.CompletedProcess[str], *parts: str) -> Non
     """Assert that a command failed with one line on stderr, which has all `parts`."""
     status = result.exit_code if isinstance(result, Result) else result.returncode
     assert (status, result.stdout) == (2, ""), result.stderr
-    assert result.stderr.count("\n") == 1, result.stderr
-    assert result.stderr.startswith("error: ")
+    assert re.fullmatch(r"error: [^\n]+\n", result.stderr), result.stderr
     for part in parts:
         assert part in result.stderr, result.stderr

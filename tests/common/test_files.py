@@ -197,3 +197,24 @@ def test_files_are_as_readable_as_others(tmp_path: Path) -> None:
     write_atomically(tmp_path / "ours", b"")
     (tmp_path / "theirs").write_bytes(b"")
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "theirs").stat().st_mode
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "folder"
+    with writing_folder(target) as new:
+        (new / "a").write_text("1")
+        assert not target.exists()
+    assert (target / "a").read_text() == "1"
+
+    def failing() -> None:
+        with writing_folder(target) as new:
+            (new / "a").write_text("2")
+            (new / "missing").read_text()
+
+    with pytest.raises(FileNotFoundError):
+        failing()
+    assert (target / "a").read_text() == "1"
+    assert [path.name for path in target.parent.iterdir()] == ["folder"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file/web"), writing_folder(tmp_path / "file" / "web"):
+        pass
