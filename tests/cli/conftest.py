@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 
 from command_line import NETWORK
 from processes import run_command
+from sweeps import finished, folders, large_batches  # noqa: F401  fixtures
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybrid_mobilenet.layers.sizes import fractional_size, strided_size
 from hybrid_mobilenet.network import architecture
-from hybrid_mobilenet.network.architecture import FAMILIES, FMP_RATIO, Family, Layer, Network, resolve, scaled
+from hybrid_mobilenet.network.architecture import FAMILIES, Family, Layer, Network, resolve, scaled
 
 # Output channels and side of the input map of every block, then of every pooling layer's input and output: read off
 # Tables 1 to 3.
@@ -129,22 +128,6 @@ def test_a_rectangle_by_hand() -> None:
     sizes = [layer.out_size for layer in resolve("mp3", image_size=(9, 33)).layers if "pool" in layer.name]
     assert sizes == [(5, 17), (3, 9), (2, 5), (1, 3), (1, 2)]
     assert resolve("mp3", image_size=32) == resolve("mp3", image_size=(32, 32))
-
-
-@given(st.integers(1, 5000), st.integers(1, 4))
-def test_strides_round_up(size: int, stride: int) -> None:
-    assert strided_size(size, stride) == math.ceil(size / stride)
-
-
-@given(st.integers(1, 100_000))
-def test_fractional_pooling_rounds_down_in_exact_arithmetic(size: int) -> None:
-    assert FMP_RATIO == 1.44
-    assert fractional_size(size, FMP_RATIO) == max(1, size * 100 // 144)
-
-
-def test_fractional_pooling_never_asks_for_more_than_regions_of_two_pixels() -> None:
-    assert [fractional_size(size, 2.0) for size in (1, 2, 3, 4, 5)] == [1, 1, 2, 2, 3]
-    assert [fractional_size(size, 1.0) for size in (1, 2, 3, 4, 5)] == [1, 2, 3, 4, 5]
 
 
 def test_scaled_is_exact() -> None:

@@ -17,22 +17,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybrid_mobilenet.data import dataset
 from hybrid_mobilenet.data.dataset import Splits, load_data, normalisation
-from hybrid_mobilenet.network.architecture import FAMILIES, Family
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.training import evaluate as evaluate_module
 from hybrid_mobilenet.training import fit as fit_module
 from hybrid_mobilenet.training import recipe, step
 from hybrid_mobilenet.training import run as training
-from hybrid_mobilenet.training.cuda_graph import STEPS_BEFORE, CapturedSteps
 from hybrid_mobilenet.training.evaluate import evaluate
-from hybrid_mobilenet.training.fit import Training, fit
-from hybrid_mobilenet.training.meter import Meter
-from hybrid_mobilenet.training.recipe import Precision
+from hybrid_mobilenet.training.fit import fit
 from hybrid_mobilenet.training.run import train
 from hybrid_mobilenet.training.setup import TrainingDiverged
 from hybrid_mobilenet.training.step import learning_rate
 from processes import run_python
-from runs import RECIPE, SMALL, STEPS, Quiet, before_step, poison, refuses, weights
+from runs import RECIPE, SMALL, STEPS, Quiet, before_step, poison, refuses
 
 
 def test_each_step_has_its_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,59 +88,6 @@ def test_values_are_asked_for_at_the_end_of_an_epoch_only(tmp_path: Path, monkey
     by_epoch = [counts[start : start + STEPS] for start in range(0, 3 * STEPS, STEPS)]
     assert all(len(set(epoch)) == 1 for epoch in by_epoch), counts
     assert len(set(counts)) == 3  # it does count
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_gpu_is_not_waited_for_within_an_epoch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
-) -> None:
-    take, read, replayed = CapturedSteps.take, Meter.read, 0
-
-    def watched_take(steps: CapturedSteps) -> tuple[torch.Tensor, torch.Tensor]:
-        nonlocal replayed
-        if steps._graph is not None:
-            torch.cuda.set_sync_debug_mode("error")
-            replayed += 1
-        return take(steps)
-
-    def free_read(meter: Meter) -> float:
-        torch.cuda.set_sync_debug_mode("default")
-        return read(meter)
-
-    monkeypatch.setattr(CapturedSteps, "take", watched_take)
-    monkeypatch.setattr(Meter, "read", free_read)
-    train(replace(SMALL, recipe=replace(RECIPE, precision=precision)), tmp_path / "run", Quiet())
-    assert HybridMobileNet.from_pretrained(tmp_path / "run").training_record["device"] == "cuda:0"
-    assert replayed == 3 * STEPS - STEPS_BEFORE - 1
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_steps_from_tables_are_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Family) -> None:
-    # Dropout draws from the generator of the regions here, and on a GPU from another. The last epoch's are fixed.
-    setup = replace(SMALL, family=family, recipe=replace(RECIPE, dropout=0, fixed_epochs=1))
-    exact = learning_rate
-    # A table's learning rates are float32.
-    monkeypatch.setattr(fit_module, "learning_rate", lambda recipe, done: torch.tensor(exact(recipe, done)).item())
-    train(setup, tmp_path / "one-by-one", Quiet())
-    monkeypatch.setattr(Training, "is_captured", property(lambda _: True))
-    train(setup, tmp_path / "from-tables", Quiet())
-    assert weights(tmp_path / "from-tables") == weights(tmp_path / "one-by-one")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_replayed_graph_trains_as_single_steps_do(tmp_path: Path) -> None:
-    setup = replace(SMALL, recipe=replace(RECIPE, dropout=0, epochs=2, learning_rate=1e-4))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Training, "is_captured", property(lambda _: False))
-        train(setup, tmp_path / "one-by-one", Quiet())
-    train(setup, tmp_path / "captured", Quiet())
-    one, graph = (
-        [json.loads(line) for line in (tmp_path / out / "metrics.jsonl").read_text().splitlines()]
-        for out in ("one-by-one", "captured")
-    )
-    for ours, theirs in zip(graph, one, strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2)
 
 
 # fit

@@ -177,29 +177,6 @@ def test_a_signal_between_the_steps_of_two_epochs_or_after_the_last(finished: Pa
     assert weights(tmp_path / "run") == weights(finished)
 
 
-def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
-    def impatient() -> None:
-        signal.raise_signal(signal.SIGINT)
-        time.sleep(0.6)
-        signal.raise_signal(signal.SIGINT)
-
-    out = stopped(tmp_path / "run", STEPS + 3, impatient, KeyboardInterrupt)
-    assert read_checkpoint(out)[1].step == 0
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_that_comes_twice_is_one(tmp_path: Path, number: signal.Signals) -> None:
-    """From a terminal or a supervisor that tells all processes of a group, and from the first of them."""
-
-    def twice() -> None:
-        signal.raise_signal(number)
-        time.sleep(0.05 if number == signal.SIGINT else 0.6)
-        signal.raise_signal(number)
-
-    out = stopped(tmp_path / "run", STEPS + 3, twice, Interrupted)
-    assert read_checkpoint(out)[1].step == 4
-
-
 def test_a_run_stopped_many_times(finished: Path, tmp_path: Path) -> None:
     out = stopped(tmp_path / "run", 3, lambda: signal.raise_signal(signal.SIGINT), Interrupted)
     for _ in range(3):
