@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from command_line import invoke
 from hybrid_mobilenet.study.records import read_record, record_path
 from hybrid_mobilenet.study.reproduce import Folders, RunState
 from sweeps import chosen, options
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("large_batches")
 def test_a_dry_run_measures_and_runs_nothing(folders: Folders, finished: tuple[Folders, list[RunState]]) -> None:
     folders = Folders(finished[0].results, folders.runs)
     arguments = [*options(folders, "mobilenet", "fmp"), "--epochs", "2", "--seeds", "2"]
-    record = json.loads(invoke(*arguments, "--dry-run", "--json").stdout)
+    record = json.loads(invoke("reproduce", *arguments, "--dry-run", "--json").stdout)
     assert [run["run"] for run in record["runs"]] == [
         "digits-mobilenet-d2-a0.25-seed1",
         "digits-fmp-d2-a0.25-seed1",
@@ -27,7 +28,7 @@ def test_a_dry_run_measures_and_runs_nothing(folders: Folders, finished: tuple[F
         assert run["seconds"] > 2 * 2 * 700 / run["images_per_second"]
     assert record["seconds"] == pytest.approx(sum(run["seconds"] for run in record["runs"]))
     assert not folders.runs.exists()
-    lines = invoke(*arguments, "--dry-run").stdout.splitlines()
+    lines = invoke("reproduce", *arguments, "--dry-run").stdout.splitlines()
     assert lines[0].split()[:7] == ["Data", "Family", "Delta", "Alpha", "Runs", "begun", "Epochs"]
     assert lines[0].split()[7:] == ["images/s", "a", "run", "all"]
     assert [line.split()[:5] for line in lines[2:4]] == [
