@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.study.engines.local import run_here
-from hybrid_mobilenet.study.engines.ray import _check_resources
+from hybrid_mobilenet.study.engines.ray import check_resources
 from hybrid_mobilenet.study.grid import Run, select
 from hybrid_mobilenet.study.records import read_record, record_path
 from hybrid_mobilenet.study.reproduce import Folders
@@ -123,8 +123,8 @@ def test_no_machine_has_room() -> None:
         {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
     ]
     for cpus, gpus in ((4, 0), (2, 1), (1, 0.25)):
-        _check_resources(nodes, cpus, gpus)
+        check_resources(nodes, cpus, gpus)
     with pytest.raises(
         ValueError, match=r"--cpus is 4 and --gpus 1, but no machine .* \(4 CPUs and 0 GPUs, 2 CPUs and 1"
     ):
-        _check_resources(nodes, 4, 1)
+        check_resources(nodes, 4, 1)

@@ -68,7 +68,7 @@ def run_on_ray(
     except ConnectionError as error:
         raise ValueError(f"no Ray cluster answers at --address {address}: {error}") from error
     try:
-        _check_resources(ray.nodes(), cpus, gpus)
+        check_resources(ray.nodes(), cpus, gpus)
         states = Queue(actor_options={"num_cpus": 0})
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_task)
         working = {task.remote(run, shared, max(1, int(cpus)), states): run for run in runs}
@@ -107,8 +107,12 @@ def _check_connection(address: str) -> None:
         ) from None
 
 
-def _check_resources(nodes: Sequence[dict[str, Any]], cpus: float, gpus: float) -> None:
-    """Check that some machine has enough CPUs and GPUs for a run; otherwise its task would wait for ever."""
+def check_resources(nodes: Sequence[dict[str, Any]], cpus: float, gpus: float) -> None:
+    """Check that some machine has enough CPUs and GPUs for a run; otherwise its task would wait for ever.
+
+    Raises:
+        ValueError: if none has.
+    """
     resources = [node["Resources"] for node in nodes if node["Alive"]]
     if not any(each.get("CPU", 0) >= cpus and each.get("GPU", 0) >= gpus for each in resources):
         largest = ", ".join(f"{each.get('CPU', 0):g} CPUs and {each.get('GPU', 0):g} GPUs" for each in resources)
