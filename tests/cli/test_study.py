@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
 from command_line import invoke
-from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.study import reproduce
 from hybrid_mobilenet.study.grid import select
 from hybrid_mobilenet.study.records import read_record, read_records, record_path, write_record
@@ -98,7 +96,7 @@ def results(tmp_path: Path) -> Path:
 
 def test_the_command_writes_the_report_and_its_pictures(results: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = CliRunner().invoke(cli.app, ["report", "--results", str(results), "--out", str(out), "--json"])
+    result = invoke("report", "--results", results, "--out", out, "--json")
     assert (result.exit_code, result.stderr) == (0, "")
     files = ["REPRODUCTION.md", "reproduction-mult-adds.png", "reproduction-parameters.png"]
     assert json.loads(result.stdout) == [str(out / name) for name in files]
@@ -115,7 +113,7 @@ def test_the_command_writes_the_report_and_its_pictures(results: Path, tmp_path:
 
 def test_nothing_to_report(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
-    result = CliRunner().invoke(cli.app, ["report", "--results", str(tmp_path / "results"), "--out", str(tmp_path)])
+    result = invoke("report", "--results", tmp_path / "results", "--out", tmp_path)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == (
         f"error: there is no record of CIFAR-10 or CIFAR-100 in {tmp_path / 'results'}: run hybrid-mobilenet reproduce "
