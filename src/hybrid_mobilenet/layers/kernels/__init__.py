@@ -1,5 +1,1 @@
-"""Forward and backward passes of operations that torch lacks, or runs slowly.
-
-`reference` is fractional max pooling in plain PyTorch, for every device: read it first. `cpu` has kernels compiled by
-numba, and `cuda` kernels compiled by triton.
-"""
+"""What torch lacks or runs slowly: `reference` in plain PyTorch (read it first), `cpu` by numba, `cuda` by triton."""
