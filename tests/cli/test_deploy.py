@@ -13,6 +13,7 @@ from command_line import NETWORK, fails, invoke
 from processes import run_command
 
 
+@pytest.mark.slow
 def test_export_from_another_folder(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work, elsewhere = photos.parent, tmp_path / "elsewhere"
     network = ["--family", "mp3", *NETWORK[2:], "--batch-size", "16"]

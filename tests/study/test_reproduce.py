@@ -218,7 +218,7 @@ def test_a_run_that_fails_for_a_bug_says_so(folders: Folders, monkeypatch: pytes
         monkeypatch.setenv("HYBRID_MOBILENET_DEBUG", debug)
         run_here(chosen("mobilenet", epochs=1), folders, states.append)
     plain, shown = states
-    assert plain.message.startswith("invalid literal for int() with base 10: 'one' (no message of hybrid-mobilenet's")
+    assert plain.message.startswith("invalid literal for int() with base 10: 'one' (unexpected error, possibly a bug")
     assert shown.message.startswith("Traceback (most recent call last):\n")
     assert shown.message.endswith(f"\n{plain.message}")
 

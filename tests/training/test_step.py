@@ -33,7 +33,7 @@ def test_weights_decay_and_nothing_else() -> None:
         parameter.grad = torch.zeros_like(parameter)
     adam(model, replace(PAPER, learning_rate=0.1, weight_decay=0.5)).step()
     for name, parameter in model.named_parameters():
-        decays = name.endswith((".conv.weight", ".linear.weight"))
+        decays = name.endswith((".conv.weight", ".depthwise.weight", ".pointwise.weight", ".linear.weight"))
         torch.testing.assert_close(parameter.detach(), before[name] * (0.95 if decays else 1))
 
 
