@@ -64,6 +64,7 @@ def test_every_public_name_is_on_the_page(tmp_path: Path) -> None:
     ],
     ids=["docstring", "no section"],
 )
+@pytest.mark.slow
 def test_what_does_not_render_fails(change: str, messages: list[str], tmp_path: Path) -> None:
     done = build(tmp_path, change)
     assert done.returncode != 0

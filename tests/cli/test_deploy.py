@@ -20,6 +20,7 @@ from networks import network, trained
 from processes import run_command
 
 
+@pytest.mark.slow
 def test_export_from_another_folder(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work, elsewhere = photos.parent, tmp_path / "elsewhere"
     network = ["--family", "mp3", *NETWORK[2:], "--batch-size", "16"]
@@ -74,6 +75,7 @@ def test_export_command(untrained: Path) -> None:
     assert (untrained / "export" / "model.onnx").stat().st_size > 1_700_000
 
 
+@pytest.mark.slow
 def test_export_command_with_data(untrained: Path, tmp_path: Path) -> None:
     result = invoke("export", untrained, "--to", "onnx", "--data", "digits", "--out", tmp_path / "a" / "b", "--json")
     assert (result.exit_code, result.stderr) == (0, "")
@@ -147,6 +149,7 @@ def test_export_refuses(untrained: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.slow
 def test_a_missing_runtime_is_named_with_its_remedy_and_the_others_go_on(
     untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -208,6 +208,7 @@ def first_row(lines: IO[str]) -> str:
 
 
 @pytest.mark.parametrize("as_json", [False, True], ids=["table", "json"])
+@pytest.mark.slow
 def test_rows_appear_as_they_come_and_ctrl_c_keeps_them(as_json: bool, model: Path, many_images: Path) -> None:
     process = start_command("predict", model, many_images / "missing.png", many_images, *["--json"] * as_json)
     assert process.stdout
@@ -233,6 +234,7 @@ def test_rows_appear_as_they_come_and_ctrl_c_keeps_them(as_json: bool, model: Pa
     assert interrupted == f"error: interrupted after {len(names):,} of 2,000 images"
 
 
+@pytest.mark.slow
 def test_rows_on_a_terminal(model: Path, many_images: Path) -> None:
     """Both outputs are one terminal, where no bar may run into the rows."""
     ours, theirs = os.openpty()
@@ -253,6 +255,7 @@ def test_rows_on_a_terminal(model: Path, many_images: Path) -> None:
     assert interrupted == f"error: interrupted after {len(rows):,} of 2,000 images"
 
 
+@pytest.mark.slow
 def test_rows_go_where_standard_output_goes(model: Path, many_images: Path, tmp_path: Path) -> None:
     """The bar is on a terminal, the rows are in a file."""
     ours, theirs = os.openpty()
@@ -324,6 +327,7 @@ def test_a_model_that_is_none(command: str, model: Path, images: Path, tmp_path:
     fails(invoke(command, bad, subject), str(bad / "config.json"))
 
 
+@pytest.mark.slow
 def test_a_mistyped_model_is_not_looked_for_in_the_hub_where_its_folder_exists(model: Path, images: Path) -> None:
     result = run_command("predict", "runs/digit", images, cwd=model.parents[1])
     fails(result, "model is 'runs/digit', but there is no config.json in it")

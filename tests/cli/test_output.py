@@ -17,6 +17,7 @@ from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.cli.output import duration, json_list, print_json
 
 
+@pytest.mark.slow
 def test_names_are_printed_as_they_are(tmp_path: Path) -> None:
     """Folders of runs and data, classes and files: nothing in them is markup, on a terminal or in a picture."""
     names = ("a[b]", "[", "[red]", "$\\frac{$", ":smile:")

@@ -129,6 +129,7 @@ def test_train_does_not_overwrite_a_run(model: Path) -> None:
     assert (model / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_mistakes_in_the_shell_leave_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = run_command("train", "digits", *NETWORK, "--epochs", "1", "--out", tmp_path / "file" / "run")
@@ -138,6 +139,7 @@ def test_mistakes_in_the_shell_leave_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_run_resumes_from_another_folder(photos: Path, tmp_path: Path) -> None:
     network = (*NETWORK, "--epochs", "8", "--batch-size", "16")
     process = start_command("train", "photos", *network, "--out", "stopped", cwd=photos.parent)

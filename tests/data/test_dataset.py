@@ -353,6 +353,7 @@ def test_a_data_loader_fetches_a_batch_at_once(monkeypatch: pytest.MonkeyPatch) 
     assert torch.equal(torch.cat([labels for _, labels in batches]), digits.labels)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # of fork, in Python 3.12
 @pytest.mark.parametrize(
     ("method", "make", "memory_bound"),

@@ -166,6 +166,7 @@ def test_an_added_image_is_not_tested(run: Run, copied: Path, seen: Seen, animal
     assert note.startswith("1 images were added after training and are not tested")
 
 
+@pytest.mark.slow
 def test_an_added_image_is_not_tested_in_a_new_process(run: Run, copied: Path) -> None:
     picture(copied / "bee" / "0000.png", 999)
     record = json.loads(shell("evaluate", run.out, "copied", "--json", cwd=copied.parent))

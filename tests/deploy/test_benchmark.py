@@ -60,6 +60,7 @@ def test_files_for_runtimes_that_are_not_installed_are_left_out(
     assert expand([str(tmp_path)]) == [str(tmp_path), *files]
 
 
+@pytest.mark.slow
 def test_threads_are_as_before_where_a_measurement_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError("no memory")

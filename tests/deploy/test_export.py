@@ -40,6 +40,7 @@ def test_export_says_what_it_wrote(trained_fmp: HybridMobileNet, tmp_path: Path)
     assert (record["path"], record["parity"]["images"]) == (str(exported.path), 256)
 
 
+@pytest.mark.slow
 def test_export_without_test_images_has_no_accuracy(fmp: HybridMobileNet, tmp_path: Path) -> None:
     assert export(fmp, "onnx", tmp_path).accuracy is None
 

@@ -25,6 +25,7 @@ from networks import images, network
 SIZES: tuple[Size, ...] = ((32, 32), (40, 24))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "alpha", "delta", "classes", "size"),
     list(product(FAMILIES, (0.25, 1.0), (1, 2), (10, 100), SIZES)),

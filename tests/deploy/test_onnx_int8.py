@@ -18,6 +18,7 @@ from hybrid_mobilenet.network.architecture import Family
 from networks import trained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "options"), [("mobilenet", {}), ("mp3", {}), ("mp3", {"activation": "relu6"})], ids=str
 )
@@ -28,6 +29,7 @@ def test_int8_agrees_and_is_small(family: Family, options: dict[str, Any], digit
     assert path.stat().st_size <= 0.3 * len(onnx_bytes(model))
 
 
+@pytest.mark.slow
 def test_int8_is_integer_throughout(trained_fmp: HybridMobileNet, digits: Tensor, tmp_path: Path) -> None:
     """In the graph that ONNX Runtime makes of the file, nothing but the ends is computed in floating point."""
     path, optimised = tmp_path / "model.int8.onnx", tmp_path / "optimised.onnx"

@@ -753,6 +753,7 @@ def assert_has_standard_operators_only(program: torch.export.ExportedProgram) ->
 @exported
 @torch_warns
 @pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.slow
 def test_torch_export_gives_core_aten(pool: str, strict: bool) -> None:
     model, x = users_model(pool), torch.rand(2, 3, 32, 32, generator=seeded())
     batch = torch.export.Dim("batch")
@@ -798,6 +799,7 @@ def test_height_and_width_are_fixed_in_an_export() -> None:
 @torch_warns
 @exported
 @pytest.mark.parametrize("batch", ["fixed", "dynamic"])
+@pytest.mark.slow
 def test_torch_onnx_export_runs_in_onnx_runtime(pool: str, batch: str, tmp_path: Path) -> None:
     onnx, runtime = (
         pytest.importorskip(name, reason="needs the extra: pip install 'hybrid-mobilenet[export]'")
@@ -839,6 +841,7 @@ def third_party_modules(script: str) -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_the_layer_alone_needs_torch_and_numpy_only() -> None:
     layer = "import torch\nfrom hybrid_mobilenet import FractionalMaxPool2d\npool = FractionalMaxPool2d(1.44)"
     least = third_party_modules("import torch, numpy")

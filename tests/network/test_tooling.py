@@ -413,6 +413,7 @@ def forward_of_its_own(model: HybridMobileNet) -> None:
     ],
     ids=lambda change: getattr(change, "__name__", None),
 )
+@pytest.mark.slow
 def test_parts_of_another_kind_are_called(change: Change, training: bool) -> None:
     assert_equal_to_its_modules(change, training=training)
 

@@ -114,6 +114,7 @@ def test_a_network_that_only_guesses_is_not_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.slow
 def test_the_command_says_so_last(as_json: bool, folder: Path, tmp_path: Path) -> None:
     """Where the test images are in each other's folders."""
     shutil.copytree(folder, tmp_path / "data" / "train")

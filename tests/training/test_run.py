@@ -102,6 +102,7 @@ def test_a_seed_decides_all(finished: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", [20241124123456, 2**63, 2**64 - 1])
+@pytest.mark.slow
 def test_a_large_seed_is_a_seed_like_others(seed: int, tmp_path: Path) -> None:
     setup = replace(SMALL, seed=seed, recipe=replace(RECIPE, epochs=2, batch_size=500))
     train(setup, tmp_path / "whole", Quiet())
@@ -116,6 +117,7 @@ def test_a_large_seed_is_a_seed_like_others(seed: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("at", [0, STEPS - 1, STEPS, 2 * STEPS + 3])
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_weights(finished: Path, tmp_path: Path, at: int) -> None:
     out = stopped(tmp_path / "run", at, kill, Killed)
     assert sorted(path.name for path in out.iterdir()) == [CHECKPOINT_FILE] + ["metrics.jsonl"] * (at >= STEPS)
@@ -127,6 +129,7 @@ def test_a_killed_run_ends_with_the_same_weights(finished: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("at", [1, STEPS + 4])
+@pytest.mark.slow
 def test_a_run_killed_between_two_saves_within_an_epoch(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
@@ -206,6 +209,7 @@ def stop_in_epoch(epoch: int, out: Path, process: subprocess.Popen[str], number:
     return stderr
 
 
+@pytest.mark.slow
 def test_a_process_stopped_by_ctrl_c_then_killed(tmp_path: Path) -> None:
     # Steps of 32 images, so that an epoch is long enough to be hit in its middle.
     setup = replace(SMALL, validation=0, recipe=replace(RECIPE, batch_size=32))
@@ -247,6 +251,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int, error: BaseEx
 
 
 @pytest.mark.parametrize("call", [2, 3, 6, 8, 9, 11])
+@pytest.mark.slow
 def test_a_run_survives_a_failure_at_any_save(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
