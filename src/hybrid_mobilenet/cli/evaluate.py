@@ -47,7 +47,7 @@ def evaluate(
 
     The test split of DATA is used. Data without a test split is used whole,
     unless the model was trained on it: then only the images that were held out
-    of training. DATA may lack some of the classes.
+    from training. DATA may lack some of the classes.
 
     With --passes N, class probabilities are averaged over N passes, each with
     new random pooling regions (Graham, 2014).
@@ -183,7 +183,7 @@ def predict(
     rows = PredictionRows(paths, classifier.class_names, top, printer.width)
     count = 0
     with (
-        # On a terminal, a progress bar would be in the way of the rows, which show the progress themselves.
+        # On a terminal, a progress bar would disturb the rows, which show the progress anyway.
         RunDisplay(shown=not as_json and not sys.stdout.isatty()) as display,
         json_list() if as_json else nullcontext() as add,
         stop_signals() as stop,

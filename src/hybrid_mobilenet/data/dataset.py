@@ -23,11 +23,11 @@ from ..layers.sizes import Size
 from .images import DataError, Item, checked_shape, decode, listed
 from .sources import KNOWN, Source, open_source
 
-#: Decoded pixels of all images that are loaded together, in bytes, up to which they are kept in memory.
+#: Images that are loaded together stay in memory if their decoded pixels take at most this many bytes.
 MEMORY_BOUND = 1 << 30
 
-#: A source without a test split has about this share of every class held out. The seed is fixed, whatever the training
-#: seed, so that results compare. It is the one of 0 to 199 that holds out a fifth of the digits most evenly.
+#: Without a test split, about this share of every class is held out. The seed does not depend on the training seed, so
+#: that results can be compared. Of the seeds 0 to 199, it splits the digits most evenly.
 TEST_FRACTION = 0.2
 TEST_SEED = 71
 
@@ -38,7 +38,7 @@ SPLIT_FILE = "split.json"
 NORMALISATION_SAMPLE = 50_000
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many images are done, and of how many."""
+"""Called with the current activity, the number of images done, and the total."""
 
 _READ_AT_ONCE = 256
 
@@ -88,8 +88,8 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         """An image, uint8 (channels, height, width), and its label.
 
         Raises:
-            IndexError: where there is no such image.
-            DataError: where a streamed image cannot be read.
+            IndexError: if there is no such image.
+            DataError: if a streamed image cannot be read.
         """
         return self.__getitems__([index])[0]
 
@@ -112,7 +112,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
             uint8 (b, channels, height, width), in channels-last memory format.
 
         Raises:
-            DataError: where an image of a streamed data set cannot be read.
+            DataError: if an image of a streamed data set cannot be read.
         """
         if self.pixels is not None:
             return self.pixels.index_select(0, indices).permute(0, 3, 1, 2)
@@ -144,10 +144,10 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return part
 
     def contents(self, progress: Progress | None = None) -> NDArray[np.uint64]:
-        """What tells images apart, uint64 (n,): the first 16 hexadecimal digits of what `sha256sum` says of each file.
+        """A hash of each image, uint64 (n,): the first 16 hexadecimal digits of the SHA-256 of its file.
 
-        It does not depend on names, folders and labels, nor on the other images. The whole file counts, since scans and
-        uncompressed images may begin and end alike; reading it takes a small part of the time of decoding it.
+        It does not depend on names, folders, labels or the other images. The whole file is hashed, because scans and
+        uncompressed images may begin and end alike. Hashing takes a small part of the time of decoding.
         """
         if self._contents is None:
             found: list[int] = []
@@ -162,10 +162,10 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return self._contents
 
     def read(self, what: str, progress: Progress | None) -> None:
-        """Decode all images into memory; `what` they are is told with the progress and in errors.
+        """Decode all images into memory. `what` names them in progress reports and errors.
 
         Raises:
-            DataError: where images cannot be read, naming the first, with the number of the others.
+            DataError: if images cannot be read. It names the first one, and says how many others there are.
         """
         pixels = np.empty((len(self), *self.image_size, self.channels), np.uint8)
         failures: list[DataError] = []
@@ -209,7 +209,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device; 0 where one is not told."""
+    """Free memory of a device in bytes; 0 if it is unknown."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
@@ -232,18 +232,18 @@ def _content(item: Item) -> int:
         content = raw if isinstance(raw, bytes) else raw.read_bytes()
     except OSError:
         content = b""
-    # Files that are empty or cannot be read are no duplicates of each other: decoding them will say what is wrong.
+    # Empty or unreadable files are not duplicates of each other. Decoding them raises the error.
     return int.from_bytes(hashlib.sha256(content or name.encode()).digest()[:8])
 
 
 @dataclass(frozen=True)
 class Remembered:
-    """Which images a run was trained on, was watched by, and held out, by their `ImageDataset.contents`.
+    """The images that a run used for training and validation, and held out, by their `ImageDataset.contents`.
 
     Attributes:
-        train: uint64 (a,), each content once, sorted, as in the others.
+        train: uint64 (a,), sorted and without duplicates, as are the others.
         validation: uint64 (b,).
-        held_out: uint64 (c,), the test images, where they were held out for want of a test split; else none.
+        held_out: uint64 (c,), the test images if the source had no test split; otherwise empty.
     """
 
     train: NDArray[np.uint64]
@@ -251,18 +251,18 @@ class Remembered:
     held_out: NDArray[np.uint64]
 
     def encoded(self) -> bytes:
-        """What split.json holds: a line for each image."""
+        """The content of split.json, one line per image."""
         fields = {name: [f"{content:016x}" for content in part.tolist()] for name, part in vars(self).items()}
         about = {"about": "first 16 hexadecimal digits of each image's SHA-256: what sha256sum says of its file"}
         return (json.dumps(about | fields, indent=0) + "\n").encode()
 
     @classmethod
     def of(cls, model: str | Path) -> Self | None:
-        """What is remembered in a run folder, or in that of an exported file (RUN/export/FILE); None where nothing is.
+        """Read split.json of a run folder, or of that of an exported file (RUN/export/FILE); None if it is missing.
 
         Raises:
-            DataError: where split.json is damaged.
-            OSError: where it cannot be read.
+            DataError: if split.json is damaged.
+            OSError: if it cannot be read.
         """
         path = Path(model).resolve()
         folders = [path] if path.is_dir() else path.parents[:3] if path.is_file() else []
@@ -284,10 +284,10 @@ class Remembered:
 
 @dataclass(frozen=True)
 class Splits:
-    """A source's images for training, for choosing settings (where asked for), and for the final test.
+    """The images of a source for training, for validation (None if none are held out), and for the final test.
 
     Attributes:
-        has_own_test: whether the source came with its test images; else they were held out.
+        has_own_test: whether the source has test images of its own; otherwise they were held out.
     """
 
     train: ImageDataset
@@ -297,7 +297,7 @@ class Splits:
     has_own_test: bool
 
     def remembered(self, progress: Progress | None = None) -> Remembered:
-        """What a run on these images has to remember."""
+        """The record of these images that a run keeps in split.json."""
         none = np.empty(0, np.uint64)
         return Remembered(
             np.unique(self.train.contents(progress)),
@@ -319,22 +319,22 @@ def load_data(
     """Load the images of a source, resized and split.
 
     Args:
-        source: "digits", "cifar10" or "cifar100"; else a path, of a folder with one subfolder per class (or train/ and
+        source: "digits", "cifar10" or "cifar100"; or the path of a folder with one subfolder per class (or train/ and
             test/ or validation/ with such subfolders), a Parquet file, or a folder of train*.parquet and test*.parquet;
-            else the name of an image data set on the Hugging Face Hub, owner/name. A source with a validation split but
-            no test split is tested on the former; with both, the validation split is left alone.
+            or owner/name of an image data set on the Hugging Face Hub. If a source has a validation split but no test
+            split, the validation split is used for the test; if it has both, the validation split is not used.
         image_size: side in pixels or (height, width): see `images.read_image`.
         channels: 3 for RGB, 1 for greyscale.
-        validation: share of every class of the training images that is held out as validation split, in [0, 1). See
-            `_split` for which images it has, and which the test split of a source without one.
+        validation: share of the training images of every class to hold out for validation, in [0, 1). `_split` says
+            which images are held out, also for the test split of a source without one.
         seed: chooses the images held out for validation. Those for test never depend on it: see `TEST_SEED`.
         memory_bound: decoded bytes of all splits above which they are streamed instead.
-        progress: told of images read into memory.
+        progress: called as images are read into memory.
 
     Raises:
-        DataError: where the source is unknown or its data unusable.
-        ValueError: where another argument is.
-        OSError: where a folder cannot be listed.
+        DataError: if the source is unknown or its data unusable.
+        ValueError: if another argument is invalid.
+        OSError: if a folder cannot be listed.
 
     Example:
         >>> from hybrid_mobilenet import load_data
@@ -375,10 +375,10 @@ class Evaluated:
 
     Attributes:
         images: in memory, where they fit.
-        which: "held out", of what the model was trained on; else the source's "test split", or "all" of it.
-        of: how many images the source has, or its test split.
-        used_in_training: how many of `images` the model was trained on or watched by, or None where that is not known.
-        left_out: how many images are no part of `images`, nor of the run: they came after it.
+        which: "held out" from the data that the model was trained on, the source's "test split", or "all" of it.
+        of: number of images in the source, or in its test split.
+        used_in_training: number of `images` that the model's training or validation used; None if it is unknown.
+        left_out: number of images that were added after the run, and are not in `images`.
     """
 
     images: ImageDataset
@@ -397,16 +397,16 @@ def load_to_evaluate(
     channels: int = 3,
     progress: Progress | None = None,
 ) -> Evaluated:
-    """The images of a source that a trained model is evaluated on: its test split, or all of it where it has none.
+    """The images of a source on which to evaluate a trained model: its test split, or all of them if it has none.
 
-    The test split of the digits is the one that `load_data` holds out. Of any other source without one that the model
-    was trained on, the images are those that the run held out, by what it remembers, whatever was added, removed,
-    renamed or moved since. It was trained on it, if half of the run's images are in it, or half of its
-    images are the run's.
+    The test split of the digits is the one that `load_data` holds out. If another source lacks a test split and the
+    model was trained on it, the images are those that the run held out, even if files were added, removed, renamed or
+    moved since. The model counts as trained on the source if at least half of the run's images are in it, or at least
+    half of its images are the run's.
 
     Args:
-        source: as for `load_data`; classes may lack images, and there may be one class only.
-        run: what the model's run remembers, where it is known.
+        source: as for `load_data`; classes may be empty, and a single class is allowed.
+        run: the images of the model's run, if they are known.
         class_names: the model's.
         image_size: as for `load_data`.
         channels: as for `load_data`.
@@ -431,8 +431,8 @@ def load_to_evaluate(
         is_held_out = np.isin(contents, run.held_out)
         own = np.concatenate([run.train, run.validation, run.held_out])
         is_own = is_used | is_held_out
-        is_the_run_s = 2 * np.isin(own, contents).sum() >= len(own) or 2 * is_own.sum() >= of
-        if which == "all" and is_used.any() and is_held_out.any() and is_the_run_s:
+        is_run_data = 2 * np.isin(own, contents).sum() >= len(own) or 2 * is_own.sum() >= of
+        if which == "all" and is_used.any() and is_held_out.any() and is_run_data:
             which, images, left_out = "held out", images.subset(torch.from_numpy(is_held_out)), int((~is_own).sum())
             is_used = is_used[is_held_out]
         used = int(is_used.sum())
@@ -441,13 +441,13 @@ def load_to_evaluate(
 
 
 def numbered(dataset: ImageDataset, class_names: tuple[str, ...]) -> Tensor:
-    """A model's number of each class of a data set, matched by name, int64; -1 where it has no images and is unknown.
+    """The model's index of each class of a data set, by name, int64; -1 for an empty class that the model lacks.
 
     Raises:
-        DataError: where images are of a class that the model lacks, or there are none.
+        DataError: if images are of a class that the model lacks, or there are none.
     """
     if not len(dataset):
-        raise DataError("the data has no images: evaluate on some")
+        raise DataError("the data has no images: name data with images")
     number = {name: index for index, name in enumerate(class_names)}
     with_images = {dataset.class_names[label] for label in torch.unique(dataset.labels).tolist()}
     if unknown := [name for name in dataset.class_names if name in with_images and name not in number]:
@@ -462,7 +462,7 @@ def numbered(dataset: ImageDataset, class_names: tuple[str, ...]) -> Tensor:
 def normalisation(dataset: ImageDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, of pixels in 0..1, over up to `NORMALISATION_SAMPLE` images.
 
-    A channel that never changes is given the deviation of one grey level, so that one can divide by it.
+    The deviation of a constant channel is set to one grey level, so that it is never zero.
     """
     sample = min(len(dataset), NORMALISATION_SAMPLE)
     counts = torch.zeros(dataset.channels, 256, dtype=torch.int64)
@@ -480,7 +480,7 @@ def normalisation(dataset: ImageDataset) -> tuple[tuple[float, ...], tuple[float
 def _open(
     source: str, image_size: int | Size, channels: int, progress: Progress | None
 ) -> tuple[str, ImageDataset, ImageDataset, bool]:
-    """A source's name, its training images, its test images, none decoded yet, and whether it came with the latter."""
+    """The source's name, its training and test images (not decoded yet), and whether the test images are its own."""
     size = checked_shape(image_size, channels)
     name, train, test = open_source(source)
     if test is not None and test.class_names != train.class_names:
@@ -516,13 +516,13 @@ def _split(
     progress: Progress | None,
     remedy: str = "add images, or remove the class",
 ) -> tuple[ImageDataset, ImageDataset]:
-    """What remains, and what is held out.
+    """Split a data set into the images that remain and those held out.
 
-    Each image has a place in [0, 1), a hash of its content and `salt`, and is held out if that is below `fraction`.
-    So no other image decides over it, and images with the same content are on one side, also those of two classes.
-    The exception is a class of which that would hold out no image, or more than (1 + fraction) / 2: of its different
-    images the one with the lowest place is held out, or that share. There an image may change sides when others come or
-    go, so that a run must remember what it held out.
+    Each image has a place in [0, 1), a hash of its content and `salt`. It is held out if its place is below `fraction`.
+    This does not depend on other images. Images with the same content are on the same side, even in different classes.
+    If a class would have no image held out, the one with the lowest place is held out. If more than (1 + fraction) / 2
+    of its images would be, only that share is, from the lowest place on. In such a class an image may change sides when
+    others are added or removed, so a run records what it held out.
     """
     different, which = np.unique(dataset.contents(progress), return_inverse=True)
     places = np.array([_place(content, salt) for content in different.tolist()])

@@ -1,4 +1,4 @@
-"""When the faster functions of this folder may replace PyTorch's modules: only where nobody can see the difference.
+"""When the faster functions of this folder may replace PyTorch's modules: only if nobody can see the difference.
 
 The training kernels are for training (`kernels_apply`), and only for modules that do no more than their class does
 (`is_plain`).
@@ -53,7 +53,7 @@ def is_eager(x: Tensor) -> bool:
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling `module` does exactly what `kind` does, so that a faster function may replace the call.
 
-    It must be called if it is of a subclass (a parametrised module is one), if it has hooks or all modules have
+    The module must be called if it is of a subclass (parametrised modules are), if it or all modules have hooks
     (pruning and the old weight normalisation use hooks), if its forward was replaced, if its weights are not plain
     tensors, or if a compiler or an exporter records the calls.
     """

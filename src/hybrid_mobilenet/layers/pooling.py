@@ -486,7 +486,7 @@ class FractionalMaxPool2d(nn.Module):
         """Pool over the given regions within the block, whether in train() or in eval().
 
         This is for regions drawn in advance, and for several passes over the same regions. Their values are checked on
-        a CPU only, because a GPU would have to be waited for.
+        a CPU only, because checking them on a GPU would wait for it.
 
         Args:
             rows: int64 tensor of shape (H_out + 1,), as given by `regions`.

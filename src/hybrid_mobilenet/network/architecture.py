@@ -211,7 +211,7 @@ def resolve(
     if not _is_whole(delta) or delta < 1:
         raise ValueError(f"delta is {delta!r}, but must be a whole number of 1 or more: the paper uses 1, 2 and 4")
     if not _is_whole(classes) or classes < 2:
-        raise ValueError(f"classes is {classes!r}, but must be a whole number: a classifier tells 2 or more apart")
+        raise ValueError(f"classes is {classes!r}, but must be a whole number of 2 or more")
     if not _is_whole(in_channels) or in_channels < 1:
         raise ValueError(
             f"in_channels is {in_channels!r}, but must be a whole number of 1 or more: 3 for RGB, 1 for greyscale"
@@ -264,9 +264,9 @@ def scaled(channels: int, alpha: float) -> int:
     """`channels` times `alpha`, which must come out whole.
 
     Raises:
-        ValueError: where it does not. Rounding, as other MobileNets do, would break the exact counts.
+        ValueError: if it does not. Rounding, as other MobileNets do, would break the exact counts.
     """
-    # Every count in the tables is a power of two, so the product is exact; NaN and infinity are no integers.
+    # Every count in the tables is a power of two, so the product is exact; NaN and infinity are not integers.
     product = float(channels * alpha)
     if not product.is_integer() or product < 1:
         raise ValueError(

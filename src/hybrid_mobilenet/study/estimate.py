@@ -103,7 +103,7 @@ def estimate(
         device: as for `choose_device`.
 
     Raises:
-        ValueError, OSError: where the data cannot be read.
+        ValueError, OSError: if the data cannot be read.
     """
     reading = {name: _reading(name) for name in {run.data: None for run in runs}}
     kinds = list({_kind(run): run for run in runs}.values())

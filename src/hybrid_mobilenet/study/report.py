@@ -170,7 +170,7 @@ def _answer(found: Sequence[Row], judge: Judge, judged: Sequence[Claim]) -> str:
         f"| Rows whose accuracy is legible in the paper | {len(printed)} |",
         f"| Rows that reach the paper's accuracy | {reached} of {len(printed)} |",
         *(
-            f"| Mean difference to the paper, {name} | {mean(values):+.1f} points |"
+            f"| Mean difference from the paper, {name} | {mean(values):+.1f} points |"
             for name, values in differences.items()
         ),
     ]

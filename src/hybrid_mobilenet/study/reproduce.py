@@ -264,7 +264,7 @@ def _locked(path: Path) -> Iterator[str | None]:
 
 @cache
 def _code() -> dict[str, str | None]:
-    """Version of the package and, in a checkout, its commit (marked if modified), when this process first asked."""
+    """Version of the package and, in a checkout, its commit (marked if modified), as of the first call."""
     here = Path(__file__).parent
     commit = None
     if shutil.which("git"):
