@@ -5,7 +5,9 @@ The training kernels are for training (`kernels_apply`), and only for modules th
 """
 
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,12 @@ TENSORS = (nn.Parameter, Tensor, type(None))
 def has_triton() -> bool:
     """Whether the CUDA kernels can be compiled: triton comes only with PyTorch for CUDA on Linux."""
     return find_spec("triton") is not None
+
+
+@cache
+def kernels(layer: str, device: str) -> ModuleType:
+    """The kernels of a layer for a kind of device, "cpu" or "cuda". numba and triton are slow to import."""
+    return import_module(f".kernels.{device}.{layer}", __package__)
 
 
 def _is_traced() -> bool:
