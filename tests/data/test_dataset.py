@@ -15,7 +15,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from hybrid_mobilenet.data import dataset as data
-from hybrid_mobilenet.data.dataset import ImageDataset, load_data, load_test, normalisation
+from hybrid_mobilenet.data.dataset import ImageDataset, normalisation
+from hybrid_mobilenet.data.splits import load_data, load_test
 from hybrid_mobilenet.data.images import DataError, Item
 from hybrid_mobilenet.data.sources import Source
 from noise_images import all_pixels, class_labels, image_folder, noise, parquet

@@ -17,8 +17,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hybrid_mobilenet.cli import app as cli
-from hybrid_mobilenet.data import dataset as data
-from hybrid_mobilenet.data.dataset import ImageDataset, Splits
+
+from hybrid_mobilenet.data.dataset import ImageDataset
+from hybrid_mobilenet.data.splits import Splits, load_data
 from hybrid_mobilenet.deploy import classify
 from hybrid_mobilenet.training import evaluate as evaluation
 from hybrid_mobilenet.training import setup
@@ -84,7 +85,7 @@ class Seen:
 
 def watch(monkeypatch: pytest.MonkeyPatch) -> Seen:
     seen = Seen(set(), set())
-    load: Callable[..., Splits] = data.load_data
+    load: Callable[..., Splits] = load_data
     tally: Callable[..., evaluation.Evaluation] = evaluation.tally
 
     def watched_load(*arguments: Any, **options: Any) -> Splits:

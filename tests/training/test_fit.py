@@ -16,7 +16,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybrid_mobilenet.data import dataset
-from hybrid_mobilenet.data.dataset import Splits, load_data, normalisation
+from hybrid_mobilenet.data.dataset import normalisation
+from hybrid_mobilenet.data.splits import Splits, load_data
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.training import evaluate as evaluate_module
 from hybrid_mobilenet.training import fit as fit_module

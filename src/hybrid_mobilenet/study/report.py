@@ -17,7 +17,7 @@ from .plots import Mark, draw_tradeoff
 from .records import Record, read_records
 from .rows import DATA_NAMES, FAMILY_NAMES, Row, rows
 from .statistics import LEVEL, VERDICTS
-from .tables import Tables, configuration, legible, result_data, table
+from .report_tables import Tables, configuration, legible, result_data, table
 
 REPORT_FILE = "REPRODUCTION.md"
 PICTURES: dict[Quantity, str] = {
