@@ -17,7 +17,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hybrid_mobilenet.cli import app as cli
-
 from hybrid_mobilenet.data.dataset import ImageDataset
 from hybrid_mobilenet.data.splits import Splits, load_data
 from hybrid_mobilenet.deploy import classify

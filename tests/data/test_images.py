@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from hybrid_mobilenet.data.splits import load_data
 from hybrid_mobilenet.data.images import DataError, image_files, read_image
+from hybrid_mobilenet.data.splits import load_data
 from noise_images import GOOD_PNG, encoded, image_folder, noise
 from processes import run_python
 

@@ -17,8 +17,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from hybrid_mobilenet.data import sources
-from hybrid_mobilenet.data.splits import MEMORY_BOUND, Splits, load_data
 from hybrid_mobilenet.data.images import DataError, read_image
+from hybrid_mobilenet.data.splits import MEMORY_BOUND, Splits, load_data
 from noise_images import GOOD_PNG, IMAGE, all_pixels, class_labels, encoded, image_folder, noise, parquet
 
 real_data = pytest.mark.skipif(

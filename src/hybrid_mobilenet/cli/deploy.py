@@ -125,8 +125,8 @@ def read_images(
         DataError, OSError: if `data` is given and cannot be read.
     """
     from ..data.held_out import RunImages, load_to_evaluate
-    from ..data.splits import load_data
     from ..data.images import DataError
+    from ..data.splits import load_data
 
     size, channels = network.network.image_size, network.network.in_channels
     test, is_whole = None, False

@@ -101,7 +101,9 @@ def evaluation_record(evaluated: Evaluated, result: Evaluation) -> dict[str, obj
 def print_evaluation(data: str, evaluated: Evaluated, result: Evaluation) -> None:
     """Print an evaluation: a row per class, the accuracy, and which images were tested."""
     passes = "1 pass" if result.passes == 1 else f"{result.passes} passes with random regions"
-    count = f"all {evaluated.total:,}" if result.images == evaluated.total else f"{result.images:,} of {evaluated.total:,}"
+    count = (
+        f"all {evaluated.total:,}" if result.images == evaluated.total else f"{result.images:,} of {evaluated.total:,}"
+    )
     of_split = "the test split of " if evaluated.which == "test split" else ""
     held_out = ", held out when the model was trained on it" if evaluated.which == "held out" else ""
     out = console()

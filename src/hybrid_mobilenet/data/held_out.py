@@ -78,7 +78,6 @@ class RunImages:
                 "to evaluate without knowing"
             ) from error
 
-
     def is_used(self, contents: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Whether each image was used for training or validation, bool (n,). `contents` are those of a data set."""
         return np.isin(contents, self.train) | np.isin(contents, self.validation)
@@ -97,9 +96,7 @@ class RunImages:
         if not (is_used.any() and is_held_out.any()):
             return False
         own = np.concatenate([self.train, self.validation, self.held_out])
-        return bool(
-            2 * np.isin(own, contents).sum() >= len(own) or 2 * (is_used | is_held_out).sum() >= len(contents)
-        )
+        return bool(2 * np.isin(own, contents).sum() >= len(own) or 2 * (is_used | is_held_out).sum() >= len(contents))
 
 
 @dataclass(frozen=True)

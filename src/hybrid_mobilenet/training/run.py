@@ -20,8 +20,8 @@ from ..common.files import remove_left_overs, write_atomically
 from ..common.signals import stop_signals
 from ..data.dataset import normalisation
 from ..data.held_out import SPLIT_FILE, RunImages
-from ..data.splits import Splits
 from ..data.sources import whole_name
+from ..data.splits import Splits
 from .checkpoint import (
     CHECKPOINT_FILE,
     CheckpointError,
