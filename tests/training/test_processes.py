@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from hybrid_mobilenet.data.dataset import load_data
+from hybrid_mobilenet.data.splits import load_data
 from hybrid_mobilenet.training.checkpoint import CheckpointError, read_checkpoint
 from hybrid_mobilenet.training.run import resume
 from processes import TESTS, run_python, start_python

@@ -124,15 +124,16 @@ def read_images(
     Raises:
         DataError, OSError: if `data` is given and cannot be read.
     """
-    from ..data.dataset import Remembered, load_data, load_to_evaluate
+    from ..data.held_out import RunImages, load_to_evaluate
     from ..data.images import DataError
+    from ..data.splits import load_data
 
     size, channels = network.network.image_size, network.network.in_channels
     test, is_whole = None, False
     if data is not None:
         evaluated = load_to_evaluate(
             data,
-            Remembered.of(model),
+            RunImages.read(model),
             network.class_names,
             image_size=size,
             channels=channels,

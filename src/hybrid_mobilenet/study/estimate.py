@@ -18,7 +18,7 @@ import torch
 
 from ..common.devices import choose_device
 from ..common.memory import keep_freed_memory
-from ..data.dataset import load_test
+from ..data.splits import load_test
 from ..network.architecture import Network
 from ..training.checkpoint import CHECKPOINT_FILE, read_checkpoint
 from ..training.cuda_graph import CapturedSteps

@@ -15,9 +15,9 @@ from .judge import Claim, Judge
 from .paper import RESULTS, TABLE_7, Quantity
 from .plots import Mark, draw_tradeoff
 from .records import Record, read_records
+from .report_tables import Tables, configuration, legible, result_data, table
 from .rows import DATA_NAMES, FAMILY_NAMES, Row, rows
 from .statistics import LEVEL, VERDICTS
-from .tables import Tables, configuration, legible, result_data, table
 
 REPORT_FILE = "REPRODUCTION.md"
 PICTURES: dict[Quantity, str] = {

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.dataset import ImageDataset, numbered
+from ..data.dataset import ImageDataset
+from ..data.held_out import numbered
 from ..network.model import HybridMobileNet
 from .processes import Processes
 from .recipe import check_seed

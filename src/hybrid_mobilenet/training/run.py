@@ -18,8 +18,10 @@ from torch import Tensor
 from .. import __version__
 from ..common.files import remove_left_overs, write_atomically
 from ..common.signals import stop_signals
-from ..data.dataset import SPLIT_FILE, Splits, normalisation
+from ..data.dataset import normalisation
+from ..data.held_out import SPLIT_FILE, RunImages
 from ..data.sources import whole_name
+from ..data.splits import Splits
 from .checkpoint import (
     CHECKPOINT_FILE,
     CheckpointError,
@@ -224,8 +226,8 @@ class _Run:
     ) -> None:
         self.setup, self.splits, self.out, self.monitor, self.processes = setup, splits, out, monitor, processes
         # Which images these are is computed now, since their folder may change during the run.
-        self.remembered = processes.together(
-            lambda: splits.remembered(monitor.on_data).encoded() if processes.first else b""
+        self.split_json = processes.together(
+            lambda: RunImages.of(splits, monitor.on_data).encoded() if processes.first else b""
         )
         self.record = asdict(setup) | {"data_fingerprint": splits.train.fingerprint, "processes": processes.size}
         # Machines may keep the same images in different places, so paths may differ: the fingerprint must not.
@@ -293,7 +295,7 @@ class _Run:
             "images": len(self.splits.train),
             "last_epoch": history[-1],
         }
-        by_first(lambda: write_atomically(self.out / SPLIT_FILE, self.remembered))
+        by_first(lambda: write_atomically(self.out / SPLIT_FILE, self.split_json))
         by_first(lambda: model.save_pretrained(self.out))
         by_first(lambda: draw_curves(history, self.out / CURVES_FILE))
         evaluation = evaluate(model, self.splits.test, seed=self.setup.seed, processes=self.processes)

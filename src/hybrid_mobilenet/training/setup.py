@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ..data.dataset import Splits, load_data
+from ..data.splits import Splits, load_data
 from ..layers.sizes import Size
 from ..network.architecture import Family, Network, resolve
 from ..network.model import HybridMobileNet
