@@ -70,6 +70,7 @@ def test_good_pytorch_computes_what_plain_pytorch_does(monkeypatch: pytest.Monke
     assert all(each.is_contiguous(memory_format=torch.channels_last) for each in maps)
 
 
+@pytest.mark.slow
 def test_a_worker_measures_a_side() -> None:
     workers = import_module("workers")
     with workers.Worker("good_pytorch", ("mobilenet", 0.25, 1, 2), 1) as worker:

@@ -292,6 +292,7 @@ def test_files_named_in_prose_exist(path: Path) -> None:
         assert [name for name in quoted if not (ROOT / name).exists()] == []
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn_anew(tmp_path: Path) -> None:
     script("docs/draw_fmp.py").draw(tmp_path / "fmp.png")
     with Image.open(tmp_path / "fmp.png") as drawn, Image.open(ROOT / "docs" / "fmp.png") as committed:

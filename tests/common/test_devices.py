@@ -111,6 +111,7 @@ def test_an_exported_file_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> No
         classify.load_classifier("model.onnx", device="cuda")
 
 
+@pytest.mark.slow
 def test_a_device_is_no_setting(tmp_path: Path) -> None:
     small = ["--family", "mobilenet", "--alpha", "0.25", "--delta", "1", "--image-size", "8", "--in-channels", "1"]
     out = tmp_path / "run"

@@ -30,6 +30,7 @@ print(min(later - earlier for earlier, later in zip(given, given[1:])))
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
 @pytest.mark.parametrize("how", ["kept", "given back"])
+@pytest.mark.slow
 def test_what_is_freed_is_taken_again(how: str) -> None:
     done = run_python("-c", NEW_PAGES, how)
     assert done.returncode == 0, done.stderr
@@ -41,6 +42,7 @@ def test_what_is_freed_is_taken_again(how: str) -> None:
     not HUGE_PAGES.exists() or "[madvise]" not in HUGE_PAGES.read_text(encoding="utf-8"),
     reason="Linux does not give huge pages to those who ask, and to no other",
 )
+@pytest.mark.slow
 def test_maps_lie_on_huge_pages() -> None:
     program = """
 import re, torch

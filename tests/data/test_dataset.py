@@ -203,6 +203,7 @@ def test_a_data_loader_fetches_a_batch_at_once(monkeypatch: pytest.MonkeyPatch) 
     ],
     ids=["fork, streamed", "fork, in memory", "fork, digits", "spawn, streamed", "spawn, digits"],
 )
+@pytest.mark.slow
 def test_a_data_loader_with_workers(
     method: str, make: Callable[[Path], str], memory_bound: int, tmp_path: Path
 ) -> None:

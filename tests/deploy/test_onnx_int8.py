@@ -22,6 +22,7 @@ from networks import trained
 @pytest.mark.parametrize(
     ("family", "options"), [("mobilenet", {}), ("mp3", {}), ("mp3", {"activation": "relu6"})], ids=str
 )
+@pytest.mark.slow
 def test_int8_agrees_and_is_small(family: Family, options: dict[str, Any], digits: Tensor, tmp_path: Path) -> None:
     model = trained(family, **options)
     path = tmp_path / "model.int8.onnx"

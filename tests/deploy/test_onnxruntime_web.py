@@ -93,6 +93,7 @@ def test_another_package_than_the_published_one_is_refused(empty_cache: Path) ->
 
 
 @needs_npm
+@pytest.mark.slow
 def test_the_cache_is_used_and_mended(page_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert page_folder.is_dir()
     package = cached_package().read_bytes()

@@ -161,6 +161,7 @@ def test_u_outside_0_to_1_is_refused(u: float) -> None:
 
 
 @modes
+@pytest.mark.slow
 def test_every_size_up_to_40_against_the_oracle(sequence: str, overlapping: bool) -> None:
     # Rows go through all pairs of sizes, and so do columns, in another order: both axes, and few squares.
     generator = seeded()
@@ -270,6 +271,7 @@ def test_gradcheck(overlapping: bool) -> None:
 @both_regions
 @pytest.mark.parametrize("shape", [(2, 3, 9, 7), (2, 1, 9, 7), (0, 3, 9, 7)])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.slow
 def test_opcheck(shape: tuple[int, ...], memory_format: torch.memory_format, overlapping: bool) -> None:
     x = torch.rand(shape, generator=seeded()).contiguous(memory_format=memory_format)
     rows, columns = random_sequence(9, 6, seeded(1)), random_sequence(7, 4, seeded(2))

@@ -71,6 +71,7 @@ def test_it_is_refused() -> None:
 
 @pytest.mark.usefixtures("without_float64")
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_training_and_evaluation_need_none(family: Family, tmp_path: Path) -> None:
     recipe = Recipe(epochs=1, batch_size=256)
     train(Setup("digits", family, 0.25, 1, (8, 8), 1, recipe=recipe), tmp_path / "run", RunDisplay(shown=False))

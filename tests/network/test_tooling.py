@@ -151,6 +151,7 @@ def fused_calls(monkeypatch: pytest.MonkeyPatch) -> Mock:
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
+@pytest.mark.slow
 def test_a_hook_on_a_part_of_a_block(part: str, activation: Activation, monkeypatch: pytest.MonkeyPatch) -> None:
     model = network(activation=activation)
     plain = copy.deepcopy(model)

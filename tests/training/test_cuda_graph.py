@@ -47,6 +47,7 @@ def test_a_gpu_is_not_waited_for_within_an_epoch(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_steps_from_tables_are_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Family) -> None:
     # Dropout draws from the generator of the regions here, and on a GPU from another. The last epoch's are fixed.
     setup = replace(SMALL, family=family, recipe=replace(RECIPE, dropout=0, fixed_epochs=1))

@@ -202,6 +202,7 @@ def test_examples(module: ModuleType) -> None:
     assert failed == 0
 
 
+@pytest.mark.slow
 def test_training_does_not_import_torch_dynamo(tmp_path: Path) -> None:
     """Its import takes nearly as long as torch's own."""
     script = (
