@@ -37,12 +37,12 @@ def test_numbers_may_be_written_differently(text: str, values: tuple[float, ...]
 
 
 def test_counts() -> None:
-    assert parse_counts("--threads", ["1, 2,16"]) == (1, 2, 16)
+    assert parse_counts("--threads", ["1, 2,16"], 16) == (1, 2, 16)
 
 
 def test_what_is_not_given_is_empty() -> None:
     assert parse_choices("--family", None, FAMILIES) == parse_choices("--family", [], FAMILIES) == ()
-    assert parse_counts("--threads", None) == ()
+    assert parse_counts("--threads", None, 16) == ()
 
 
 @pytest.mark.parametrize(
@@ -75,9 +75,9 @@ def test_numbers_refuse(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "x", "1,0", "1,1", "²", "9" * 5000])
 def test_counts_refuse(text: str) -> None:
-    rule = "must be one or more whole numbers, each 1 or more, separated by commas, as in --threads 1,2"
+    rule = "must be one or more whole numbers from 1 to 16, separated by commas, as in --threads 1,2"
     with pytest.raises(ValueError, match=rule) as error:
-        parse_counts("--threads", [text])
+        parse_counts("--threads", [text], 16)
     assert str(error.value).startswith(f"--threads is {text!r}")
 
 
@@ -112,7 +112,7 @@ def test_spaces_after_commas(typed: str, joined: str) -> None:
         ("export run --to onnx,", "--to is 'onnx,' (an empty value)"),
         ("export run", "--to is missing: give one or more of onnx, onnx-int8"),
         ("benchmark run --threads 1 --threads 2", "--threads is given 2 times: give it once, as --threads 1,2"),
-        ("benchmark run --threads 0", "--threads is '0', but must be one or more whole numbers, each 1 or more"),
+        ("benchmark run --threads 0", "--threads is '0', but must be one or more whole numbers from 1 to "),
         ("reproduce --family fmp mp3", "but its values are separated by commas: --family fmp,mp3"),
         ("reproduce --data imagenet", "--data is 'imagenet', but must be one or more of cifar10, cifar100, digits"),
         ("reproduce --family vgg", "--family is 'vgg', but must be one or more of mobilenet, mp3, fmp"),

@@ -6,6 +6,7 @@ import doctest
 import json
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,3 +52,9 @@ def test_export_refuses_what_it_cannot_do(fmp: HybridMobileNet, tmp_path: Path) 
     with pytest.raises(ExportError, match=r"^calibration is None, but onnx-int8 takes .* from training images: pass"):
         export(fmp, "onnx-int8", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_is_not_a_model(tmp_path: Path) -> None:
+    model: Any = "runs/digits"
+    with pytest.raises(ValueError, match="model is 'runs/digits', but must be a HybridMobileNet"):
+        export(model, "onnx", tmp_path)

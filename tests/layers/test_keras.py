@@ -145,3 +145,14 @@ def test_the_examples_in_the_docstrings() -> None:
     assert {name for name in hybrid_mobilenet.__all__ if hasattr(keras, name)} == {
         "convert_grouped_channels", "convert_keras_depthwise", "to_grouped_channels", "to_keras_depthwise",
     }  # fmt: skip
+
+
+def test_numpy_arrays_as_keras_gives_them() -> None:
+    kernel, vector = torch.rand(3, 3, 4, 2), torch.arange(8)
+    assert torch.equal(convert_keras_depthwise(kernel.numpy()), convert_keras_depthwise(kernel))
+    assert torch.equal(convert_grouped_channels(vector.numpy(), 2), convert_grouped_channels(vector, 2))
+
+
+def test_a_dimension_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match="dim is 3, but the tensor has 1 dimensions"):
+        convert_grouped_channels(torch.arange(6), 2, 3)

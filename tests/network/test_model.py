@@ -153,7 +153,7 @@ def test_bytes_and_fractions_give_the_same_logits() -> None:
 
 
 def test_normalisation_is_inside() -> None:
-    mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 1.5)
+    mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 1.0)
     model = HybridMobileNet(**SMALL.choices(), mean=mean, std=std).eval()
     plain = HybridMobileNet(**SMALL.choices(), mean=(0.0,) * 3, std=(1.0,) * 3).eval()
     plain.features.load_state_dict(model.features.state_dict())
@@ -240,22 +240,51 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"class_names": ["a", "b"]}, "class_names has 2 different names in 2, but the network has 3 classes"),
-        ({"class_names": ["a", "b", "a"]}, "class_names has 2 different names in 3, but the network has 3 classes"),
+        ({"class_names": ["a", "b"]}, r"class_names is \['a', 'b'\], 2 names .* must name each of the 3 classes once"),
+        (
+            {"class_names": ["a", "b", "a"]},
+            r"3 names of which 2 are different, but must name each of the 3 classes once",
+        ),
         ({"family": "vgg"}, "family is 'vgg', but must be one of mobilenet, mp3, fmp"),
         ({"alpha": 0.3}, "alpha is 0.3"),
         ({"image_size": 4}, "image_size is 4x4"),
-        ({"mean": [0.5]}, r"mean is \[0.5\], but must hold one number per input channel \(3\)"),
+        ({"mean": [0.5]}, r"mean is \[0.5\], but must be a list with one number in 0..1 per input channel \(3\)"),
         ({"mean": [0.5, 0.5, float("nan")]}, "mean is .*nan"),
         ({"std": [1.0, 1.0, 0.0]}, "each above 0"),
         ({"activation": "gelu"}, "activation is 'gelu', but must be one of relu, relu6"),
         ({"sequence": "even"}, "sequence is 'even', but must be one of random, pseudorandom"),
-        ({"dropout": 1.5}, "dropout"),
+        ({"mean": [125, 123, 114]}, r"mean is \[125, 123, 114\], .* divide by 255"),
+        ({"mean": 0.5}, r"mean is 0.5, but must be a list"),
+        ({"alpha": "0.25"}, "alpha is '0.25', but 32"),
+        ({"dropout": 1.5}, "dropout is 1.5, but must be a number from 0 to below 1"),
+        ({"dropout": "a"}, "dropout is 'a', but must be a number"),
     ],
 )
 def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         HybridMobileNet(**SMALL.choices() | options)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.rand(2, 1, 32, 32), r"images has shape \(2, 1, 32, 32\), but must be \(N, 3, H, W\): use"),
+        (torch.rand(3, 32, 32), r"images has shape \(3, 32, 32\), .* images.unsqueeze\(0\) for a single image"),
+        (torch.rand(2, 32, 32, 3), r"images has shape \(2, 32, 32, 3\), .* images.permute\(0, 3, 1, 2\)"),
+        (torch.rand(2, 3, 0, 32), r"images has shape \(2, 3, 0, 32\)"),
+        (torch.rand(2, 3, 32, 32).numpy(), r"images is a ndarray, but must be a tensor: use torch.as_tensor"),
+    ],
+    ids=["grey", "single", "channels last", "empty", "numpy"],
+)
+def test_images_that_do_not_fit(images: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HybridMobileNet("fmp", 0.25)(images)
+
+
+def test_mean_and_std_as_tensors() -> None:
+    model = HybridMobileNet("fmp", 0.25, mean=torch.tensor([0.1, 0.2, 0.3]), std=torch.tensor([0.4, 0.5, 0.6]))
+    assert torch.equal(model.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))
+    assert torch.equal(model.std.flatten(), torch.tensor([0.4, 0.5, 0.6]))
 
 
 def trained(network: Network = SMALL) -> HybridMobileNet:
@@ -440,8 +469,8 @@ def test_a_reset_classifier_is_where_the_model_is() -> None:
     ("classes", "names", "message"),
     [
         (1, None, "classes is 1, but must be a whole number"),
-        (3, ["a", "b"], "class_names has 2 different names in 2, but the network has 3 classes"),
-        (2, ["a", "a"], "class_names has 1 different names in 2"),
+        (3, ["a", "b"], r"class_names is \['a', 'b'\], 2 names .* must name each of the 3 classes once"),
+        (2, ["a", "a"], "2 names of which 1 are different"),
     ],
 )
 def test_a_classifier_that_cannot_be(saved: Path, classes: int, names: list[str] | None, message: str) -> None:
@@ -497,7 +526,7 @@ def test_a_classifier_replaced_by_hand_is_saved_and_loaded(tmp_path: Path, place
     model.class_names = ["a", "b", "c", "d"]
     model.save_pretrained(tmp_path)
     assert HybridMobileNet.from_pretrained(tmp_path).class_names == ("a", "b", "c", "d")
-    with pytest.raises(ValueError, match="class_names has 3 different names in 3, but the network has 4 classes"):
+    with pytest.raises(ValueError, match="3 names of which 3 are different, but must name each of the 4 classes once"):
         model.class_names = ["a", "b", "c"]
     model.classifier.linear = nn.Linear(256, 4)  # as many: they are taken for the same classes
     assert model.class_names == ("a", "b", "c", "d")
@@ -586,7 +615,7 @@ def test_another_image_size_fits_the_same_weights(folder: Path) -> None:
         ({"image_size": [16, None]}, "image_size is"),
         ({"image_size": [4, 16]}, "image_size is 4x16"),
         ({"class_names": "cat"}, "class_names is 'cat'"),
-        ({"class_names": ["a", "b", "a"]}, "class_names has 2 different names"),
+        ({"class_names": ["a", "b", "a"]}, "3 names of which 2 are different"),
         ({"class_names": ["a", "b", 3]}, "class_names is"),
         ({"class_names": []}, "classes is 0"),
         ({"activation": "gelu"}, "activation is 'gelu'"),
@@ -693,7 +722,10 @@ def test_a_normalisation_that_gives_no_numbers(folder: Path, name: str, values: 
     path = folder / "model.safetensors"
     save_file(load_file(path) | {name: torch.tensor(values).view(3, 1, 1)}, path)
     refuses(
-        folder, str(path), f"{name} is {values}, but must hold one number per input channel (3)", "train or download"
+        folder,
+        str(path),
+        f"{name} is {values}, but must be a list with one number in 0..1 per input channel (3)",
+        "train or download",
     )
 
 
@@ -711,8 +743,9 @@ def test_what_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     (tmp_path / "file").write_text("")
-    for source in ("runs/mistyped", "runs", "missing", "file", "", "a/b/c", "/missing"):
+    for source in ("runs/mistyped", "runs", "missing", "", "a/b/c", "/missing"):
         refuses(source, "there is no config.json in it", repr(source))
+    refuses("file", "model is 'file', which is a file: give its folder, '.'")
 
 
 def test_a_model_of_the_hub(saved: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

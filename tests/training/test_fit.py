@@ -195,6 +195,17 @@ def test_fit_refuses_what_cannot_be(digits: Splits) -> None:
     refuses(ValueError, lambda: fit(model, digits.train, bf16, device="cpu"), "precision is 'bf16'")
 
 
+def test_arguments_of_another_type_are_refused(digits: Splits) -> None:
+    model, images = network(), digits.train
+    everything: Any = digits
+    text: Any = "runs/x"
+    refuses(ValueError, lambda: fit(model, everything), "dataset is Splits", "load_data(...).train")
+    refuses(ValueError, lambda: fit(text, images), "model is 'runs/x'", "from_pretrained")
+    refuses(ValueError, lambda: fit(model, images, text), "recipe is 'runs/x'", "paper_recipe")
+    refuses(ValueError, lambda: evaluate(model, text), "dataset is 'runs/x'", "load_data(...).train")
+    refuses(ValueError, lambda: evaluate(text, images), "model is 'runs/x'", "from_pretrained")
+
+
 @pytest.mark.parametrize("module", [fit_module, training, step, evaluate_module, recipe, dataset, splits_module])
 def test_examples(module: ModuleType) -> None:
     failed, attempted = doctest.testmod(module)

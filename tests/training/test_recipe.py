@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hybrid_mobilenet.training.recipe import PAPER, derived_seed
+from hybrid_mobilenet.training.recipe import PAPER, derived_seed, paper_recipe
 
 
 def test_other_epochs_keep_the_share_of_fixed_regions() -> None:
@@ -44,3 +44,9 @@ def test_a_recipe_that_cannot_be(field: str, value: Any, rule: str) -> None:
 def test_seeds_of_draws_are_what_they_were() -> None:
     assert [derived_seed(seed, 4) for seed in (0, 1, 42, 10**12)] == [4, 1_000_007, 42_000_130, 10**12 * 1_000_003 + 4]
     assert {derived_seed(2**64 - 1, number) < 2**64 for number in range(2_000_000, 2_000_010)} == {True}
+
+
+def test_an_unknown_family_has_no_recipe() -> None:
+    family: Any = "resnet"
+    with pytest.raises(ValueError, match="family is 'resnet', but must be one of mobilenet, mp3, fmp"):
+        paper_recipe(family, "digits")

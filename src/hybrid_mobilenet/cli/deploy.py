@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -199,7 +200,7 @@ def benchmark(
       hybrid-mobilenet benchmark runs/digits --threads 1,2
       hybrid-mobilenet benchmark runs/digits/export/model.onnx other.onnx
     """
-    counts = parse_counts("--threads", threads) or (1,)
+    counts = parse_counts("--threads", threads, limit=os.cpu_count() or 1) or (1,)
     if rounds < 1:
         raise ValueError(f"--rounds is {rounds}, but must be 1 or more")
 

@@ -70,15 +70,15 @@ def parse_choices(option: str, given: Sequence[str] | None, choices: Collection[
     return _parse_list(option, given, read, f"one or more of {', '.join(by_name)}", f"{first},{second}")
 
 
-def parse_counts(option: str, given: Sequence[str] | None) -> tuple[int, ...]:
-    """The values of a comma-separated list of whole numbers, each 1 or more; otherwise as `parse_choices`."""
+def parse_counts(option: str, given: Sequence[str] | None, limit: int) -> tuple[int, ...]:
+    """The values of a comma-separated list of whole numbers from 1 to `limit`; otherwise as `parse_choices`."""
 
     def read(text: str) -> int:
-        if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 2**31):
+        if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= limit):
             raise ValueError
         return int(text)
 
-    return _parse_list(option, given, read, "one or more whole numbers, each 1 or more", "1,2")
+    return _parse_list(option, given, read, f"one or more whole numbers from 1 to {limit}", "1,2")
 
 
 def _parse_list(

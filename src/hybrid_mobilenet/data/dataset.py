@@ -221,6 +221,18 @@ def _content(item: Item) -> int:
     return int.from_bytes(hashlib.sha256(content or name.encode()).digest()[:8])
 
 
+def check_dataset(dataset: object) -> None:
+    """Refuse what is not a data set, such as all the splits of one.
+
+    Raises:
+        ValueError: if it is not an ImageDataset.
+    """
+    if not isinstance(dataset, ImageDataset):
+        raise ValueError(
+            f"dataset is {dataset!r:.80}, but must be an ImageDataset: use load_data(...).train, .validation or .test"
+        )
+
+
 def normalisation(dataset: ImageDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, of pixels in 0..1, over up to `NORMALISATION_SAMPLE` images.
 

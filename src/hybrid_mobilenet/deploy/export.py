@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..common.files import write_atomically
-from ..data.dataset import ImageDataset
-from ..network.model import HybridMobileNet
+from ..data.dataset import ImageDataset, check_dataset
+from ..network.model import HybridMobileNet, check_model
 from ..training.evaluate import tally
 from .calibration import calibration_images
 from .deployed import ExportError
@@ -90,10 +90,14 @@ def export(
         >>> exported.parity.difference < 1e-4
         True
     """
+    check_model(model)
+    for images in (calibration, test):
+        if images is not None:
+            check_dataset(images)
     if to not in FILES:
         raise ExportError(f"to is {to!r}, but must be one of {', '.join(FILES)}")
     path = Path(folder) / FILES[to]
-    images = None if test is None else test.batch(torch.arange(min(CHECKED_IMAGES, len(test))))
+    checked = None if test is None else test.batch(torch.arange(min(CHECKED_IMAGES, len(test))))
     with ExitStack() as running:
         if to == "web":
             OnnxClassifier.require(exporting=True)
@@ -101,13 +105,13 @@ def export(
             from .web.onnxruntime_web import WebClassifier
 
             path.parent.mkdir(parents=True, exist_ok=True)
-            parity = export_web(model, path, images)
+            parity = export_web(model, path, checked)
             classifier: FileClassifier = running.enter_context(WebClassifier(path))
         else:
             CLASSIFIERS[path.suffix].require(exporting=True)
             ranges = _calibration_images(to, calibration) if to in CALIBRATED else None
             path.parent.mkdir(parents=True, exist_ok=True)
-            parity = export_file(model, to, path, images, ranges)
+            parity = export_file(model, to, path, checked, ranges)
             classifier = open_file(path, threads=1)
         accuracy = None
         if test is not None:

@@ -8,9 +8,9 @@ convolution, whose output is the same again.
 
 A whole block of a Keras MobileNet is converted as follows, where each line starts from a layer's `get_weights()`::
 
-    depthwise = convert_keras_depthwise(torch.from_numpy(kernel))
-    gamma, beta, mean, variance = (convert_grouped_channels(torch.from_numpy(v), delta) for v in vectors)
-    pointwise = convert_grouped_channels(torch.from_numpy(kernel).permute(3, 2, 0, 1), delta, dim=1)
+    depthwise = convert_keras_depthwise(kernel)
+    gamma, beta, mean, variance = (convert_grouped_channels(v, delta) for v in vectors)
+    pointwise = convert_grouped_channels(kernel.transpose(3, 2, 0, 1), delta, dim=1)
 
 Other layers need no permutation. Note that at stride 2, Keras's "same" padding of an even size is on the bottom and on
 the right only, so that the maps are shifted by one pixel against torch's padding.
@@ -18,14 +18,18 @@ the right only, so that the maps are shifted by one pixel against torch's paddin
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
-def convert_keras_depthwise(kernel: Tensor) -> Tensor:
+def convert_keras_depthwise(kernel: Tensor | NDArray[Any]) -> Tensor:
     """Convert the kernel of Keras's DepthwiseConv2D to the weights of this package's depthwise convolution.
 
     Args:
-        kernel: (kh, kw, C, delta), for C input channels and a depth multiplier of delta.
+        kernel: (kh, kw, C, delta), for C input channels and a depth multiplier of delta; a tensor or a NumPy array.
 
     Returns:
         (C * delta, 1, kh, kw), contiguous: a convolution with ``groups=C * delta`` of the input channels repeated delta
@@ -59,13 +63,14 @@ def convert_keras_depthwise(kernel: Tensor) -> Tensor:
         >>> torch.allclose(y, z, rtol=1e-4)
         True
     """
-    if kernel.dim() != 4:
+    weights = torch.as_tensor(kernel)
+    if weights.dim() != 4:
         raise ValueError(
-            f"kernel has shape {tuple(kernel.shape)}, but must be (kh, kw, C, delta): "
+            f"kernel has shape {tuple(weights.shape)}, but must be (kh, kw, C, delta): "
             "take it from a DepthwiseConv2D layer's get_weights()"
         )
-    height, width, channels, multiplier = kernel.shape
-    return kernel.permute(3, 2, 0, 1).reshape(multiplier * channels, 1, height, width).contiguous()
+    height, width, channels, multiplier = weights.shape
+    return weights.permute(3, 2, 0, 1).reshape(multiplier * channels, 1, height, width).contiguous()
 
 
 def to_keras_depthwise(weight: Tensor, multiplier: int) -> Tensor:
@@ -98,7 +103,7 @@ def to_keras_depthwise(weight: Tensor, multiplier: int) -> Tensor:
     return weight.reshape(multiplier, channels, *weight.shape[2:]).permute(2, 3, 1, 0).contiguous()
 
 
-def convert_grouped_channels(tensor: Tensor, multiplier: int, dim: int = 0) -> Tensor:
+def convert_grouped_channels(tensor: Tensor | NDArray[Any], multiplier: int, dim: int = 0) -> Tensor:
     """Reorder the channels after a depthwise convolution from Keras's and torch's order to this package's.
 
     It serves for the weights of torch's grouped convolution, (C * multiplier, 1, kh, kw); for the vectors of the batch
@@ -106,7 +111,7 @@ def convert_grouped_channels(tensor: Tensor, multiplier: int, dim: int = 0) -> T
     pointwise convolution after it, (C_out, C * multiplier, 1, 1).
 
     Args:
-        tensor: its dimension `dim` has C * multiplier channels.
+        tensor: its dimension `dim` has C * multiplier channels; a tensor or a NumPy array.
         multiplier: the depth multiplier, 1 or more.
         dim: the dimension to reorder.
 
@@ -122,8 +127,9 @@ def convert_grouped_channels(tensor: Tensor, multiplier: int, dim: int = 0) -> T
         >>> convert_grouped_channels(torch.tensor([10, 11, 20, 21, 30, 31]), multiplier=2)
         tensor([10, 20, 30, 11, 21, 31])
     """
-    _check_multiplier(tensor, multiplier, dim)
-    return _transposed(tensor, tensor.shape[dim] // multiplier, dim)
+    values = torch.as_tensor(tensor)
+    _check_multiplier(values, multiplier, dim)
+    return _transposed(values, values.shape[dim] // multiplier, dim)
 
 
 def to_grouped_channels(tensor: Tensor, multiplier: int, dim: int = 0) -> Tensor:
@@ -158,6 +164,8 @@ def _transposed(tensor: Tensor, rows: int, dim: int) -> Tensor:
 
 
 def _check_multiplier(tensor: Tensor, multiplier: int, dim: int) -> None:
+    if not -tensor.dim() <= dim < tensor.dim():
+        raise ValueError(f"dim is {dim}, but the tensor has {tensor.dim()} dimensions: give a smaller number")
     if multiplier < 1 or tensor.shape[dim] % multiplier:
         raise ValueError(
             f"multiplier is {multiplier}, but must be 1 or more and divide the {tensor.shape[dim]} channels of "

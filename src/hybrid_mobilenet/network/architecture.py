@@ -8,6 +8,7 @@ Source: Chen and Su, "The Enhanced Hybrid MobileNet", 2018 (arXiv 1712.04698).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -271,7 +272,7 @@ def scaled(channels: int, alpha: float) -> int:
         ValueError: if it does not. Rounding, as other MobileNets do, would break the exact counts.
     """
     # Every count in the tables is a power of two, so the product is exact; NaN and infinity are not integers.
-    product = float(channels * alpha)
+    product = float(channels * alpha) if isinstance(alpha, int | float) else math.nan
     if not product.is_integer() or product < 1:
         raise ValueError(
             f"alpha is {alpha!r}, but {channels} * alpha must be a whole number of channels, 1 or more: "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -97,8 +96,8 @@ class HybridMobileNet(nn.Module):
         image_size: int | Size = 32,
         *,
         class_names: Sequence[str] | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: Sequence[float] | Tensor | None = None,
+        std: Sequence[float] | Tensor | None = None,
         activation: Activation = "relu",
         dropout: float = 0.1,
         sequence: PoolingSequence = "random",
@@ -117,9 +116,12 @@ class HybridMobileNet(nn.Module):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(choices)}")
         for name, given, default in (("mean", mean, 0.5), ("std", std, 0.25)):
-            values = list(given) if given is not None else [default] * in_channels
+            chosen = [default] * in_channels if given is None else given
+            values = chosen.tolist() if isinstance(chosen, Tensor) else chosen
             _check_normalisation(name, values, in_channels)
             self.register_buffer(name, torch.tensor(values, dtype=torch.get_default_dtype()).view(-1, 1, 1))
+        if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout!r}, but must be a number from 0 to below 1: the paper's is 0.1")
         self.activation: Activation = activation
         self.dropout = dropout
         self.sequence: PoolingSequence = sequence
@@ -162,8 +164,15 @@ class HybridMobileNet(nn.Module):
             - Output: as the input, in channels-last memory format.
 
         Raises:
-            ValueError: if the images are neither uint8 nor floating point.
+            ValueError: if the images are not a tensor of this shape, or neither uint8 nor floating point.
         """
+        if not isinstance(images, Tensor):
+            raise ValueError(f"images is a {type(images).__name__}, but must be a tensor: use torch.as_tensor(images)")
+        if images.dim() != 4 or images.shape[1] != len(self.mean) or 0 in images.shape[2:]:
+            raise ValueError(
+                f"images has shape {tuple(images.shape)}, but must be (N, {len(self.mean)}, H, W): use "
+                "images.unsqueeze(0) for a single image, and images.permute(0, 3, 1, 2) if the channels come last"
+            )
         if images.dtype == torch.uint8:
             images = images.to(torch.promote_types(self.mean.dtype, torch.float32)) / 255
         elif not images.is_floating_point():
@@ -368,6 +377,8 @@ class HybridMobileNet(nn.Module):
         # Inside a folder that exists, it is a mistyped run, and asking the Hub for it would only take time.
         if not folder.exists() and str(source).count("/") == 1 and not folder.parent.is_dir():
             config_path, weights_path = (_from_hub(str(source), name) for name in (CONFIG_FILE, WEIGHTS_FILE))
+        if folder.is_file():
+            raise ModelError(f"model is {str(source)!r}, which is a file: give its folder, {str(folder.parent)!r}")
         for path in (config_path, weights_path):
             if not path.is_file():
                 raise ModelError(
@@ -432,23 +443,36 @@ class HybridMobileNet(nn.Module):
         return weights
 
 
+def check_model(model: object) -> None:
+    """Refuse what is not a model, such as the path of one.
+
+    Raises:
+        ValueError: if it is not a HybridMobileNet.
+    """
+    if not isinstance(model, HybridMobileNet):
+        raise ValueError(
+            f"model is {model!r:.80}, but must be a HybridMobileNet: load one with HybridMobileNet.from_pretrained(...)"
+        )
+
+
 def _checked_names(names: Sequence[str] | None, classes: int) -> tuple[str, ...]:
     """The names of so many classes; "0", "1", ... if None."""
     checked = tuple(map(str, range(classes)) if names is None else names)
     if len(checked) != classes or len(set(checked)) != classes:
         raise ValueError(
-            f"class_names has {len(set(checked))} different names in {len(checked)}, but the network has {classes} "
-            "classes: name each once"
+            f"class_names is {list(checked[:10])}{', ...' * (len(checked) > 10)}, {len(checked)} names of which "
+            f"{len(set(checked))} are different, but must name each of the {classes} classes once"
         )
     return checked
 
 
-def _check_normalisation(name: str, values: Sequence[float], in_channels: int) -> None:
-    finite = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-    if len(values) != in_channels or not finite or (name == "std" and min(values) <= 0):
+def _check_normalisation(name: str, values: Any, in_channels: int) -> None:
+    is_list = isinstance(values, list | tuple) and len(values) == in_channels
+    is_fraction = is_list and all(isinstance(value, int | float) and 0 <= value <= 1 for value in values)
+    if not is_fraction or (name == "std" and 0 in values):
         raise ValueError(
-            f"{name} is {values}, but must hold one number per input channel ({in_channels})"
-            + (", each above 0" if name == "std" else "")
+            f"{name} is {values}, but must be a list with one number in 0..1 per input channel ({in_channels})"
+            f"{', each above 0' if name == 'std' else ''}: divide by 255 if they are for bytes"
         )
 
 

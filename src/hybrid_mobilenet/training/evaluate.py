@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.dataset import ImageDataset
+from ..data.dataset import ImageDataset, check_dataset
 from ..data.held_out import numbered
-from ..network.model import HybridMobileNet
+from ..network.model import HybridMobileNet, check_model
 from .processes import Processes
 from .recipe import check_seed
 
@@ -157,6 +157,8 @@ def evaluate(
         >>> result.images, result.passes, 0 <= result.accuracy <= 1
         (359, 3, True)
     """
+    check_model(model)
+    check_dataset(dataset)
     check_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # of the CPU, where regions are drawn

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..data.dataset import ImageDataset
-from ..network.model import HybridMobileNet
+from ..data.dataset import ImageDataset, check_dataset
+from ..network.model import HybridMobileNet, check_model
 from .batches import prefetched, shuffled_batches
 from .checkpoint import Progress
 from .cuda_graph import CapturedSteps
@@ -54,7 +54,8 @@ def fit(
         per second, seconds, and with `validation` also validation_loss and validation_accuracy.
 
     Raises:
-        ValueError: if the images do not fit the model, the seed or the device is unusable, or training diverges.
+        ValueError: if an argument is of another type, the images do not fit the model, the seed or the device is
+            unusable, or training diverges.
 
     Example:
         >>> from hybrid_mobilenet import HybridMobileNet, evaluate, fit, load_data, paper_recipe
@@ -66,6 +67,12 @@ def fit(
         >>> evaluate(model, digits.test).images
         359
     """
+    check_model(model)
+    for images in (dataset, validation):
+        if images is not None:
+            check_dataset(images)
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"recipe is {recipe!r}, but must be a Recipe: use paper_recipe(family, data)")
     generators = [(pool, pool.generator) for pool in model.fractional_max_pools()]
     with joined(device) as processes:
         chosen = processes.together(lambda: _check(model, dataset, recipe, seed, device, processes))

@@ -114,9 +114,14 @@ def paper_recipe(family: Family, data: str) -> Recipe:
         family: "mobilenet", "mp3" or "fmp".
         data: name or path of the data; "cifar100" has recipes of its own.
 
+    Raises:
+        ValueError: if there is no such family.
+
     Example:
         >>> from hybrid_mobilenet import paper_recipe
         >>> paper_recipe("fmp", "cifar10").epochs
         25
     """
+    if family not in PAPER_RECIPES:
+        raise ValueError(f"family is {family!r}, but must be one of {', '.join(PAPER_RECIPES)}")
     return (CIFAR100_RECIPES if data == "cifar100" else PAPER_RECIPES)[family]
