@@ -137,6 +137,7 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (results.failed, results.attempted) == (0, 7)
 
 
+@pytest.mark.slow
 def test_predict_is_a_name_of_the_package() -> None:
     assert "predict" in hybrid_mobilenet.__all__
     code = "import sys; import hybrid_mobilenet; assert 'torch' not in sys.modules; hybrid_mobilenet.predict"

@@ -167,6 +167,7 @@ def test_a_signal_saves_and_stops(finished: Path, tmp_path: Path, number: signal
 
 
 @pytest.mark.parametrize("epoch", [2, 3])
+@pytest.mark.slow
 def test_a_signal_between_the_steps_of_two_epochs_or_after_the_last(finished: Path, tmp_path: Path, epoch: int) -> None:
     class Stopping(Quiet):
         def on_epoch(self, record: dict[str, Any]) -> None:
@@ -180,6 +181,7 @@ def test_a_signal_between_the_steps_of_two_epochs_or_after_the_last(finished: Pa
     assert weights(tmp_path / "run") == weights(finished)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_many_times(finished: Path, tmp_path: Path) -> None:
     out = stopped(tmp_path / "run", 3, lambda: signal.raise_signal(signal.SIGINT), Interrupted)
     for _ in range(3):
@@ -268,6 +270,7 @@ def test_a_run_survives_a_failure_at_any_save(
     assert sorted(path.name for path in out.iterdir()) == FINISHED
 
 
+@pytest.mark.slow
 def test_what_a_kill_while_saving_left_is_no_state(finished: Path, tmp_path: Path) -> None:
     out = stopped(tmp_path / "run", STEPS + 1, kill, Killed)
     (out / f".{CHECKPOINT_FILE}.abcdefgh.tmp").write_bytes(b"half a checkpoint")
@@ -276,6 +279,7 @@ def test_what_a_kill_while_saving_left_is_no_state(finished: Path, tmp_path: Pat
     assert sorted(path.name for path in out.iterdir()) == FINISHED
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full(finished: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -332,6 +336,7 @@ def test_an_empty_folder_will_do(tmp_path: Path) -> None:
     "what", ["features.conv.conv.weight", "classifier.linear.bias", "features.conv.norm.running_var"]
 )
 @pytest.mark.parametrize("save_every", [300.0, 0.0])
+@pytest.mark.slow
 def test_a_loss_or_weight_that_is_no_number_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, save_every: float
 ) -> None:
