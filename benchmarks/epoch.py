@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from hybrid_mobilenet.data.dataset import load_data
+from hybrid_mobilenet.data.splits import load_data
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.training.precise_statistics import FINAL_IMAGES, VALIDATION_IMAGES, set_precise_statistics
 from hybrid_mobilenet.training.recipe import paper_recipe

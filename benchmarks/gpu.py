@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 
 from hybrid_mobilenet.common.files import write_atomically
-from hybrid_mobilenet.data.dataset import load_data
+from hybrid_mobilenet.data.splits import load_data
 from hybrid_mobilenet.layers.kernels import reference
 from hybrid_mobilenet.layers.pooling import _kernels, random_sequence
 from hybrid_mobilenet.network.model import HybridMobileNet

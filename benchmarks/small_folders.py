@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 
 from hybrid_mobilenet.cli.display import RunDisplay
-from hybrid_mobilenet.data.dataset import ImageDataset, Splits, load_data
+from hybrid_mobilenet.data.dataset import ImageDataset
+from hybrid_mobilenet.data.splits import Splits, load_data
 from hybrid_mobilenet.training.recipe import paper_recipe
 from hybrid_mobilenet.training.run import train
 from hybrid_mobilenet.training.setup import Monitor, Setup

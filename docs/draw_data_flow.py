@@ -19,7 +19,7 @@ PICTURE = Path(__file__).with_name("data-flow.png")
 #: Title, file, and one line on what it does, in the order in which data passes: training above, deployment below.
 STEPS = (
     ("source", "data/sources.py", "folder, Parquet,\nHub, digits"),
-    ("data set", "data/dataset.py", "splits; uint8 images\nand labels in batches"),
+    ("data set", "data/splits.py, dataset.py", "splits; uint8 images\nand labels in batches"),
     ("step", "training/step.py", "forward, loss,\nbackward, update"),
     ("checkpoint", "training/checkpoint.py", "state on disk,\nfor --resume"),
     ("evaluation", "training/evaluate.py", "accuracy and\nconfusion matrix"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hybrid_mobilenet.data.dataset import load_data
+from hybrid_mobilenet.data.splits import load_data
 
 
 def write_digits(folder: Path) -> None:

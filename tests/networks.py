@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hybrid_mobilenet import HybridMobileNet
-from hybrid_mobilenet.data.dataset import load_data
+from hybrid_mobilenet.data.splits import load_data
 from hybrid_mobilenet.layers.sizes import Size
 from hybrid_mobilenet.network.architecture import Family
 

@@ -100,7 +100,7 @@ def main(folder: Path) -> None:
     import torch._dynamo
 
     from hybrid_mobilenet import HybridMobileNet
-    from hybrid_mobilenet.data.dataset import load_data
+    from hybrid_mobilenet.data.splits import load_data
     from hybrid_mobilenet.deploy.classify import load_classifier
     from hybrid_mobilenet.deploy.export import export
     from hybrid_mobilenet.study.estimate import estimate

@@ -11,7 +11,10 @@ from hybrid_mobilenet.deploy.executorch import executorch_bytes
 from hybrid_mobilenet.deploy.litert import litert_bytes
 from hybrid_mobilenet.deploy.runtimes import ExecuTorchClassifier, LiteRTClassifier
 
-CLASSIFIERS = {"executorch": ExecuTorchClassifier, "litert": LiteRTClassifier}
+CLASSIFIERS: dict[str, type[ExecuTorchClassifier] | type[LiteRTClassifier]] = {
+    "executorch": ExecuTorchClassifier,
+    "litert": LiteRTClassifier,
+}
 BYTES = {"executorch": executorch_bytes, "litert": litert_bytes}
 FILES = {"executorch": "model.pte", "litert": "model.tflite"}
 

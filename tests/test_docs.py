@@ -22,8 +22,8 @@ from PIL import Image
 from typer.core import TyperGroup
 
 from hybrid_mobilenet.cli import app as cli
-from hybrid_mobilenet.data.dataset import load_data
 from hybrid_mobilenet.data.images import image_files, read_image
+from hybrid_mobilenet.data.splits import load_data
 from hybrid_mobilenet.study.paper import RESULTS
 from processes import run_command
 from scripts import script

@@ -18,8 +18,9 @@ import pytest
 import torch
 
 from hybrid_mobilenet import HybridMobileNet, fit
-from hybrid_mobilenet.data.dataset import ImageDataset, load_data
+from hybrid_mobilenet.data.dataset import ImageDataset
 from hybrid_mobilenet.data.images import DataError
+from hybrid_mobilenet.data.splits import load_data
 from hybrid_mobilenet.layers.pooling import FractionalMaxPool2d
 from hybrid_mobilenet.layers.sizes import Size
 from hybrid_mobilenet.training import run as training

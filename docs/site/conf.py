@@ -39,7 +39,6 @@ maximum_signature_line_length = 120  # of qualified names, which are shown witho
 # A class in a signature or under "Raises" must be on the page. It is a warning otherwise, and `make docs` fails.
 nitpicky = True
 nitpick_ignore = [
-    ("py:class", "hybrid_mobilenet.data.dataset.Remembered"),  # the contents of split.json
     ("py:class", "hybrid_mobilenet.data.sources.Source"),  # opened by load_data
 ]
 nitpick_ignore_regex = [

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .data.dataset import ImageDataset as ImageDataset
-    from .data.dataset import Splits as Splits
-    from .data.dataset import load_data as load_data
     from .data.images import DataError as DataError
+    from .data.splits import Splits as Splits
+    from .data.splits import load_data as load_data
     from .deploy.classify import Prediction as Prediction
     from .deploy.classify import predict as predict
     from .deploy.deployed import ExportError as ExportError
@@ -69,14 +69,14 @@ _MODULE_OF = {
     "Recipe": "training.recipe",
     "RuntimeFileError": "deploy.runtimes",
     "Setup": "training.setup",
-    "Splits": "data.dataset",
+    "Splits": "data.splits",
     "TrainingDiverged": "training.setup",
     "convert_grouped_channels": "layers.keras",
     "convert_keras_depthwise": "layers.keras",
     "evaluate": "training.evaluate",
     "export": "deploy.export",
     "fit": "training.fit",
-    "load_data": "data.dataset",
+    "load_data": "data.splits",
     "paper_recipe": "training.recipe",
     "predict": "deploy.classify",
     "resolve": "network.architecture",

@@ -103,7 +103,7 @@ def test_the_version() -> None:
 
 
 #: Packages that are slow to import, in the commands that start at once.
-NEVER = {"torch", "numpy", "numba", "PIL", "datasets", "matplotlib", "lightning_fabric"}
+NEVER = {"torch", "numpy", "numba", "PIL", "datasets", "matplotlib"}
 STARTING = {
     **{name: NEVER | {"rich", "pydantic"} for name in ("--help", "--version", *(f"{name} --help" for name in FILES))},
     "cost --json": NEVER | {"rich", "pydantic"},

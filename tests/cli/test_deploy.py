@@ -13,7 +13,7 @@ from PIL import Image
 
 from command_line import NETWORK, fails, invoke
 from hybrid_mobilenet import HybridMobileNet
-from hybrid_mobilenet.data.dataset import load_test
+from hybrid_mobilenet.data.splits import load_test
 from hybrid_mobilenet.deploy.export import export_file
 from hybrid_mobilenet.deploy.runtimes import ExecuTorchClassifier, LiteRTClassifier, OnnxClassifier
 from networks import network, trained

@@ -98,11 +98,11 @@ def test_models_are_put_where_auto_is(run: Path, monkeypatch: pytest.MonkeyPatch
     model = classify.load_classifier(str(run))
     assert isinstance(model, HybridMobileNet)
     assert {each.device for each in (*model.parameters(), *model.buffers())} == {there}
-    classifier = benchmark.open_source(str(run), 1, there)
+    classifier = benchmark.open_model(str(run), 1, there)
     assert isinstance(classifier, benchmark.TorchClassifier)
     assert classifier.model.mean.device == there
     assert benchmark.runtime_name(classifier) == "PyTorch on meta"
-    assert benchmark.runtime_name(benchmark.open_source(str(run), 1, torch.device("cpu"))) == "PyTorch"
+    assert benchmark.runtime_name(benchmark.open_model(str(run), 1, torch.device("cpu"))) == "PyTorch"
 
 
 def test_an_exported_file_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hybrid_mobilenet.cli import app as cli
-from hybrid_mobilenet.data import dataset as data
-from hybrid_mobilenet.data.dataset import ImageDataset, Splits
+from hybrid_mobilenet.data.dataset import ImageDataset
+from hybrid_mobilenet.data.held_out import RunImages
+from hybrid_mobilenet.data.splits import Splits, load_data
 from hybrid_mobilenet.deploy import classify
 from hybrid_mobilenet.training import evaluate as evaluation
 from hybrid_mobilenet.training import setup
@@ -84,7 +85,7 @@ class Seen:
 
 def watch(monkeypatch: pytest.MonkeyPatch) -> Seen:
     seen = Seen(set(), set())
-    load: Callable[..., Splits] = data.load_data
+    load: Callable[..., Splits] = load_data
     tally: Callable[..., evaluation.Evaluation] = evaluation.tally
 
     def watched_load(*arguments: Any, **options: Any) -> Splits:
@@ -347,3 +348,19 @@ def test_an_exported_file(run: Run, tmp_path: Path) -> None:
     assert sorted(path.name for path in work.iterdir()) == ["confusion.png", "there.png"]
     assert (work / "there.png").read_bytes().startswith(b"\x89PNG")
     assert not (out / "export" / "confusion.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("contents", "is_own"),
+    [
+        ([1, 2, 3, 6, *range(20, 60)], True),  # half of the run's images
+        ([1, 2, 6, *range(20, 60)], False),
+        ([1, 6, 20, 21], True),  # half of the data
+        ([1, 6, 20, 21, 22], False),
+        ([1, 2, 3, 4, 5], False),  # none held out
+        ([6, 7, 8], False),  # none used
+    ],
+)
+def test_the_run_s_own_data(contents: list[int], is_own: bool) -> None:
+    run = RunImages(*(np.array(part, np.uint64) for part in ([1, 2, 3, 4], [5], [6, 7, 8])))
+    assert run.is_from(np.array(contents, np.uint64)) == is_own

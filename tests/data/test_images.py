@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from hybrid_mobilenet.data.dataset import load_data
 from hybrid_mobilenet.data.images import DataError, image_files, read_image
+from hybrid_mobilenet.data.splits import load_data
 from noise_images import GOOD_PNG, encoded, image_folder, noise
 from processes import run_python
 
@@ -256,7 +256,7 @@ import warnings
 from PIL import Image
 before = Image.MAX_IMAGE_PIXELS
 import hybrid_mobilenet.data.images
-from hybrid_mobilenet.data.dataset import load_data
+from hybrid_mobilenet.data.splits import load_data
 assert Image.MAX_IMAGE_PIXELS == before
 named = [entry for entry in warnings.filters if entry[2] is Image.DecompressionBombWarning]
 assert not named, named

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from hybrid_mobilenet.data import dataset as data
-from hybrid_mobilenet.data.dataset import Splits, load_data
+from hybrid_mobilenet.data import sources
 from hybrid_mobilenet.data.images import DataError, read_image
+from hybrid_mobilenet.data.splits import MEMORY_BOUND, Splits, load_data
 from noise_images import GOOD_PNG, IMAGE, all_pixels, class_labels, encoded, image_folder, noise, parquet
 
 real_data = pytest.mark.skipif(
@@ -35,7 +35,7 @@ def test_digits_pixels_are_scaled_to_255() -> None:
 
 def test_the_digits_are_those_of_scikit_learn_in_the_same_order() -> None:
     # Which ones are held out depends on the order. Made by: np.savez_compressed(file, images=..., labels=...), as uint8
-    with np.load(Path(data.__file__).with_name("digits.npz")) as ours:
+    with np.load(Path(sources.__file__).with_name("digits.npz")) as ours:
         theirs = load_digits()
         assert (ours["images"] == theirs.images).all()
         assert (ours["labels"] == theirs.target).all()
@@ -271,7 +271,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, list[int]]], Non
     return serve
 
 
-@pytest.mark.parametrize("memory_bound", [data.MEMORY_BOUND, 0])
+@pytest.mark.parametrize("memory_bound", [MEMORY_BOUND, 0])
 def test_hub_data_set(hub: Callable[[dict[str, list[int]]], None], memory_bound: int) -> None:
     hub({"train": [0, 1, 1], "test": [1], "validation": [0, 0]})
     splits = load_data("someone/birds", image_size=8, memory_bound=memory_bound)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hybrid_mobilenet import HybridMobileNet
-from hybrid_mobilenet.data.dataset import load_data
+from hybrid_mobilenet.data.splits import load_data
 from hybrid_mobilenet.deploy.deployed import ExportError
 from hybrid_mobilenet.deploy.web.export import export_web
 from hybrid_mobilenet.deploy.web.onnxruntime_web import runtime_files

@@ -114,7 +114,7 @@ def test_what_cannot_be_predicted(model: HybridMobileNet, photos: Path, tmp_path
 
 
 def test_evaluation_in_pytorch_and_in_a_runtime(model: HybridMobileNet, photos: Path, tmp_path: Path) -> None:
-    from hybrid_mobilenet.data.dataset import load_to_evaluate
+    from hybrid_mobilenet.data.held_out import load_to_evaluate
 
     for name in NAMES:
         (tmp_path / "data" / name).mkdir(parents=True)

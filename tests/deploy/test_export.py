@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hybrid_mobilenet import HybridMobileNet, export
-from hybrid_mobilenet.data.dataset import load_data
+from hybrid_mobilenet.data.splits import load_data
 from hybrid_mobilenet.deploy.deployed import ExportError
 
 

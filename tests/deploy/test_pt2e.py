@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hybrid_mobilenet import HybridMobileNet
-from hybrid_mobilenet.data.dataset import load_data
+from hybrid_mobilenet.data.splits import load_data
 from hybrid_mobilenet.deploy.deployed import ExportError
 from hybrid_mobilenet.deploy.export import export_file
 from hybrid_mobilenet.network.architecture import Family

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from hybrid_mobilenet import HybridMobileNet, __version__
-from hybrid_mobilenet.data.dataset import load_test
+from hybrid_mobilenet.data.splits import load_test
 from hybrid_mobilenet.deploy.deployed import ExportError
 from hybrid_mobilenet.deploy.export import export_file
 from hybrid_mobilenet.deploy.onnx import onnx_bytes

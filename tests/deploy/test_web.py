@@ -24,8 +24,8 @@ from PIL import ExifTags, Image
 from playwright.sync_api import Browser, JSHandle, Page, expect, sync_playwright
 
 from hybrid_mobilenet import HybridMobileNet
-from hybrid_mobilenet.data.dataset import load_test
 from hybrid_mobilenet.data.images import read_image
+from hybrid_mobilenet.data.splits import load_test
 from hybrid_mobilenet.deploy.deployed import ExportError
 from hybrid_mobilenet.deploy.web.export import export_web
 from hybrid_mobilenet.deploy.web.onnxruntime_web import runtime_files

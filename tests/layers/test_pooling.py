@@ -853,7 +853,7 @@ def test_the_layer_alone_needs_torch_and_numpy_only() -> None:
     assert third_party_modules(layer) - least == {"hybrid_mobilenet"}
     called = third_party_modules(f"{layer}\npool(torch.rand(1, 1, 8, 8))") - least
     assert "numba" in called
-    assert not called & {"triton", "datasets", "lightning_fabric", "safetensors", "matplotlib", "rich", "typer"}
+    assert not called & {"triton", "datasets", "safetensors", "matplotlib", "rich", "typer"}
 
 
 # --- what users get wrong -------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from hybrid_mobilenet import HybridMobileNet
 from hybrid_mobilenet.cli.display import RunDisplay
-from hybrid_mobilenet.data.dataset import load_data
+from hybrid_mobilenet.data.splits import load_data
 from hybrid_mobilenet.deploy.deployed import Deployed
 from hybrid_mobilenet.network.architecture import FAMILIES, Family
 from hybrid_mobilenet.training.evaluate import evaluate

@@ -661,7 +661,7 @@ def classifier_without_dropout(model: HybridMobileNet) -> None:
             classifier_without_bias,
             "classifier.linear.bias is missing, .*assign an nn.Linear with bias to classifier.linear",
         ),
-        (classifier_of_one_output, "classes is 1, but must be a whole number: a classifier tells 2 or more apart"),
+        (classifier_of_one_output, "classes is 1, but must be a whole number of 2 or more"),
         (classifier_without_dropout, "classifier is Linear, but Sequential .*or call reset_classifier"),
     ],
 )

@@ -45,7 +45,7 @@ def test_a_claim_that_our_numbers_contradict_is_false() -> None:
     worse = as_the_paper(change=lambda run: -20 if run.family == "fmp" else 0)
     verdicts = {text: claim.verdict for text, claim in judged(worse).items()}
     assert verdicts["Fractional max pooling in place of strides raises the accuracy."] == "false"
-    assert verdicts["Of Table 7's four networks FMP is the most accurate."] == "false"
+    assert verdicts["FMP is the most accurate of Table 7's four networks."] == "false"
     assert verdicts["Max pooling in place of strides raises the accuracy, since it keeps more features."] == "true"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hybrid_mobilenet.data.dataset import load_data
+from hybrid_mobilenet.data.splits import load_data
 from hybrid_mobilenet.network import architecture
 from hybrid_mobilenet.study.grid import ALPHAS, CONFIGURATIONS, DATA_SETS, DELTAS, TABLES, select
 from hybrid_mobilenet.training import recipe as recipe_module

@@ -39,9 +39,9 @@ def test_the_first_screen_says_whether_the_paper_holds_up() -> None:
         "Training runs of these rows": "31",
         "Rows whose accuracy is legible in the paper": "31",
         "Rows that reach the paper's accuracy": "31 of 31",
-        "Mean difference to the paper, MobileNet": "+0.0 points",
-        "Mean difference to the paper, MP3": "+0.0 points",
-        "Mean difference to the paper, FMP": "+0.0 points",
+        "Mean difference from the paper, MobileNet": "+0.0 points",
+        "Mean difference from the paper, MP3": "+0.0 points",
+        "Mean difference from the paper, FMP": "+0.0 points",
     }
     assert len(first.splitlines()) <= 30
     assert (claims.count("| **true** |"), claims.count("| **true** on CIFAR-10")) == (10, 5)
@@ -64,7 +64,7 @@ def test_the_first_screen_says_how_far_each_family_is_from_the_paper() -> None:
     by = {"mobilenet": 2.0, "mp3": -1.0, "fmp": 0.5}
     text = render(rows(as_the_paper(change=lambda run: by[run.family])))
     shown = first_screen(text.split("\n## ")[0])
-    found = {name: shown[f"Mean difference to the paper, {name}"] for name in ("MobileNet", "MP3", "FMP")}
+    found = {name: shown[f"Mean difference from the paper, {name}"] for name in ("MobileNet", "MP3", "FMP")}
     assert found == {"MobileNet": "+2.0 points", "MP3": "-1.0 points", "FMP": "+0.5 points"}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from hybrid_mobilenet.data.dataset import load_test
+from hybrid_mobilenet.data.splits import load_test
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.study import reproduce
 from hybrid_mobilenet.study.engines.local import run_here

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hybrid_mobilenet.data.dataset import ImageDataset, load_data
+from hybrid_mobilenet.data.dataset import ImageDataset
 from hybrid_mobilenet.data.images import DataError
+from hybrid_mobilenet.data.splits import load_data
 from hybrid_mobilenet.training.batches import prefetched, shuffled_batches
 
 CPU = torch.device("cpu")

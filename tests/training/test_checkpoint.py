@@ -54,7 +54,7 @@ def rewritten(
 def test_a_truncated_checkpoint(run: Path, size: int) -> None:
     path = run / CHECKPOINT_FILE
     path.write_bytes(path.read_bytes()[:size])
-    refuses(CheckpointError, lambda: resume(run, Quiet()), str(path), "damaged", "start the run anew")
+    refuses(CheckpointError, lambda: resume(run, Quiet()), str(path), "damaged", "start a new run")
 
 
 def test_a_checkpoint_of_another_program(run: Path) -> None:

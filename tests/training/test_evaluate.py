@@ -7,7 +7,8 @@ import torch
 from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, log_loss
 from torch import Tensor, nn
 
-from hybrid_mobilenet.data.dataset import ImageDataset, load_data
+from hybrid_mobilenet.data.dataset import ImageDataset
+from hybrid_mobilenet.data.splits import load_data
 from hybrid_mobilenet.network.architecture import Family
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.training.evaluate import Evaluation, evaluate, probabilities

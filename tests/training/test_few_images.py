@@ -13,7 +13,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hybrid_mobilenet.cli import app as cli
-from hybrid_mobilenet.data.dataset import ImageDataset, Splits, load_data
+from hybrid_mobilenet.data.dataset import ImageDataset
+from hybrid_mobilenet.data.splits import Splits, load_data
 from hybrid_mobilenet.training import run as training
 from hybrid_mobilenet.training.evaluate import Evaluation
 from hybrid_mobilenet.training.recipe import PAPER, Recipe

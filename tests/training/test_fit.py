@@ -16,7 +16,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybrid_mobilenet.data import dataset
-from hybrid_mobilenet.data.dataset import Splits, load_data, normalisation
+from hybrid_mobilenet.data import splits as splits_module
+from hybrid_mobilenet.data.dataset import normalisation
+from hybrid_mobilenet.data.splits import Splits, load_data
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.training import evaluate as evaluate_module
 from hybrid_mobilenet.training import fit as fit_module
@@ -193,7 +195,7 @@ def test_fit_refuses_what_cannot_be(digits: Splits) -> None:
     refuses(ValueError, lambda: fit(model, digits.train, bf16, device="cpu"), "precision is 'bf16'")
 
 
-@pytest.mark.parametrize("module", [fit_module, training, step, evaluate_module, recipe, dataset])
+@pytest.mark.parametrize("module", [fit_module, training, step, evaluate_module, recipe, dataset, splits_module])
 def test_examples(module: ModuleType) -> None:
     failed, attempted = doctest.testmod(module)
     assert attempted > 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hybrid_mobilenet.data.dataset import load_data
+from hybrid_mobilenet.data.splits import load_data
 from hybrid_mobilenet.network.architecture import FAMILIES, Family
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.training.precise_statistics import set_precise_statistics

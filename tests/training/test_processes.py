@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from hybrid_mobilenet.data.dataset import load_data
+from hybrid_mobilenet.data.splits import load_data
 from hybrid_mobilenet.training.checkpoint import CheckpointError, read_checkpoint
 from hybrid_mobilenet.training.run import resume
 from processes import TESTS, run_python, start_python
@@ -131,7 +131,7 @@ def test_a_process_that_ends_takes_the_other_with_it(folder: Path, seen: list[di
 
 def test_another_number_of_processes_is_refused(folder: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(folder / "lost", tmp_path / "run"))
-    command = f"go on with torchrun --nproc-per-node 2 -m hybrid_mobilenet train --resume {run}"
+    command = f"continue with torchrun --nproc-per-node 2 -m hybrid_mobilenet train --resume {run}"
     refuses(CheckpointError, lambda: resume(run, Quiet()), "was started in 2 processes, not 1", command)
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from hybrid_mobilenet.cli import app as cli
-from hybrid_mobilenet.data.dataset import load_data
+from hybrid_mobilenet.data.splits import load_data
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.training import fit as fit_module
 from hybrid_mobilenet.training import run as training

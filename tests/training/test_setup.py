@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from hybrid_mobilenet.data.dataset import load_test
+from hybrid_mobilenet.data.splits import load_test
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.training.batches import shuffled_batches
 from hybrid_mobilenet.training.evaluate import evaluate

@@ -124,15 +124,16 @@ def read_images(
     Raises:
         DataError, OSError: if `data` is given and cannot be read.
     """
-    from ..data.dataset import Remembered, load_data, load_to_evaluate
+    from ..data.held_out import RunImages, load_to_evaluate
     from ..data.images import DataError
+    from ..data.splits import load_data
 
     size, channels = network.network.image_size, network.network.in_channels
     test, is_whole = None, False
     if data is not None:
         evaluated = load_to_evaluate(
             data,
-            Remembered.of(model),
+            RunImages.read(model),
             network.class_names,
             image_size=size,
             channels=channels,
@@ -185,10 +186,10 @@ def benchmark(
 ) -> None:
     """Measure the speed, size and memory of models.
 
-    Latency is measured on one image at a time, and throughput on batches. Of a
+    Latency is measured on one image at a time, and throughput on batches. For a
     run folder, PyTorch is measured on --device, and each file in the folder's
     export/ in its own runtime on the CPU. The models take turns, so that a slow
-    moment of the machine does not hit one model only.
+    moment of the machine does not affect just one model.
 
     The column FMP is the share of the latency that plain max pooling to the
     same sizes would save, in ONNX Runtime on one thread.
@@ -256,8 +257,8 @@ def web(
 ) -> None:
     """Serve an exported page to browsers, until Ctrl-C.
 
-    Any static file server can serve the page. This one sends the headers with
-    which browsers run the model on several threads.
+    Any static file server can serve the page. This one sends the headers that
+    browsers require to run the model on several threads.
 
     Browsers allow the camera on pages from this machine. On a page from another
     address they allow it over HTTPS only.

@@ -19,7 +19,7 @@ from .output import TABLE_WIDTH, bold_first, console, json_list, print_json, rep
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..data.dataset import Evaluated
+    from ..data.held_out import Evaluated
     from ..deploy.classify import Prediction
     from ..training.evaluate import Evaluation
 
@@ -47,7 +47,7 @@ def evaluate(
 
     The test split of DATA is used. Data without a test split is used whole,
     unless the model was trained on it: then only the images that were held out
-    of training. DATA may lack some of the classes.
+    from training. DATA may lack some of the classes.
 
     With --passes N, class probabilities are averaged over N passes, each with
     new random pooling regions (Graham, 2014).
@@ -58,7 +58,7 @@ def evaluate(
       hybrid-mobilenet evaluate runs/digits/export/model.int8.onnx digits
     """
     from ..common.memory import keep_freed_memory
-    from ..data.dataset import Remembered, load_to_evaluate
+    from ..data.held_out import RunImages, load_to_evaluate
     from ..deploy.classify import evaluate_classifier, image_shape, load_classifier
     from ..training.plots import CONFUSION_FILE, draw_confusion
     from .display import RunDisplay
@@ -71,7 +71,7 @@ def evaluate(
     with RunDisplay(shown=not as_json) as display:
         evaluated = load_to_evaluate(
             data,
-            Remembered.of(model),
+            RunImages.read(model),
             classifier.class_names,
             image_size=size,
             channels=channels,
@@ -94,14 +94,16 @@ def evaluate(
 
 def evaluation_record(evaluated: Evaluated, result: Evaluation) -> dict[str, object]:
     """An evaluation for `evaluate --json`."""
-    about = {"tested": evaluated.which, "of": evaluated.of, "used_in_training": evaluated.used_in_training}
+    about = {"tested": evaluated.which, "of": evaluated.total, "used_in_training": evaluated.used_in_training}
     return {**about, **result.record(), "notes": evaluation_notes(evaluated, result)}
 
 
 def print_evaluation(data: str, evaluated: Evaluated, result: Evaluation) -> None:
     """Print an evaluation: a row per class, the accuracy, and which images were tested."""
     passes = "1 pass" if result.passes == 1 else f"{result.passes} passes with random regions"
-    count = f"all {evaluated.of:,}" if result.images == evaluated.of else f"{result.images:,} of {evaluated.of:,}"
+    count = (
+        f"all {evaluated.total:,}" if result.images == evaluated.total else f"{result.images:,} of {evaluated.total:,}"
+    )
     of_split = "the test split of " if evaluated.which == "test split" else ""
     held_out = ", held out when the model was trained on it" if evaluated.which == "held out" else ""
     out = console()
@@ -119,7 +121,7 @@ def print_evaluation(data: str, evaluated: Evaluated, result: Evaluation) -> Non
 
 def evaluation_notes(evaluated: Evaluated, result: Evaluation) -> list[str]:
     """What to know about the tested images, besides how many there are."""
-    from ..data.images import listed
+    from ..common.messages import listed
 
     notes = []
     if evaluated.used_in_training is None:
@@ -183,7 +185,7 @@ def predict(
     rows = PredictionRows(paths, classifier.class_names, top, printer.width)
     count = 0
     with (
-        # On a terminal, a progress bar would be in the way of the rows, which show the progress themselves.
+        # On a terminal, a progress bar would disturb the rows, which show the progress anyway.
         RunDisplay(shown=not as_json and not sys.stdout.isatty()) as display,
         json_list() if as_json else nullcontext() as add,
         stop_signals() as stop,

@@ -120,7 +120,7 @@ def reproduce(
 
 
 def check_engine(engine: str, jobs: int, cpus: float, gpus: float, device: str, dry_run: bool) -> None:
-    """Check the options that say where and how many runs go on.
+    """Check the options that choose where runs take place, and how many at once.
 
     Raises:
         ValueError: if one is out of range, or does not go with the engine.

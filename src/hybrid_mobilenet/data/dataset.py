@@ -1,17 +1,13 @@
-"""Data sets for training, validation and test: a source split, resized, and kept in memory or streamed."""
+"""Labelled images of one size, kept in memory or streamed, and their mean and standard deviation."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import chain
-from pathlib import Path
-from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -20,25 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from ..layers.sizes import Size
-from .images import DataError, Item, checked_shape, decode, listed
-from .sources import KNOWN, Source, open_source
-
-#: Decoded pixels of all images that are loaded together, in bytes, up to which they are kept in memory.
-MEMORY_BOUND = 1 << 30
-
-#: A source without a test split has about this share of every class held out. The seed is fixed, whatever the training
-#: seed, so that results compare. It is the one of 0 to 199 that holds out a fifth of the digits most evenly.
-TEST_FRACTION = 0.2
-TEST_SEED = 71
-
-#: In a run folder: what was held out and trained on. See `Remembered`.
-SPLIT_FILE = "split.json"
+from .images import DataError, Item, decode
+from .sources import Source
 
 #: A data set is normalised by at most this many of its images, evenly spaced: all of CIFAR, some of a larger one.
 NORMALISATION_SAMPLE = 50_000
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many images are done, and of how many."""
+OnProgress = Callable[[str, int, int], None]
+"""Called with the current activity, the number of images done, and the total."""
 
 _READ_AT_ONCE = 256
 
@@ -88,8 +73,8 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         """An image, uint8 (channels, height, width), and its label.
 
         Raises:
-            IndexError: where there is no such image.
-            DataError: where a streamed image cannot be read.
+            IndexError: if there is no such image.
+            DataError: if a streamed image cannot be read.
         """
         return self.__getitems__([index])[0]
 
@@ -112,7 +97,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
             uint8 (b, channels, height, width), in channels-last memory format.
 
         Raises:
-            DataError: where an image of a streamed data set cannot be read.
+            DataError: if an image of a streamed data set cannot be read.
         """
         if self.pixels is not None:
             return self.pixels.index_select(0, indices).permute(0, 3, 1, 2)
@@ -143,11 +128,11 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
             part._contents = self._contents[is_in.numpy()]
         return part
 
-    def contents(self, progress: Progress | None = None) -> NDArray[np.uint64]:
-        """What tells images apart, uint64 (n,): the first 16 hexadecimal digits of what `sha256sum` says of each file.
+    def contents(self, progress: OnProgress | None = None) -> NDArray[np.uint64]:
+        """A hash of each image, uint64 (n,): the first 16 hexadecimal digits of the SHA-256 of its file.
 
-        It does not depend on names, folders and labels, nor on the other images. The whole file counts, since scans and
-        uncompressed images may begin and end alike; reading it takes a small part of the time of decoding it.
+        It does not depend on names, folders, labels or the other images. The whole file is hashed, because scans and
+        uncompressed images may begin and end alike. Hashing takes a small part of the time of decoding.
         """
         if self._contents is None:
             found: list[int] = []
@@ -161,11 +146,11 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
             self._contents = np.array(found, np.uint64)
         return self._contents
 
-    def read(self, what: str, progress: Progress | None) -> None:
-        """Decode all images into memory; `what` they are is told with the progress and in errors.
+    def read(self, what: str, progress: OnProgress | None) -> None:
+        """Decode all images into memory. `what` names them in progress reports and errors.
 
         Raises:
-            DataError: where images cannot be read, naming the first, with the number of the others.
+            DataError: if images cannot be read. It names the first one, and says how many others there are.
         """
         pixels = np.empty((len(self), *self.image_size, self.channels), np.uint8)
         failures: list[DataError] = []
@@ -209,7 +194,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device; 0 where one is not told."""
+    """Free memory of a device in bytes; 0 if it is unknown."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
@@ -232,237 +217,14 @@ def _content(item: Item) -> int:
         content = raw if isinstance(raw, bytes) else raw.read_bytes()
     except OSError:
         content = b""
-    # Files that are empty or cannot be read are no duplicates of each other: decoding them will say what is wrong.
+    # Empty or unreadable files are not duplicates of each other. Decoding them raises the error.
     return int.from_bytes(hashlib.sha256(content or name.encode()).digest()[:8])
-
-
-@dataclass(frozen=True)
-class Remembered:
-    """Which images a run was trained on, was watched by, and held out, by their `ImageDataset.contents`.
-
-    Attributes:
-        train: uint64 (a,), each content once, sorted, as in the others.
-        validation: uint64 (b,).
-        held_out: uint64 (c,), the test images, where they were held out for want of a test split; else none.
-    """
-
-    train: NDArray[np.uint64]
-    validation: NDArray[np.uint64]
-    held_out: NDArray[np.uint64]
-
-    def encoded(self) -> bytes:
-        """What split.json holds: a line for each image."""
-        fields = {name: [f"{content:016x}" for content in part.tolist()] for name, part in vars(self).items()}
-        about = {"about": "first 16 hexadecimal digits of each image's SHA-256: what sha256sum says of its file"}
-        return (json.dumps(about | fields, indent=0) + "\n").encode()
-
-    @classmethod
-    def of(cls, model: str | Path) -> Self | None:
-        """What is remembered in a run folder, or in that of an exported file (RUN/export/FILE); None where nothing is.
-
-        Raises:
-            DataError: where split.json is damaged.
-            OSError: where it cannot be read.
-        """
-        path = Path(model).resolve()
-        folders = [path] if path.is_dir() else path.parents[:3] if path.is_file() else []
-        file = next((folder / SPLIT_FILE for folder in folders if (folder / SPLIT_FILE).is_file()), None)
-        if file is None:
-            return None
-        try:
-            fields = json.loads(file.read_bytes())
-            parts = [fields[name] for name in ("train", "validation", "held_out")]
-            if not parts[0] or not all(isinstance(part, list) for part in parts):
-                raise ValueError
-            return cls(*(np.array([int(content, 16) for content in part], np.uint64) for part in parts))
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
-            raise DataError(
-                f"{file} is damaged and does not say which images the model was trained on: restore it, or delete it "
-                "to evaluate without knowing"
-            ) from error
-
-
-@dataclass(frozen=True)
-class Splits:
-    """A source's images for training, for choosing settings (where asked for), and for the final test.
-
-    Attributes:
-        has_own_test: whether the source came with its test images; else they were held out.
-    """
-
-    train: ImageDataset
-    validation: ImageDataset | None
-    test: ImageDataset
-    name: str
-    has_own_test: bool
-
-    def remembered(self, progress: Progress | None = None) -> Remembered:
-        """What a run on these images has to remember."""
-        none = np.empty(0, np.uint64)
-        return Remembered(
-            np.unique(self.train.contents(progress)),
-            none if self.validation is None else np.unique(self.validation.contents(progress)),
-            none if self.has_own_test else np.unique(self.test.contents(progress)),
-        )
-
-
-def load_data(
-    source: str,
-    *,
-    image_size: int | Size = 32,
-    channels: int = 3,
-    validation: float = 0.0,
-    seed: int = 0,
-    memory_bound: int = MEMORY_BOUND,
-    progress: Progress | None = None,
-) -> Splits:
-    """Load the images of a source, resized and split.
-
-    Args:
-        source: "digits", "cifar10" or "cifar100"; else a path, of a folder with one subfolder per class (or train/ and
-            test/ or validation/ with such subfolders), a Parquet file, or a folder of train*.parquet and test*.parquet;
-            else the name of an image data set on the Hugging Face Hub, owner/name. A source with a validation split but
-            no test split is tested on the former; with both, the validation split is left alone.
-        image_size: side in pixels or (height, width): see `images.read_image`.
-        channels: 3 for RGB, 1 for greyscale.
-        validation: share of every class of the training images that is held out as validation split, in [0, 1). See
-            `_split` for which images it has, and which the test split of a source without one.
-        seed: chooses the images held out for validation. Those for test never depend on it: see `TEST_SEED`.
-        memory_bound: decoded bytes of all splits above which they are streamed instead.
-        progress: told of images read into memory.
-
-    Raises:
-        DataError: where the source is unknown or its data unusable.
-        ValueError: where another argument is.
-        OSError: where a folder cannot be listed.
-
-    Example:
-        >>> from hybrid_mobilenet import load_data
-        >>> digits = load_data("digits", image_size=16, channels=1, validation=0.1)
-        >>> [len(part) for part in (digits.train, digits.validation, digits.test)]
-        [1305, 133, 359]
-    """
-    if not 0 <= validation < 1:  # NaN fails too
-        raise ValueError(f"validation is {validation!r}, but must be a fraction: 0 or more, and less than 1")
-    name, train, test, has_own_test = _open(source, image_size, channels, progress)
-    if validation == 0:
-        _read({"training": train, "test": test}, memory_bound, progress)
-        return Splits(train, None, test, name, has_own_test)
-    train, held_out = _split(
-        train,
-        validation,
-        f"validation {seed}",
-        f"{source}: the validation split",
-        progress,
-        "add images, remove the class, or hold none out (--validation 0)",
-    )
-    _read({"training": train, "validation": held_out, "test": test}, memory_bound, progress)
-    return Splits(train, held_out, test, name, has_own_test)
-
-
-def load_test(
-    source: str, *, image_size: int | Size = 32, channels: int = 3, progress: Progress | None = None
-) -> ImageDataset:
-    """The test images of a source, as `load_data` gives them, without decoding the others."""
-    _, _, test, _ = _open(source, image_size, channels, progress)
-    _read({"test": test}, MEMORY_BOUND, progress)
-    return test
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """The images that a model is evaluated on.
-
-    Attributes:
-        images: in memory, where they fit.
-        which: "held out", of what the model was trained on; else the source's "test split", or "all" of it.
-        of: how many images the source has, or its test split.
-        used_in_training: how many of `images` the model was trained on or watched by, or None where that is not known.
-        left_out: how many images are no part of `images`, nor of the run: they came after it.
-    """
-
-    images: ImageDataset
-    which: Literal["held out", "test split", "all"]
-    of: int
-    used_in_training: int | None
-    left_out: int = 0
-
-
-def load_to_evaluate(
-    source: str,
-    run: Remembered | None,
-    class_names: tuple[str, ...],
-    *,
-    image_size: int | Size = 32,
-    channels: int = 3,
-    progress: Progress | None = None,
-) -> Evaluated:
-    """The images of a source that a trained model is evaluated on: its test split, or all of it where it has none.
-
-    The test split of the digits is the one that `load_data` holds out. Of any other source without one that the model
-    was trained on, the images are those that the run held out, by what it remembers, whatever was added, removed,
-    renamed or moved since. It was trained on it, if half of the run's images are in it, or half of its
-    images are the run's.
-
-    Args:
-        source: as for `load_data`; classes may lack images, and there may be one class only.
-        run: what the model's run remembers, where it is known.
-        class_names: the model's.
-        image_size: as for `load_data`.
-        channels: as for `load_data`.
-        progress: as for `load_data`.
-
-    Raises:
-        DataError, ValueError, OSError: as `load_data`; also where images have a class that the model lacks.
-    """
-    size = checked_shape(image_size, channels)
-    _, train, test = open_source(source, to_evaluate=True)
-    part = test or train
-    images = ImageDataset(part, torch.arange(len(part.labels)), size, channels)
-    which: Literal["held out", "test split", "all"] = "test split" if test else "all"
-    numbered(images, class_names)
-    if test is None and source in KNOWN:
-        which, images = "test split", _with_test(source, images, progress)[1]
-    of = len(images)
-    used, left_out = None, 0
-    if run is not None:
-        contents = images.contents(progress)
-        is_used = np.isin(contents, run.train) | np.isin(contents, run.validation)
-        is_held_out = np.isin(contents, run.held_out)
-        own = np.concatenate([run.train, run.validation, run.held_out])
-        is_own = is_used | is_held_out
-        is_the_run_s = 2 * np.isin(own, contents).sum() >= len(own) or 2 * is_own.sum() >= of
-        if which == "all" and is_used.any() and is_held_out.any() and is_the_run_s:
-            which, images, left_out = "held out", images.subset(torch.from_numpy(is_held_out)), int((~is_own).sum())
-            is_used = is_used[is_held_out]
-        used = int(is_used.sum())
-    _read({"test": images}, MEMORY_BOUND, progress)
-    return Evaluated(images, which, of, used, left_out)
-
-
-def numbered(dataset: ImageDataset, class_names: tuple[str, ...]) -> Tensor:
-    """A model's number of each class of a data set, matched by name, int64; -1 where it has no images and is unknown.
-
-    Raises:
-        DataError: where images are of a class that the model lacks, or there are none.
-    """
-    if not len(dataset):
-        raise DataError("the data has no images: evaluate on some")
-    number = {name: index for index, name in enumerate(class_names)}
-    with_images = {dataset.class_names[label] for label in torch.unique(dataset.labels).tolist()}
-    if unknown := [name for name in dataset.class_names if name in with_images and name not in number]:
-        raise DataError(
-            f"the data has images of {listed([repr(name) for name in unknown])}, but the model knows "
-            f"{len(class_names)} classes ({listed(class_names)}): name classes as the model does, or leave those "
-            "images out"
-        )
-    return torch.tensor([number.get(name, -1) for name in dataset.class_names])
 
 
 def normalisation(dataset: ImageDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, of pixels in 0..1, over up to `NORMALISATION_SAMPLE` images.
 
-    A channel that never changes is given the deviation of one grey level, so that one can divide by it.
+    The deviation of a constant channel is set to one grey level, so that it is never zero.
     """
     sample = min(len(dataset), NORMALISATION_SAMPLE)
     counts = torch.zeros(dataset.channels, 256, dtype=torch.int64)
@@ -475,91 +237,3 @@ def normalisation(dataset: ImageDataset) -> tuple[tuple[float, ...], tuple[float
     mean = share @ levels
     variance = (share * (levels - mean[:, None]) ** 2).sum(1)
     return tuple(mean.tolist()), tuple(variance.sqrt().clamp_min(1 / 255).tolist())
-
-
-def _open(
-    source: str, image_size: int | Size, channels: int, progress: Progress | None
-) -> tuple[str, ImageDataset, ImageDataset, bool]:
-    """A source's name, its training images, its test images, none decoded yet, and whether it came with the latter."""
-    size = checked_shape(image_size, channels)
-    name, train, test = open_source(source)
-    if test is not None and test.class_names != train.class_names:
-        only_train = [each for each in train.class_names if each not in test.class_names]
-        only_test = [each for each in test.class_names if each not in train.class_names]
-        raise DataError(
-            f"{source}: training and test images have different classes (only in training: {listed(only_train)}; only "
-            f"in test: {listed(only_test)}): give both the same, in the same order"
-        )
-    if len(torch.unique(train.labels)) < 2:
-        raise DataError(
-            f"{source}: its training images are of one class only ({listed(train.class_names)}), but a classifier "
-            "needs two or more: add images of another class"
-        )
-
-    def whole(part: Source) -> ImageDataset:
-        return ImageDataset(part, torch.arange(len(part.labels)), size, channels)
-
-    if test is not None:
-        return name, whole(train), whole(test), True
-    return name, *_with_test(source, whole(train), progress), False
-
-
-def _with_test(source: str, images: ImageDataset, progress: Progress | None) -> tuple[ImageDataset, ImageDataset]:
-    return _split(images, TEST_FRACTION, f"test {TEST_SEED}", f"{source}: its test split", progress)
-
-
-def _split(
-    dataset: ImageDataset,
-    fraction: float,
-    salt: str,
-    problem: str,
-    progress: Progress | None,
-    remedy: str = "add images, or remove the class",
-) -> tuple[ImageDataset, ImageDataset]:
-    """What remains, and what is held out.
-
-    Each image has a place in [0, 1), a hash of its content and `salt`, and is held out if that is below `fraction`.
-    So no other image decides over it, and images with the same content are on one side, also those of two classes.
-    The exception is a class of which that would hold out no image, or more than (1 + fraction) / 2: of its different
-    images the one with the lowest place is held out, or that share. There an image may change sides when others come or
-    go, so that a run must remember what it held out.
-    """
-    different, which = np.unique(dataset.contents(progress), return_inverse=True)
-    places = np.array([_place(content, salt) for content in different.tolist()])
-    is_held_out = places < fraction
-    of_class = {
-        label: np.unique(which[dataset.labels.numpy() == label]) for label in torch.unique(dataset.labels).tolist()
-    }
-    for label, members in of_class.items():
-        if len(members) < 2:
-            raise DataError(
-                f"{problem} needs two or more different images of every class, but {dataset.class_names[label]!r} has "
-                f"one: {remedy}"
-            )
-        count = is_held_out[members].sum()
-        allowed = min(max(count, 1), int(len(members) * (1 + fraction) / 2))
-        if count != allowed:
-            is_held_out[members] = False
-            is_held_out[members[places[members].argsort()[:allowed]]] = True
-    for label, members in of_class.items():
-        if len(np.unique(is_held_out[members])) < 2:
-            raise DataError(
-                f"{problem} cannot be made, since the few images of {dataset.class_names[label]!r} are also in other "
-                "classes: remove them there, or add images"
-            )
-    is_in = torch.from_numpy(is_held_out[which])
-    return dataset.subset(~is_in), dataset.subset(is_in)
-
-
-def _place(content: int, salt: str) -> float:
-    return int.from_bytes(hashlib.sha256(f"{salt} {content:016x}".encode()).digest()[:8]) / 2**64
-
-
-def _read(parts: dict[str, ImageDataset], memory_bound: int, progress: Progress | None) -> None:
-    """Read all parts into memory, if they fit in together."""
-    if (
-        sum(len(part) * part.image_size[0] * part.image_size[1] * part.channels for part in parts.values())
-        <= memory_bound
-    ):
-        for what, part in parts.items():
-            part.read(what, progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
+from ..common.messages import listed, near, reason
 from ..layers.sizes import Size
 
 Image.init()  # Pillow's table of formats
@@ -257,21 +257,3 @@ def files_below(folder: Path, report: Report = _raise) -> Iterator[Path]:
 
 def is_visible(entry: Path) -> bool:
     return not entry.name.startswith(".") and entry.name != "__MACOSX"
-
-
-def near(name: str, known: Sequence[str] = ()) -> str:
-    """For a message: suggest the known name or existing path that is most similar."""
-    folder = Path(name).parent
-    siblings = sorted(str(folder / entry.name) for entry in folder.iterdir()) if folder.is_dir() else []
-    matches = difflib.get_close_matches(name, [*known, *siblings], n=1)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""
-
-
-def listed(things: Sequence[object]) -> str:
-    """For a message: the first four things, and how many more there are."""
-    return ", ".join(map(str, things[:4])) + (f" and {len(things) - 4} more" if len(things) > 4 else "") or "none"
-
-
-def reason(error: Exception) -> str:
-    """For a message: the cause of an error in one line."""
-    return getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .images import EXTENSIONS, DataError, Item, files_below, is_visible, listed, near, reason
+from ..common.messages import listed, near, reason
+from .images import EXTENSIONS, DataError, Item, files_below, is_visible
 
 #: Environment variable that names a folder with cifar10/{train,test}.parquet and cifar100/{train,test}.parquet.
 #: If it is not set, CIFAR comes from the Hub.

@@ -82,7 +82,7 @@ def expand(sources: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(expanded))
 
 
-def open_source(source: str, threads: int, device: torch.device) -> FileClassifier:
+def open_model(source: str, threads: int, device: torch.device) -> FileClassifier:
     """An exported file in its runtime on the CPU, or a model in PyTorch on `device`."""
     return open_file(Path(source), threads) if is_exported(source) else TorchClassifier(source, threads, device)
 
@@ -120,7 +120,7 @@ def _measurements(
 ) -> list[Measurement]:
     measurements = []
     for count in threads:
-        classifiers = {source: open_source(source, count, device) for source in sources}
+        classifiers = {source: open_model(source, count, device) for source in sources}
         one: dict[str, list[float]] = {source: [] for source in sources}
         many: dict[str, list[float]] = {source: [] for source in sources}
         plain = {
@@ -185,7 +185,7 @@ def _growth(source: str, threads: int, device: torch.device) -> int:
     # Reset the high-water mark: the one from importing this module would hide small models.
     if CLEAR_REFS.exists():
         CLEAR_REFS.write_text("5", encoding="ascii")
-    classifier = open_source(source, threads, device)
+    classifier = open_model(source, threads, device)
     for _ in range(3):
         classifier.run(random_images(classifier, 1))
     return _resident()[1] - before

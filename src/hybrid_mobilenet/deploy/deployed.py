@@ -138,7 +138,7 @@ def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     """A convolution with the batch normalisation that follows it folded in: the same function in eval()."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    # In double precision, so that folding costs less than the float32 arithmetic it replaces; the host has it always.
+    # In double precision, so that folding adds less error than the float32 arithmetic it replaces; CPUs always have it.
     mean, variance, weight, bias = (
         tensor.detach().cpu().double() for tensor in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
     )
@@ -150,7 +150,7 @@ def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
         conv.stride[0],
         conv.padding[0],
         groups=conv.groups,
-        device="meta",  # where no weights are drawn: the caller's random state stays as it is
+        device="meta",  # draws no weights, so the caller's random state is unchanged
     )
     weights = (conv.weight.detach().cpu().double() * scale.view(-1, 1, 1, 1)).float().contiguous()
     convolution.weight = nn.Parameter(weights)

@@ -46,7 +46,7 @@ def executorch_bytes(model: HybridMobileNet, calibration: Tensor | None = None) 
         if calibration is not None:
             from .pt2e import quantised
 
-            network = quantised(network, calibration.permute(0, 2, 3, 1).contiguous(), fold=True)
+            network = quantised(network, calibration, fold=True)
         lowered = to_edge_transform_and_lower(
             torch.export.export(network, example),
             partitioner=[XnnpackPartitioner()],

@@ -171,6 +171,6 @@ def _calibration_images(target: str, dataset: ImageDataset | None) -> Tensor:
     if dataset is None:
         raise ExportError(
             f"calibration is None, but {target} takes the ranges of the feature maps from training images: "
-            "pass the training images, for example load(...).train"
+            "pass the training images, for example load_data(...).train"
         )
     return calibration_images(dataset)

@@ -20,13 +20,7 @@ from .runtimes import METADATA_FILE, silenced
 
 
 def litert_bytes(model: HybridMobileNet, calibration: Tensor | None = None) -> bytes:
-    """The LiteRT file of a model.
-
-    Args:
-        model: the model; fractional max pooling uses the fixed regions of eval().
-        calibration: uint8 (n, C, H, W), training images: the file is in int8, with the ranges of the feature maps on
-            them. If None, it is in float32.
-    """
+    """The LiteRT file of a model; arguments as for `executorch.executorch_bytes`."""
     size, channels = model.network.image_size, model.network.in_channels
     network: nn.Module = Deployed(model)
     config = None
@@ -39,7 +33,7 @@ def litert_bytes(model: HybridMobileNet, calibration: Tensor | None = None) -> b
 
             from .pt2e import quantised
 
-            network = quantised(network, calibration.permute(0, 2, 3, 1).contiguous(), fold=False)
+            network = quantised(network, calibration, fold=False)
             # Marks the graph as quantised. The scales are in the graph itself.
             config = QuantConfig(PT2EQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True)))
         example = torch.zeros(1, *size, channels, dtype=torch.uint8)

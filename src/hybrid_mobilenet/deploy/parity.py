@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.dataset import load_test
+from ..data.splits import load_test
 from ..network.model import HybridMobileNet
 from .deployed import ExportError
 from .runtimes import FileClassifier

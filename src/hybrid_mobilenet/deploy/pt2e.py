@@ -51,9 +51,10 @@ def quantised(network: nn.Module, images: Tensor, fold: bool) -> GraphModule:
 
     Args:
         network: a deployed network, exported with batch size 1.
-        images: uint8 (n, H, W, C), training images.
+        images: uint8 (n, C, H, W), training images.
         fold: whether weights are stored in int8, or in float32 with quantise nodes in the graph.
     """
+    images = images.permute(0, 2, 3, 1).contiguous()  # as a device gives them
     graph = torch.export.export(network, (images[:1],)).module()
     prepared = prepare_pt2e(graph, IntegerQuantizer())
     with torch.no_grad():

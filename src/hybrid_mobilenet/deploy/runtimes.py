@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.images import reason
+from ..common.messages import reason
 from ..layers.sizes import Size
 
 Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .fast_path import has_triton, is_plain, kernels_apply
+from .fast_path import has_triton, is_plain, kernels, kernels_apply
 
 
 def batch_norm(x: Tensor, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
@@ -66,21 +65,10 @@ def _is_training(x: Tensor, norm: nn.BatchNorm2d) -> bool:
     return True
 
 
-def _kernel(device: torch.device) -> ModuleType:
-    """Imported only when needed: numba and triton are slow to import."""
-    if device.type == "cuda":
-        from .kernels.cuda import batch_norm as cuda
-
-        return cuda
-    from .kernels.cpu import batch_norm
-
-    return batch_norm
-
-
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, _weight: Tensor, _bias: Tensor, norm: nn.BatchNorm2d, relu: bool) -> Tensor:
-        y, saved = _kernel(x.device).forward(x, norm, relu)
+        y, saved = kernels("batch_norm", x.device.type).forward(x, norm, relu)
         ctx.save_for_backward(x, saved)
         ctx.relu = relu
         return cast(Tensor, y)
@@ -91,5 +79,5 @@ class _BatchNorm(torch.autograd.Function):
         x, saved = ctx.saved_tensors
         x = x.contiguous(memory_format=torch.channels_last)  # saved-tensor hooks may have changed it
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        dx, (d_bias, d_weight) = _kernel(x.device).backward(gradient, x, saved, ctx.relu)
+        dx, (d_bias, d_weight) = kernels("batch_norm", x.device.type).backward(gradient, x, saved, ctx.relu)
         return dx, d_weight, d_bias, None, None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .fast_path import has_triton, is_plain, kernels_apply
+from .fast_path import has_triton, is_plain, kernels, kernels_apply
 
 #: The CPU kernel processes channels in groups of this size.
 CHANNELS = 8
@@ -76,17 +75,6 @@ def _is_training_on_cuda(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _kernel(device: torch.device) -> ModuleType:
-    """Imported only when needed: numba and triton are slow to import."""
-    if device.type == "cuda":
-        from .kernels.cuda import depthwise as cuda
-
-        return cuda
-    from .kernels.cpu import depthwise
-
-    return depthwise
-
-
 class _DepthwiseConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -95,7 +83,7 @@ class _DepthwiseConvolution(torch.autograd.Function):
             by_place = by_place.contiguous()
         ctx.save_for_backward(x, by_place)
         ctx.stride = stride
-        return cast(Tensor, _kernel(x.device).forward(x, by_place, stride))
+        return cast(Tensor, kernels("depthwise", x.device.type).forward(x, by_place, stride))
 
     @staticmethod
     @once_differentiable
@@ -103,5 +91,7 @@ class _DepthwiseConvolution(torch.autograd.Function):
         x, by_place = ctx.saved_tensors
         x = x.contiguous(memory_format=torch.channels_last)  # saved-tensor hooks may have changed it
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        dx, d_weight = _kernel(x.device).backward(gradient, x, by_place, ctx.stride, ctx.needs_input_grad[0])
+        dx, d_weight = kernels("depthwise", x.device.type).backward(
+            gradient, x, by_place, ctx.stride, ctx.needs_input_grad[0]
+        )
         return dx, d_weight.t().reshape(-1, 1, 3, 3), None

@@ -1,11 +1,13 @@
-"""When the faster functions of this folder may replace PyTorch's modules: only where nobody can see the difference.
+"""When the faster functions of this folder may replace PyTorch's modules: only if nobody can see the difference.
 
 The training kernels are for training (`kernels_apply`), and only for modules that do no more than their class does
 (`is_plain`).
 """
 
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,12 @@ TENSORS = (nn.Parameter, Tensor, type(None))
 def has_triton() -> bool:
     """Whether the CUDA kernels can be compiled: triton comes only with PyTorch for CUDA on Linux."""
     return find_spec("triton") is not None
+
+
+@cache
+def kernels(layer: str, device: str) -> ModuleType:
+    """The kernels of a layer for a kind of device, "cpu" or "cuda". numba and triton are slow to import."""
+    return import_module(f".kernels.{device}.{layer}", __package__)
 
 
 def _is_traced() -> bool:
@@ -53,7 +61,7 @@ def is_eager(x: Tensor) -> bool:
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether calling `module` does exactly what `kind` does, so that a faster function may replace the call.
 
-    It must be called if it is of a subclass (a parametrised module is one), if it has hooks or all modules have
+    The module must be called if it is of a subclass (parametrised modules are), if it or all modules have hooks
     (pruning and the old weight normalisation use hooks), if its forward was replaced, if its weights are not plain
     tensors, or if a compiler or an exporter records the calls.
     """

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fast_path import has_triton, is_eager
+from .fast_path import has_triton, is_eager, kernels
 from .kernels import reference
 from .kernels.reference import check_sequence
 from .sizes import PoolingSequence, Size, fractional_size
@@ -164,16 +164,9 @@ def _check_sizes(n_in: int, n_out: int) -> None:
 
 @cache
 def _kernels(device: str) -> ModuleType:
-    """The kernels for a device type, imported at the first call: numba and triton take long to load."""
-    if device == "cpu":
-        from .kernels.cpu import pooling
-
-        return pooling
-    if device == "cuda" and has_triton():
-        from .kernels.cuda import pooling as cuda
-
-        return cuda
-    return reference
+    """The kernels for a kind of device: compiled ones, or plain PyTorch."""
+    has_kernels = device == "cpu" or (device == "cuda" and has_triton())
+    return kernels("pooling", device) if has_kernels else reference
 
 
 @torch.library.custom_op("hybrid_mobilenet::fractional_max_pool2d", mutates_args=())
@@ -185,8 +178,8 @@ def _pool(x: Tensor, rows: Tensor, columns: Tensor, overlapping: bool) -> tuple[
 def _pool_backward(
     gradient: Tensor, winners: Tensor, rows: Tensor, columns: Tensor, overlapping: bool, height: int, width: int
 ) -> Tensor:
-    kernels = _kernels(gradient.device.type)
-    return cast(Tensor, kernels.backward(gradient, winners, rows, columns, overlapping, height, width))
+    backward = _kernels(gradient.device.type).backward
+    return cast(Tensor, backward(gradient, winners, rows, columns, overlapping, height, width))
 
 
 @_pool.register_fake
@@ -486,7 +479,7 @@ class FractionalMaxPool2d(nn.Module):
         """Pool over the given regions within the block, whether in train() or in eval().
 
         This is for regions drawn in advance, and for several passes over the same regions. Their values are checked on
-        a CPU only, because a GPU would have to be waited for.
+        a CPU only, because checking them on a GPU would wait for it.
 
         Args:
             rows: int64 tensor of shape (H_out + 1,), as given by `regions`.

@@ -206,28 +206,8 @@ def resolve(
         >>> network.layers[0].name, network.layers[0].out_size, network.layers[0].out_channels
         ('conv', (32, 32), 8)
     """
-    if family not in TABLES:
-        raise ValueError(f"family is {family!r}, but must be one of {', '.join(FAMILIES)}")
-    if not _is_whole(delta) or delta < 1:
-        raise ValueError(f"delta is {delta!r}, but must be a whole number of 1 or more: the paper uses 1, 2 and 4")
-    if not _is_whole(classes) or classes < 2:
-        raise ValueError(f"classes is {classes!r}, but must be a whole number: a classifier tells 2 or more apart")
-    if not _is_whole(in_channels) or in_channels < 1:
-        raise ValueError(
-            f"in_channels is {in_channels!r}, but must be a whole number of 1 or more: 3 for RGB, 1 for greyscale"
-        )
-    sides = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
-    if len(sides) != 2 or not all(map(_is_whole, sides)):
-        raise ValueError(f"image_size is {image_size!r}, but must be a whole number of pixels or (height, width)")
-    height, width = sides
-    if min(height, width) < MINIMUM_IMAGE_SIDE:
-        raise ValueError(
-            f"image_size is {height}x{width}, but each side must be {MINIMUM_IMAGE_SIDE} or more: "
-            "choose a larger size, and images are resized to it"
-        )
-
+    size = _checked_size(family, delta, classes, in_channels, image_size)
     layers: list[Layer] = []
-    size: Size = (height, width)
     channels = in_channels
 
     def add(name: str, kind: LayerKind, out_channels: int, out_size: Size, kernel: int = 1, stride: int = 1) -> None:
@@ -257,16 +237,40 @@ def resolve(
                 add(f"pool{pools}", "fractional_max_pool", channels, out)
     add("average", "global_average_pool", channels, (1, 1))
     add("classifier", "fully_connected", classes, (1, 1))
-    return Network(family, alpha, delta, classes, in_channels, (height, width), tuple(layers))
+    return Network(family, alpha, delta, classes, in_channels, layers[0].in_size, tuple(layers))
+
+
+def _checked_size(family: Family, delta: int, classes: int, in_channels: int, image_size: int | Size) -> Size:
+    """Height and width of the images, after checking all arguments of `resolve` but alpha, which `scaled` checks."""
+    if family not in TABLES:
+        raise ValueError(f"family is {family!r}, but must be one of {', '.join(FAMILIES)}")
+    if not _is_whole(delta) or delta < 1:
+        raise ValueError(f"delta is {delta!r}, but must be a whole number of 1 or more: the paper uses 1, 2 and 4")
+    if not _is_whole(classes) or classes < 2:
+        raise ValueError(f"classes is {classes!r}, but must be a whole number of 2 or more")
+    if not _is_whole(in_channels) or in_channels < 1:
+        raise ValueError(
+            f"in_channels is {in_channels!r}, but must be a whole number of 1 or more: 3 for RGB, 1 for greyscale"
+        )
+    sides = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+    if len(sides) != 2 or not all(map(_is_whole, sides)):
+        raise ValueError(f"image_size is {image_size!r}, but must be a whole number of pixels or (height, width)")
+    height, width = sides
+    if min(height, width) < MINIMUM_IMAGE_SIDE:
+        raise ValueError(
+            f"image_size is {height}x{width}, but each side must be {MINIMUM_IMAGE_SIDE} or more: "
+            "choose a larger size, and images are resized to it"
+        )
+    return height, width
 
 
 def scaled(channels: int, alpha: float) -> int:
     """`channels` times `alpha`, which must come out whole.
 
     Raises:
-        ValueError: where it does not. Rounding, as other MobileNets do, would break the exact counts.
+        ValueError: if it does not. Rounding, as other MobileNets do, would break the exact counts.
     """
-    # Every count in the tables is a power of two, so the product is exact; NaN and infinity are no integers.
+    # Every count in the tables is a power of two, so the product is exact; NaN and infinity are not integers.
     product = float(channels * alpha)
     if not product.is_integer() or product < 1:
         raise ValueError(

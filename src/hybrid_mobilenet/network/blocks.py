@@ -1,8 +1,8 @@
 """The blocks of the networks: the first convolution, and the depthwise-separable block.
 
-Faster functions stand in for the parts of a block as long as these are what they were built as. A part with a hook or a
-parametrisation, a pruned part, and a module put in its place are called as modules, and the fast paths that would skip
-the call are not taken. Hooks on a whole block need no such care: what goes in and comes out is the same either way.
+Faster functions replace the parts of a block as long as these are unchanged. A part with a hook or a
+parametrisation, a pruned part, and a substituted module are called as modules, and the fast paths that would skip
+the call are not taken. Hooks on a whole block are unaffected: its input and output are the same either way.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from ..layers.fast_path import is_plain
 from ..layers.pointwise import can_fuse, fused_convolution, pointwise_convolution
 from .architecture import Activation, Layer
 
-#: Keras's epsilon. Larger than PyTorch's 1e-5, it keeps channels of little variance from being blown up.
+#: Keras's epsilon. Larger than PyTorch's 1e-5, it limits the amplification of channels with little variance.
 BATCH_NORM_EPSILON = 1e-3
 
-#: Built not in place: hooks on the gradients of the normalisation would not work.
+#: Not in place, because hooks on the gradients of the normalisation would not work.
 ACTIVATIONS: dict[Activation, type[nn.ReLU | nn.ReLU6]] = {"relu": nn.ReLU, "relu6": nn.ReLU6}
 
 

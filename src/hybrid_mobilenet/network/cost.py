@@ -2,7 +2,7 @@
 
 Mult-Adds: one multiplication with its addition counts as one, for one image. Convolutions and the fully connected
 layer are counted; batch normalisation, activations, pooling, biases and softmax are left out. This is the paper's
-counting, worked out from its Tables 4 to 6 (`paper.DEVIATIONS` has the figures that it does not give).
+counting, inferred from its Tables 4 to 6 (`paper.DEVIATIONS` lists the figures that disagree with it).
 
 Parameters: the weights of convolutions (which have no bias) and of the fully connected layer (which has one), and for
 each batch-normalised channel, depending on the convention,
@@ -36,7 +36,7 @@ def depthwise_parameters(kernel: int, in_channels: int, alpha: float = 1.0, delt
         delta: depth multiplier.
 
     Raises:
-        ValueError: where alpha M is not a whole number.
+        ValueError: if alpha M is not a whole number.
     """
     return kernel * kernel * scaled(in_channels, alpha) * delta
 
@@ -51,7 +51,7 @@ def pointwise_parameters(in_channels: int, out_channels: int, alpha: float = 1.0
         delta: depth multiplier.
 
     Raises:
-        ValueError: where alpha M or alpha N is not a whole number.
+        ValueError: if alpha M or alpha N is not a whole number.
     """
     return scaled(in_channels, alpha) * delta * scaled(out_channels, alpha)
 
@@ -119,7 +119,7 @@ def layer_parameters(layer: Layer, convention: Convention = "paper") -> int:
     """Parameters of one layer, with those of the batch normalisation that follows a convolution.
 
     Raises:
-        ValueError: where `convention` is neither "paper" nor "trainable".
+        ValueError: if `convention` is neither "paper" nor "trainable".
     """
     if convention not in CONVENTIONS:
         raise ValueError(f"convention is {convention!r}, but must be one of {', '.join(CONVENTIONS)}")
@@ -143,7 +143,7 @@ def network_parameters(network: Network, convention: Convention = "paper") -> in
 
 
 def _weights(layer: Layer) -> int:
-    # A resolved layer's channels have alpha and delta in them already: M of a pointwise layer is alpha M delta.
+    # The channels of a resolved layer include alpha and delta: for a pointwise layer, M is alpha M delta.
     match layer.kind:
         case "convolution":
             return layer.kernel**2 * layer.in_channels * layer.out_channels

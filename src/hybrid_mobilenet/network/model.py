@@ -39,7 +39,7 @@ CONFIG_TYPES: dict[str, tuple[type, ...]] = {
 
 
 class ModelError(ValueError):
-    """A saved model that cannot be used: not a model, damaged, or of another shape than its configuration says."""
+    """A saved model that cannot be used: not a model, damaged, or inconsistent with its configuration."""
 
 
 class HybridMobileNet(nn.Module):
@@ -193,7 +193,7 @@ class HybridMobileNet(nn.Module):
         """The maps of every resolution, from the highest to the lowest, for a detector or a segmentation head.
 
         Each is the last one of its resolution, which the next pooling layer or strided block reads. Their number does
-        not depend on the size of the images. Strides, which are the side of the images over that of the maps:
+        not depend on the size of the images. Their strides, relative to the images:
 
         - "mobilenet": 2, 4, 8, 16, 32;
         - "mp3": 1, 2, 4, 8, 16, 32;
@@ -285,7 +285,7 @@ class HybridMobileNet(nn.Module):
         return [module for module in self.modules() if isinstance(module, FractionalMaxPool2d)]
 
     def config(self) -> dict[str, Any]:
-        """What config.json holds: all that is needed to build the model again, and its training record."""
+        """The content of config.json: all that is needed to rebuild the model, and its training record."""
         choices = self.network.choices()
         del choices["classes"]  # as many as class names
         return {
@@ -348,8 +348,8 @@ class HybridMobileNet(nn.Module):
 
         Args:
             source: the folder, or owner/name on the Hub.
-            classes: if given, the classifier is replaced by a new one for so many classes, see `reset_classifier`.
-            class_names: of the new classifier; alone they say how many classes there are.
+            classes: if given, the classifier is replaced by a new one with this many classes: see `reset_classifier`.
+            class_names: of the new classifier; without `classes`, their number is the number of classes.
 
         Raises:
             ModelError: if the source is not a model, or its config.json does not describe its weights.

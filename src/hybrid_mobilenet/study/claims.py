@@ -125,13 +125,13 @@ def claims(judge: Judge) -> list[Claim]:
         ),
         judge.claim(
             "IV.D",
-            "Of Table 7's four networks FMP is the most accurate.",
+            "FMP is the most accurate of Table 7's four networks.",
             f"FMP above each of the others. {margin}",
             _on_both([(fmp, other) for other in (mp3, BASELINE, half)]),
         ),
         judge.claim(
             "IV.D",
-            "Of Table 7's other three networks MP3 is the most accurate.",
+            "MP3 is the most accurate of Table 7's other three networks.",
             f"MP3 above the baseline, and above MobileNet with delta 2 and alpha 0.5. {margin}",
             _on_both([(mp3, other) for other in (BASELINE, half)]),
         ),

@@ -18,7 +18,7 @@ import torch
 
 from ..common.devices import choose_device
 from ..common.memory import keep_freed_memory
-from ..data.dataset import load_test
+from ..data.splits import load_test
 from ..network.architecture import Network
 from ..training.checkpoint import CHECKPOINT_FILE, read_checkpoint
 from ..training.cuda_graph import CapturedSteps
@@ -103,7 +103,7 @@ def estimate(
         device: as for `choose_device`.
 
     Raises:
-        ValueError, OSError: where the data cannot be read.
+        ValueError, OSError: if the data cannot be read.
     """
     reading = {name: _reading(name) for name in {run.data: None for run in runs}}
     kinds = list({_kind(run): run for run in runs}.values())

@@ -34,7 +34,7 @@ DATA_SETS: dict[str, DataSet] = {
 }
 PAPER_DATA_SETS = ("cifar10", "cifar100")
 
-#: Revision of the training code, increased when the final weights change: see `tables.REVISIONS`.
+#: Revision of the training code, increased when the final weights change: see `report_tables.REVISIONS`.
 TRAINING = 2
 
 #: Family, delta and alpha of the paper's configurations, in the order of its tables.

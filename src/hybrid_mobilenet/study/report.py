@@ -15,9 +15,9 @@ from .judge import Claim, Judge
 from .paper import RESULTS, TABLE_7, Quantity
 from .plots import Mark, draw_tradeoff
 from .records import Record, read_records
+from .report_tables import Tables, configuration, legible, result_data, table
 from .rows import DATA_NAMES, FAMILY_NAMES, Row, rows
 from .statistics import LEVEL, VERDICTS
-from .tables import Tables, configuration, legible, result_data, table
 
 REPORT_FILE = "REPRODUCTION.md"
 PICTURES: dict[Quantity, str] = {
@@ -170,7 +170,7 @@ def _answer(found: Sequence[Row], judge: Judge, judged: Sequence[Claim]) -> str:
         f"| Rows whose accuracy is legible in the paper | {len(printed)} |",
         f"| Rows that reach the paper's accuracy | {reached} of {len(printed)} |",
         *(
-            f"| Mean difference to the paper, {name} | {mean(values):+.1f} points |"
+            f"| Mean difference from the paper, {name} | {mean(values):+.1f} points |"
             for name, values in differences.items()
         ),
     ]

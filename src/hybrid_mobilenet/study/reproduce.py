@@ -29,7 +29,8 @@ from .. import __version__
 from ..common.devices import choose_device
 from ..common.errors import one_line, trace
 from ..common.machine import processor
-from ..data.dataset import ImageDataset, Splits
+from ..data.dataset import ImageDataset
+from ..data.splits import Splits
 from ..network.cost import network_mult_adds, network_parameters
 from ..network.model import HybridMobileNet
 from ..training.checkpoint import CHECKPOINT_FILE
@@ -264,7 +265,7 @@ def _locked(path: Path) -> Iterator[str | None]:
 
 @cache
 def _code() -> dict[str, str | None]:
-    """Version of the package and, in a checkout, its commit (marked if modified), when this process first asked."""
+    """Version of the package and, in a checkout, its commit (marked if modified), as of the first call."""
     here = Path(__file__).parent
     commit = None
     if shutil.which("git"):

@@ -1,4 +1,4 @@
-"""Records grouped to rows: the runs of one configuration over seeds, as the report's tables show them.
+"""Records grouped into rows: the runs of one configuration over seeds, as the report's tables show them.
 
 Standard library only.
 """
@@ -71,7 +71,7 @@ class Row:
 
 
 def rows(records: Iterable[Record]) -> list[Row]:
-    """Group records to rows, in the order of the paper's tables.
+    """Group records into rows, in the order of the paper's tables.
 
     If a configuration has several rows, the one with today's `paper_recipe` comes first, then the newest revision of
     the training code, then the most epochs, then the most seeds.

@@ -23,7 +23,7 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint from which a run cannot resume: missing, damaged, or of another program."""
+    """A checkpoint from which a run cannot resume: missing, damaged, or written by another program."""
 
 
 @dataclass
@@ -82,7 +82,7 @@ def save_checkpoint(
         random: by name, the `random_states` of the process, or those of several processes, stacked.
 
     Raises:
-        OSError: where the file cannot be written; the previous checkpoint is then intact.
+        OSError: if the file cannot be written; the previous checkpoint is then intact.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -100,7 +100,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Progress, dict[str, T
         folder: the run folder.
 
     Raises:
-        CheckpointError: where the checkpoint is missing, damaged, or of another program.
+        CheckpointError: if the checkpoint is missing, damaged, or of another program.
     """
     path = folder / CHECKPOINT_FILE
     if not path.is_file():
@@ -114,7 +114,7 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Any], Progress, dict[str, T
         return json.loads(header["setup"]), Progress(**json.loads(header["progress"])), tensors
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is damaged or not a checkpoint of hybrid-mobilenet ({error}): start the run anew in another folder"
+            f"{path} is damaged or not a checkpoint of hybrid-mobilenet ({error}): start a new run in another folder"
         ) from error
 
 
@@ -135,7 +135,7 @@ def restore(
         process: rank of the process whose random states to load, if the checkpoint has several.
 
     Raises:
-        CheckpointError: where the tensors do not fit the model.
+        CheckpointError: if the tensors do not fit the model.
     """
     try:
         model.load_state_dict(_under("model", tensors))
@@ -155,7 +155,7 @@ def restore(
     except (RuntimeError, KeyError, ValueError, TypeError, IndexError) as error:
         first_line = str(error).splitlines()[0]
         raise CheckpointError(
-            f"the checkpoint does not fit its own network ({first_line}): start the run anew in another folder"
+            f"the checkpoint does not fit its own network ({first_line}): start a new run in another folder"
         ) from error
 
 
@@ -180,7 +180,7 @@ def _restore_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimi
 
 
 def _check_optimizer_state(state: dict[int, dict[str, Tensor]], parameters: list[Tensor]) -> None:
-    # Of a tensor that is too small, the optimiser would read past the end.
+    # The optimiser would read past the end of a tensor that is too small.
     whole = not state or sorted(state) == list(range(len(parameters)))
     if not whole or len({frozenset(tensors) for tensors in state.values()}) > 1:
         raise ValueError("the optimiser's state is incomplete")

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.dataset import ImageDataset, numbered
+from ..data.dataset import ImageDataset
+from ..data.held_out import numbered
 from ..network.model import HybridMobileNet
 from .processes import Processes
 from .recipe import check_seed
@@ -104,7 +105,7 @@ def probabilities(model: HybridMobileNet, images: Tensor, passes: int = 1) -> Te
         (N, classes) on the CPU; each row sums to 1.
 
     Raises:
-        ValueError: where `passes` is below 1, or above 1 for a network without fractional max pooling.
+        ValueError: if `passes` is below 1, or above 1 for a network without fractional max pooling.
     """
     pools = model.fractional_max_pools()
     if passes < 1 or (passes > 1 and not pools):
@@ -145,7 +146,7 @@ def evaluate(
         processes: share the batches, and return the result over all images.
 
     Raises:
-        ValueError: where images have a class that the model lacks, or another shape, or `passes` or `seed` is out of
+        ValueError: if images have a class that the model lacks, or another shape, or `passes` or `seed` is out of
             range.
 
     Example:
@@ -188,7 +189,7 @@ def tally(
         processes: as for `evaluate`.
 
     Raises:
-        ValueError: where there are no images, or some have a class that is not in `class_names`.
+        ValueError: if there are no images, or some have a class that is not in `class_names`.
     """
     label_of = numbered(dataset, class_names)
     none = torch.empty(0, dtype=torch.int64)

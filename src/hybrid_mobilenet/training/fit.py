@@ -38,23 +38,23 @@ def fit(
     """Train a model in place, without a run folder. `train` does the same with checkpoints and files.
 
     Afterwards the model is in eval(), on the device it was trained on. Ctrl-C raises KeyboardInterrupt as usual; the
-    model keeps the weights of the last step. The process is left as by `train`.
+    model keeps the weights of the last step. The process is restored as by `train`.
 
     Args:
-        model: on any device; its own activation, dropout and pooling hold, not the recipe's.
+        model: on any device. Its own activation, dropout and pooling are used, not the recipe's.
         dataset: the training images, with the classes, channels and size of the model.
         recipe: optimiser, learning rate, batch size and epochs; `paper_recipe` has the one of a family.
         validation: images on which each epoch is evaluated.
         seed: of the order of the images, dropout and pooling regions, 0 to 2**64 - 1.
         device: as for `choose_device`: "auto" for the GPU if there is one, else the CPU.
-        monitor: is informed of the progress.
+        monitor: receives the progress.
 
     Returns:
-        For each epoch, what a line of metrics.jsonl holds: mean loss and accuracy of its steps, learning rate, images
+        One record per epoch, as in metrics.jsonl: mean loss and accuracy of its steps, learning rate, images
         per second, seconds, and with `validation` also validation_loss and validation_accuracy.
 
     Raises:
-        ValueError: where the images do not fit the model, the seed or the device is unusable, or training diverges.
+        ValueError: if the images do not fit the model, the seed or the device is unusable, or training diverges.
 
     Example:
         >>> from hybrid_mobilenet import HybridMobileNet, evaluate, fit, load_data, paper_recipe
@@ -94,18 +94,18 @@ def _check(
         "channels": (network.in_channels, dataset.channels),
         "image size": (tuple(network.image_size), tuple(dataset.image_size)),
     }
-    for what, (of_model, of_data) in expected.items():
-        if of_model != of_data:
+    for what, (in_model, in_data) in expected.items():
+        if in_model != in_data:
             raise ValueError(
-                f"dataset has the {what} {of_data}, but the model has {of_model}: make the model, or load the data, "
-                "with those of the other"
+                f"dataset has the {what} {in_data}, but the model has {in_model}: build the model, or load the data, "
+                "to match the other"
             )
     choose_batch_size(recipe, len(dataset), processes)
     return check_device(device, recipe, processes)
 
 
 class Training:
-    """The training of one model, from wherever its progress is.
+    """The training of one model, from any point on.
 
     Args:
         model: is moved to `device`.
@@ -114,9 +114,9 @@ class Training:
         seed: of the order of the images.
         device: of this process.
         processes: that train together.
-        monitor: is informed of the progress.
+        monitor: receives the progress.
         validation: images on which each epoch is evaluated.
-        progress: where training goes on; None for its start.
+        progress: where to resume; None to start from the beginning.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Training:
 
     @property
     def progress(self) -> Progress:
-        """Where training is. Losses of the last steps may be missing: see `settle`."""
+        """How far training is. Losses of the last steps may be missing: see `settle`."""
         return self.meter.progress
 
     def train(
@@ -155,7 +155,7 @@ class Training:
         """Train the epochs that are left; their records are in `progress.history`.
 
         Raises:
-            TrainingDiverged: where a loss or a weight is not finite.
+            TrainingDiverged: if a loss or a weight is not finite.
         """
         while self.progress.epoch < self.recipe.epochs:
             record = self.train_one_epoch(after_step)
@@ -165,7 +165,7 @@ class Training:
             after_epoch()
 
     def train_one_epoch(self, after_step: Callable[[], None]) -> dict[str, Any]:
-        """Take the steps that are left of this epoch, and validate; returns the epoch's line of metrics.jsonl."""
+        """Take the remaining steps of this epoch, and validate; returns the epoch's record for metrics.jsonl."""
         progress, meter = self.progress, self.meter
         self.monitor.on_start(progress.epoch, self.recipe.epochs, progress.step, self.steps, self.batch_size)
         self.set_modes()
@@ -184,7 +184,7 @@ class Training:
         return record | {"evaluation_seconds": meter.lap()}
 
     def set_modes(self) -> None:
-        """The model in train(), except for pooling in the last epochs of a recipe with fixed regions."""
+        """Put the model into train(), except for its pooling layers in the last `fixed_epochs` epochs."""
         self.model.train()
         if self.progress.epoch >= self.recipe.epochs - self.recipe.fixed_epochs:
             for pool in self.model.fractional_max_pools():
@@ -234,14 +234,14 @@ class Training:
         """Make `progress` complete, for a checkpoint.
 
         Raises:
-            TrainingDiverged: where a loss or a weight is not finite.
+            TrainingDiverged: if a loss or a weight is not finite.
         """
         self.check_weights()
         self.meter.read()
         self.progress.seconds += self.meter.lap()
 
     def check_weights(self) -> None:
-        """Stop where a weight is not finite; waits for the device once."""
+        """Raise `TrainingDiverged` if a weight is not finite. Waits for the device once."""
         finite = torch.stack([tensor.isfinite().all() for tensor in self.model.state_dict().values()])
         self.meter.require_finite(bool(finite.all()))
 

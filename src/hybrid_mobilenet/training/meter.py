@@ -1,4 +1,4 @@
-"""What happens after each step of an epoch: its loss is kept, and now and then read, checked and shown."""
+"""Bookkeeping of training steps: their losses are stored, and every few steps read, checked and reported."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Meter:
     """Measures an epoch: loss, accuracy, and time.
 
     Args:
-        progress: is updated; in an epoch that was interrupted, it holds the steps before.
-        recipe: its learning rate is named where training diverges.
+        progress: is updated. In a resumed epoch it includes the steps before the interruption.
+        recipe: its learning rate is named in the error if training diverges.
         steps: of the epoch.
         batch_size: images of a step, over all processes.
         device: on which the steps are taken.
@@ -46,7 +46,7 @@ class Meter:
         """Count a step. A GPU may still be working on it.
 
         Raises:
-            TrainingDiverged: where the losses were read and one is not finite.
+            TrainingDiverged: if the losses were read and one is not finite.
         """
         progress = self.progress
         self._unread.append((loss.clone(), hits.clone()))  # the next replay of a CUDA graph overwrites them
@@ -64,7 +64,7 @@ class Meter:
         """Add losses and hits since the last reading to the progress; returns the last loss, or NaN if none is new.
 
         Raises:
-            TrainingDiverged: where a loss is not finite.
+            TrainingDiverged: if a loss is not finite.
         """
         if not self._unread:
             return math.nan

@@ -62,7 +62,7 @@ class Processes:
             name: as for `choose_device`.
 
         Raises:
-            ValueError: where there is no such device.
+            ValueError: if there is no such device.
         """
         device = choose_device(name, self.size)
         return torch.device("cuda", self.local_rank) if self.size > 1 and device.type == "cuda" else device
@@ -75,7 +75,7 @@ class Processes:
         """Call `act` in every process; returns its result if it succeeds in all of them.
 
         Raises:
-            OtherProcessFailed: where it failed in another process.
+            OtherProcessFailed: if it failed in another process.
             Exception: the error of `act`, in the first process where it failed.
         """
         if self.size == 1:
@@ -100,7 +100,7 @@ class Processes:
         """Check that a value is the same in all processes.
 
         Raises:
-            ValueError: where it differs, in the first process; OtherProcessFailed in the others.
+            ValueError: if it differs, in the first process; OtherProcessFailed in the others.
         """
         digests = self.gather(torch.tensor(list(hashlib.sha256(value.encode()).digest())))
         different = (digests != digests[0]).any(1).nonzero().flatten().tolist()
@@ -159,7 +159,7 @@ def joined(device: str = "auto") -> Iterator[Processes]:
         device: on which they train, as for `choose_device`.
 
     Raises:
-        ValueError: where there are more processes than GPUs on this machine.
+        ValueError: if there are more processes than GPUs on this machine.
         ProcessLost: when another process has ended.
     """
     size = int(os.environ["WORLD_SIZE"]) if _by_torchrun() else 1
@@ -188,5 +188,5 @@ def joined(device: str = "auto") -> Iterator[Processes]:
             raise
         raise ProcessLost(
             f"process {processes.rank} of {size} has lost the connection to another, which has ended: see its error, "
-            "then go on with --resume"
+            "then continue with --resume"
         ) from error

@@ -19,7 +19,7 @@ class Recipe:
     validation split of CIFAR-10; docs/LOG.md has the searches.
 
     Raises:
-        ValueError: where a setting is out of range.
+        ValueError: if a setting is out of range.
 
     Example:
         >>> from hybrid_mobilenet import Recipe
@@ -77,7 +77,7 @@ def check_seed(seed: int) -> None:
     """Check that a seed is in range.
 
     Raises:
-        ValueError: where it is not.
+        ValueError: if it is not.
     """
     if not 0 <= seed < SEEDS:
         raise ValueError(f"seed is {seed}, but must be 0 or more and less than 2**64 ({SEEDS})")

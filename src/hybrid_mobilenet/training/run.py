@@ -18,8 +18,10 @@ from torch import Tensor
 from .. import __version__
 from ..common.files import remove_left_overs, write_atomically
 from ..common.signals import stop_signals
-from ..data.dataset import SPLIT_FILE, Splits, normalisation
+from ..data.dataset import normalisation
+from ..data.held_out import SPLIT_FILE, RunImages
 from ..data.sources import whole_name
+from ..data.splits import Splits
 from .checkpoint import (
     CHECKPOINT_FILE,
     CheckpointError,
@@ -58,7 +60,7 @@ MOST_BY_LUCK = 0.1
 
 
 class After(IntEnum):
-    """What a run does after a step. All processes do the most urgent thing that one of them wants."""
+    """What a run does after a step. All processes take the most urgent action that any of them requests."""
 
     CONTINUE = 0
     SAVE = 1
@@ -80,7 +82,7 @@ def train(
     Args:
         setup: network, data and recipe.
         out: run folder; must be new or empty.
-        monitor: is informed of the progress.
+        monitor: receives the progress.
         read: returns the data; for callers that have read it before.
         device: as for `choose_device`: "auto" for the GPU if there is one, else the CPU.
 
@@ -88,10 +90,10 @@ def train(
         The evaluation of the final weights on the test images.
 
     Raises:
-        ValueError: where the setup, the data, `out` or the device is unusable, or training diverges.
-        OSError: where `out` cannot be written.
+        ValueError: if the setup, the data, `out` or the device is unusable, or training diverges.
+        OSError: if `out` cannot be written.
         Interrupted: after Ctrl-C or SIGTERM; `resume` continues the run.
-        OtherProcessFailed, ProcessLost: where one of several processes cannot continue.
+        OtherProcessFailed, ProcessLost: if one of several processes cannot continue.
 
     Example:
         >>> import tempfile
@@ -122,7 +124,7 @@ def _prepare(
         remove_left_overs(out / CHECKPOINT_FILE)  # of a run that was killed during its first save
     if processes.first and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(
-            f"out is {str(out)!r}, which exists already: choose another folder with --out, go on with an unfinished "
+            f"out is {str(out)!r}, which exists already: choose another folder with --out, continue an unfinished "
             "run with --resume, or delete it"
         )
     chosen = check_setup(setup, device, processes)  # before the data is read, which may take long
@@ -139,9 +141,9 @@ def _prepare(
 
 
 def resume(out: Path | str, monitor: Monitor | None = None, read: Read = read_data, device: str = "auto") -> Evaluation:
-    """Continue a run that was stopped. On a CPU with as many threads, the final weights are the same, byte for byte.
+    """Continue a stopped run. On a CPU with the same number of threads, the final weights are the same, byte for byte.
 
-    Several processes must be as many as before, and share the folder. The process is left as by `train`.
+    The number of processes must be the same as before, and they must share the folder. For the rest see `train`.
 
     Args:
         out: folder of the unfinished run.
@@ -153,7 +155,7 @@ def resume(out: Path | str, monitor: Monitor | None = None, read: Read = read_da
         As `train`.
 
     Raises:
-        CheckpointError: where `out` has no unfinished run, the number of processes differs, or the data has changed.
+        CheckpointError: if `out` has no unfinished run, the number of processes differs, or the data has changed.
         ValueError, OSError, Interrupted, OtherProcessFailed, ProcessLost: as `train`.
 
     Example:
@@ -184,7 +186,7 @@ def _read_run(
     """Read and check everything that a run needs to continue."""
     if (out / EVALUATION_FILE).exists() and not (out / CHECKPOINT_FILE).exists():
         raise CheckpointError(
-            f"the run in {out} is finished: see its {EVALUATION_FILE}, or train anew with another --out"
+            f"the run in {out} is finished: see its {EVALUATION_FILE}, or start a new run with another --out"
         )
     record, progress, tensors = read_checkpoint(out)
     try:
@@ -194,13 +196,13 @@ def _read_run(
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"the run in {out} was started by another version of hybrid-mobilenet ({error}): resume it with that "
-            "version, or train anew in another folder"
+            "version, or start a new run in another folder"
         ) from error
     if before != processes.size:
         command = f"torchrun --nproc-per-node {before} -m hybrid_mobilenet" if before > 1 else "hybrid-mobilenet"
         raise CheckpointError(
             f"the run in {out} was started in {before} process{'es' * (before > 1)}, not {processes.size}, and another "
-            f"number would change its outcome: go on with {command} train --resume {out}"
+            f"number would change its outcome: continue with {command} train --resume {out}"
         )
     chosen = check_device(device, setup.recipe, processes)
     splits = read(setup, monitor)
@@ -224,8 +226,8 @@ class _Run:
     ) -> None:
         self.setup, self.splits, self.out, self.monitor, self.processes = setup, splits, out, monitor, processes
         # Which images these are is computed now, since their folder may change during the run.
-        self.remembered = processes.together(
-            lambda: splits.remembered(monitor.on_data).encoded() if processes.first else b""
+        self.split_json = processes.together(
+            lambda: RunImages.of(splits, monitor.on_data).encoded() if processes.first else b""
         )
         self.record = asdict(setup) | {"data_fingerprint": splits.train.fingerprint, "processes": processes.size}
         # Machines may keep the same images in different places, so paths may differ: the fingerprint must not.
@@ -293,7 +295,7 @@ class _Run:
             "images": len(self.splits.train),
             "last_epoch": history[-1],
         }
-        by_first(lambda: write_atomically(self.out / SPLIT_FILE, self.remembered))
+        by_first(lambda: write_atomically(self.out / SPLIT_FILE, self.split_json))
         by_first(lambda: model.save_pretrained(self.out))
         by_first(lambda: draw_curves(history, self.out / CURVES_FILE))
         evaluation = evaluate(model, self.splits.test, seed=self.setup.seed, processes=self.processes)
@@ -306,9 +308,9 @@ class _Run:
 
 
 def _at_chance(last_epoch: dict[str, Any], test: Evaluation) -> str:
-    """A warning where a network has learnt its training images but is at chance on the test images; else empty.
+    """A warning if a network has learnt its training images but is at chance on the test images; otherwise empty.
 
-    The mean recall of the classes is compared, which is the same for every way of guessing, however many images each
+    The mean recall over classes is compared with chance. Every way of guessing has the same, however many images each
     class has.
     """
     recalls = [(row[index] / sum(row), sum(row)) for index, row in enumerate(test.confusion) if any(row)]

@@ -1,4 +1,4 @@
-"""What a run trains and how, the checks before its first step, and the length of its batches and epochs."""
+"""The settings of a run, the checks before its first step, and the sizes of its batches and epochs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, Protocol
 
 import torch
 
-from ..data.dataset import Splits, load_data
+from ..data.splits import Splits, load_data
 from ..layers.sizes import Size
 from ..network.architecture import Family, Network, resolve
 from ..network.model import HybridMobileNet
 from .processes import Processes
 from .recipe import PAPER, Recipe, check_seed
 
-#: Share of the images that an epoch may leave out where they do not fill a batch. They differ from epoch to epoch.
+#: Largest share of the images that an epoch may leave out because they do not fill a batch. They vary by epoch.
 LEFT_OUT = 0.02
 
 
@@ -71,13 +71,13 @@ class Setup:
         """The layers of the network for this number of classes.
 
         Raises:
-            ValueError: where the family has no such network.
+            ValueError: if the family has no such network.
         """
         return resolve(self.family, self.alpha, self.delta, classes, self.channels, self.image_size)
 
 
 class Monitor(Protocol):
-    """Is informed of the progress of training, and cannot change its outcome."""
+    """Receives the progress of training, and cannot change its outcome."""
 
     def on_data(self, what: str, done: int, total: int) -> None:
         """Images are read: `done` of `total`."""
@@ -116,7 +116,7 @@ def read_data(setup: Setup, monitor: Monitor) -> Splits:
     """Read the data of a setup.
 
     Raises:
-        DataError: where it cannot be read.
+        DataError: if it cannot be read.
     """
     return load_data(
         setup.data,
@@ -132,7 +132,7 @@ def check_setup(setup: Setup, device: str, processes: Processes) -> torch.device
     """Check the settings without reading the data; returns the device to train on.
 
     Raises:
-        ValueError: where a setting is out of range, the device does not exist, or the two do not fit together.
+        ValueError: if a setting is out of range, the device does not exist, or the two do not fit together.
     """
     check_seed(setup.seed)
     setup.network(classes=2)
@@ -144,11 +144,11 @@ def check_device(device: str, recipe: Recipe, processes: Processes) -> torch.dev
 
     Args:
         device: as for `choose_device`.
-        recipe: whose precision the device must support.
-        processes: of which each trains on a GPU of its own, or all on the CPU.
+        recipe: the device must support its precision.
+        processes: each trains on a GPU of its own, or all on the CPU.
 
     Raises:
-        ValueError: where the device does not exist, or does not support the precision.
+        ValueError: if the device does not exist, or does not support the precision.
     """
     chosen = processes.device(device)
     if chosen.type == "cpu" and recipe.precision == "bf16":
@@ -183,7 +183,7 @@ def choose_batch_size(recipe: Recipe, images: int, processes: Processes) -> int:
     """Images of a batch, over all processes: the recipe's number, or less where an epoch would leave images out.
 
     Raises:
-        ValueError: where the recipe's batches or the images cannot be divided among the processes.
+        ValueError: if the recipe's batches or the images cannot be divided among the processes.
     """
     if recipe.batch_size % processes.size or recipe.batch_size < 2 * processes.size:
         raise ValueError(

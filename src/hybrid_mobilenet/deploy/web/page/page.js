@@ -199,13 +199,13 @@ element("all").onclick = ({ target }) => {
 };
 
 async function openCamera() {
-  if (!navigator.mediaDevices) throw new Error("Browsers give the camera only to pages from localhost or over HTTPS.");
+  if (!navigator.mediaDevices) throw new Error("Browsers allow the camera only on localhost and over HTTPS.");
   try {
     return await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
   } catch (error) {
     const reasons = {
       NotAllowedError: "Access to the camera was denied: allow it for this page in the browser's settings.",
-      NotFoundError: "There is no camera here.",
+      NotFoundError: "No camera was found.",
       NotReadableError: "The camera is in use by another program.",
     };
     throw new Error(reasons[error.name] ?? `The camera does not start: ${error.message}`);

@@ -53,7 +53,7 @@ async function decoded(picture) {
     throw new Error(`This file has ${Math.round(picture.size / 1e6)} MB: choose one below ${MAX_BYTES / 1e6} MB.`);
   }
   return createImageBitmap(picture, { colorSpaceConversion: "none", premultiplyAlpha: "none" }).catch(() => {
-    throw new Error("This browser cannot read that as a picture: choose a JPEG, PNG, WebP or GIF file that is whole.");
+    throw new Error("This browser cannot read that as a picture: choose an undamaged JPEG, PNG, WebP or GIF file.");
   });
 }
 

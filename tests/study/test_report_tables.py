@@ -8,8 +8,8 @@ from pathlib import Path
 from hybrid_mobilenet.study.paper import RESULTS, TABLE_7
 from hybrid_mobilenet.study.records import read_records
 from hybrid_mobilenet.study.report import render
+from hybrid_mobilenet.study.report_tables import REVISIONS
 from hybrid_mobilenet.study.rows import rows
-from hybrid_mobilenet.study.tables import REVISIONS
 from hybrid_mobilenet.training.recipe import Recipe
 from paper_records import as_the_paper, line
 
