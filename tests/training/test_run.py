@@ -55,6 +55,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_short_run_learns(tmp_path: Path) -> None:
     recipe = Recipe(epochs=5, batch_size=32, learning_rate=0.003)
     evaluation = train(Setup("digits", "mobilenet", 0.25, 1, (16, 16), 1, recipe=recipe), tmp_path / "run", Quiet())
@@ -376,6 +377,7 @@ def image_folder(root: Path, per_class: int, classes: int = 2) -> Path:
 
 @pytest.mark.parametrize("validation", [0.0, 0.1])
 @pytest.mark.parametrize("per_class", [1, 2, 3, 5])
+@pytest.mark.slow
 def test_tiny_data(tmp_path: Path, per_class: int, validation: float) -> None:
     data = image_folder(tmp_path / "data", per_class)
     setup = replace(SMALL, data=str(data), channels=3, validation=validation, recipe=replace(RECIPE, epochs=1))
