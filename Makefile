@@ -21,6 +21,9 @@ demo: $(READY) ## train the recommended network on handwritten digits, evaluate 
 	@echo
 	@echo "The model is in runs/demo. Its pictures: runs/demo/curves.png (training) and runs/demo/confusion.png (digits)."
 
+# Bytecode is kept: otherwise each of some hundred processes that tests start compiles the sources again.
+test quick: export PYTHONDONTWRITEBYTECODE =
+
 test: $(READY) ## run all tests
 	$(BIN)/python -m pytest $(PARALLEL)
 

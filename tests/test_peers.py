@@ -23,6 +23,7 @@ def test_peers_have_the_published_size(name: str) -> None:
     assert f"{peers.mult_adds(network) / 1e6:.{len(mult_adds.partition('.')[2])}f}" == mult_adds
 
 
+@pytest.mark.slow
 def test_peers_run_in_onnx_runtime_as_in_pytorch(tmp_path: Path) -> None:
     for path, (build, *_) in zip(peers.write_peers(tmp_path), peers.PEERS.values(), strict=True):
         torch.manual_seed(0)

@@ -46,6 +46,7 @@ class Identifiers(HTMLParser):
         self.found |= {value for name, value in attributes if name == "id" and value}
 
 
+@pytest.mark.slow
 def test_every_public_name_is_on_the_page(tmp_path: Path) -> None:
     done = build(tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

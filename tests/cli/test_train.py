@@ -47,6 +47,7 @@ def test_train_json_is_all_that_is_printed(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_every_option_reaches_the_run(tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "epochs": 2, "batch-size": 500, "learning-rate": 0.01, "weight-decay": 0.1, "activation": "relu6",

@@ -247,6 +247,7 @@ def test_damaged_profiles_and_mpo_pages_are_ignored() -> None:
     assert torch.equal(read_image(damaged, (12, 9), 3), read_image(pages, (12, 9), 3))
 
 
+@pytest.mark.slow
 def test_reading_images_leaves_pillow_s_settings_alone(tmp_path: Path) -> None:
     file = tmp_path / "large.png"
     file.write_bytes(png_header(10_000, 10_000))

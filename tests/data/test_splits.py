@@ -99,6 +99,7 @@ def test_duplicates_are_in_the_same_split(tmp_path: Path) -> None:
     assert min(map(len, (train, validation, test))) > 0
 
 
+@pytest.mark.slow
 def test_splits_depend_only_on_seeds(tmp_path: Path) -> None:
     root = image_folder(tmp_path, {"a": 20, "b": 20})
 

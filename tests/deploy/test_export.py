@@ -21,6 +21,7 @@ def test_the_example_in_the_docstring() -> None:
     assert (results.failed, results.attempted > 3) == (0, True)
 
 
+@pytest.mark.slow
 def test_export_says_what_it_wrote(trained_fmp: HybridMobileNet, tmp_path: Path) -> None:
     splits = load_data("digits", image_size=16)
     counts: list[int] = []

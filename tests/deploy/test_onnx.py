@@ -98,6 +98,7 @@ def test_the_graph_has_standard_operators_named_after_the_layers(fmp: HybridMobi
     assert gathers == [2, 2, 2, 1, 1, 0, 0]  # 10 -> 6 and 6 -> 4 are small, 4 -> 2 and 2 -> 1 plain max pooling
 
 
+@pytest.mark.slow
 def test_any_batch_size_and_what_the_file_says(fmp: HybridMobileNet, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     assert 0 < export_file(fmp, "onnx", path).difference <= 1e-4

@@ -17,12 +17,14 @@ from hybrid_mobilenet.deploy.runtimes import OnnxClassifier
 from networks import network
 
 
+@pytest.mark.slow
 def test_int8_that_disagrees_leaves_no_file(trained_fmp: HybridMobileNet, digits: Tensor, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"signal-to-noise ratio is -?\d.* dB, but must be 10 or more"):
         export_file(trained_fmp, "onnx-int8", tmp_path / "model.onnx", calibration=torch.zeros_like(digits))
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_an_export_that_disagrees_leaves_no_file(
     fmp: HybridMobileNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -35,6 +37,7 @@ def test_an_export_that_disagrees_leaves_no_file(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_not_a_number_is_a_disagreement(fmp: HybridMobileNet) -> None:
     changed = network("fmp")
     with torch.no_grad():

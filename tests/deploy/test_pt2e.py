@@ -69,6 +69,7 @@ def test_int8_takes_about_a_third_of_the_bytes(runtime: str) -> None:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.slow
 def test_int8_that_disagrees_leaves_no_file(runtime: str, trained_fmp: HybridMobileNet, tmp_path: Path) -> None:
     black = torch.zeros(100, 3, 16, 16, dtype=torch.uint8)
     with pytest.raises(ExportError, match=r"signal-to-noise ratio is -?\d.* dB, but must be 10 or more"):

@@ -124,6 +124,7 @@ def test_images_do_not_depend_on_each_other(file: Path) -> None:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.slow
 def test_an_export_that_disagrees_leaves_no_file(
     runtime: str, trained_fmp: HybridMobileNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

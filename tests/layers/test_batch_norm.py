@@ -130,6 +130,7 @@ def test_one_pixel_has_no_variance() -> None:
         batch_norm(maps(1, 3, 1, 1), layer(3), True)
 
 
+@pytest.mark.slow
 def test_compiles_to_torch_own() -> None:
     norm, x = layer(3), maps(2, 3, 4, 4)
     other = copy.deepcopy(norm)

@@ -78,6 +78,7 @@ def test_no_second_derivative() -> None:
         first.sum().backward()  # type: ignore[no-untyped-call]
 
 
+@pytest.mark.slow
 def test_compiles_to_torch_own() -> None:
     weight = torch.randn(16, 1, 3, 3)
     compiled = torch.compile(depthwise_convolution, fullgraph=True, backend="aot_eager")

@@ -289,6 +289,7 @@ def test_opcheck(shape: tuple[int, ...], memory_format: torch.memory_format, ove
 @pytest.mark.parametrize("channels", [8, 12, 16, 31, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("batch", [1, 128])  # 128: large enough to be stored past the cache
+@pytest.mark.slow
 def test_eager_path_and_operator_are_equal_to_the_plain_kernel(
     batch: int, dtype: torch.dtype, channels: int, overlapping: bool
 ) -> None:
@@ -673,6 +674,7 @@ def test_deepcopy_and_state_dict(generator: torch.Generator | None) -> None:
 
 
 @both_regions
+@pytest.mark.slow
 def test_compiles_in_one_graph(overlapping: bool) -> None:
     layer = FractionalMaxPool2d(1.44, overlapping=overlapping).eval()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
@@ -686,6 +688,7 @@ def test_compiles_in_one_graph(overlapping: bool) -> None:
 
 
 @pytest.mark.parametrize("sequence", ["random", "pseudorandom"])
+@pytest.mark.slow
 def test_compiled_training_keeps_drawing(sequence: Any) -> None:
     torch.manual_seed(0)
     compiled = torch.compile(FractionalMaxPool2d(1.44, sequence=sequence), fullgraph=True, backend="aot_eager")

@@ -275,6 +275,7 @@ CHANGES_OF_WEIGHTS = [prune_each, prune_all, old_weight_norm, old_spectral_norm,
 
 
 @pytest.mark.parametrize("change", CHANGES_OF_WEIGHTS)
+@pytest.mark.slow
 def test_weights_that_are_worked_out_train(change: Change) -> None:
     models = [network("mp3"), network("mp3")]
     for model in models:

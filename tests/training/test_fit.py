@@ -82,6 +82,7 @@ class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return operator(*arguments, **(options or {}))
 
 
+@pytest.mark.slow
 def test_values_are_asked_for_at_the_end_of_an_epoch_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits, counts = Waits(), []  # type: ignore[no-untyped-call]
     before_step(monkeypatch, lambda _taken, _model, _optimizer: counts.append(waits.count))

@@ -55,6 +55,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_short_run_learns(tmp_path: Path) -> None:
     recipe = Recipe(epochs=5, batch_size=32, learning_rate=0.003)
     evaluation = train(Setup("digits", "mobilenet", 0.25, 1, (16, 16), 1, recipe=recipe), tmp_path / "run", Quiet())
@@ -167,6 +168,7 @@ def test_a_signal_saves_and_stops(finished: Path, tmp_path: Path, number: signal
 
 
 @pytest.mark.parametrize("epoch", [2, 3])
+@pytest.mark.slow
 def test_a_signal_between_the_steps_of_two_epochs_or_after_the_last(finished: Path, tmp_path: Path, epoch: int) -> None:
     class Stopping(Quiet):
         def on_epoch(self, record: dict[str, Any]) -> None:
@@ -180,6 +182,7 @@ def test_a_signal_between_the_steps_of_two_epochs_or_after_the_last(finished: Pa
     assert weights(tmp_path / "run") == weights(finished)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_many_times(finished: Path, tmp_path: Path) -> None:
     out = stopped(tmp_path / "run", 3, lambda: signal.raise_signal(signal.SIGINT), Interrupted)
     for _ in range(3):
@@ -268,6 +271,7 @@ def test_a_run_survives_a_failure_at_any_save(
     assert sorted(path.name for path in out.iterdir()) == FINISHED
 
 
+@pytest.mark.slow
 def test_what_a_kill_while_saving_left_is_no_state(finished: Path, tmp_path: Path) -> None:
     out = stopped(tmp_path / "run", STEPS + 1, kill, Killed)
     (out / f".{CHECKPOINT_FILE}.abcdefgh.tmp").write_bytes(b"half a checkpoint")
@@ -276,6 +280,7 @@ def test_what_a_kill_while_saving_left_is_no_state(finished: Path, tmp_path: Pat
     assert sorted(path.name for path in out.iterdir()) == FINISHED
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full(finished: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -332,6 +337,7 @@ def test_an_empty_folder_will_do(tmp_path: Path) -> None:
     "what", ["features.conv.conv.weight", "classifier.linear.bias", "features.conv.norm.running_var"]
 )
 @pytest.mark.parametrize("save_every", [300.0, 0.0])
+@pytest.mark.slow
 def test_a_loss_or_weight_that_is_no_number_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, save_every: float
 ) -> None:
@@ -371,6 +377,7 @@ def image_folder(root: Path, per_class: int, classes: int = 2) -> Path:
 
 @pytest.mark.parametrize("validation", [0.0, 0.1])
 @pytest.mark.parametrize("per_class", [1, 2, 3, 5])
+@pytest.mark.slow
 def test_tiny_data(tmp_path: Path, per_class: int, validation: float) -> None:
     data = image_folder(tmp_path / "data", per_class)
     setup = replace(SMALL, data=str(data), channels=3, validation=validation, recipe=replace(RECIPE, epochs=1))
