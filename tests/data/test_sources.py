@@ -92,7 +92,7 @@ def test_bad_folders(tmp_path: Path) -> None:
     (tmp_path / "bee").mkdir()
     (tmp_path / "bee" / "notes.txt").write_text("no image")
     with pytest.raises(
-        DataError, match=r"class folder .*bee contains no images: add files such as .*, or remove the folder"
+        DataError, match=r"class folder .*bee contains no images: add images such as .jpg or .png files, or"
     ):
         load_data(str(tmp_path))
     with pytest.raises(DataError, match=r"notes.txt is a file, but must be a .parquet file, or a folder with one"):

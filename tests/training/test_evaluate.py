@@ -124,7 +124,7 @@ def test_every_mode_is_put_back(digits: ImageDataset, training: bool) -> None:
     evaluate(model, digits, 2)
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="images has shape"):
         probabilities(model, torch.zeros(1, 7, 16, 16), 2)
     assert [module.training for module in model.modules()] == modes
 

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
-from ..common.messages import listed, near, reason
+from ..common.messages import near, reason
 from ..layers.sizes import Size
 
 Image.init()  # Pillow's table of formats
@@ -214,7 +214,7 @@ def image_files(paths: Sequence[Path], report: Report = _raise) -> list[Path]:
         try:
             found = list(files_below(path, report)) if path.is_dir() else [path]
             if not found:
-                raise DataError(f"{path} contains no images: give a folder with files such as {listed(EXTENSIONS)}")
+                raise DataError(f"{path} contains no images: give a folder with images such as .jpg or .png files")
             if not path.exists() and not path.is_symlink():
                 raise DataError(f"{path} does not exist{near(str(path))}: give an image or a folder of images")
             if not path.is_dir() and not path.is_file():  # reading a pipe would block forever

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..common.messages import listed, near, reason
-from .images import EXTENSIONS, DataError, Item, files_below, is_visible
+from .images import DataError, Item, files_below, is_visible
 
 #: Environment variable that names a folder with cifar10/{train,test}.parquet and cifar100/{train,test}.parquet.
 #: If it is not set, CIFAR comes from the Hub.
@@ -203,8 +203,8 @@ class _Folder(Source):
         class_files = [list(files_below(folder)) for folder in folders]
         if not any(class_files) or ([] in class_files and not allow_empty):
             raise DataError(
-                f"class folder {folders[class_files.index([])]} contains no images: add files such as "
-                f"{listed(EXTENSIONS)}, or remove the folder"
+                f"class folder {folders[class_files.index([])]} contains no images: add images such as .jpg or .png "
+                "files, or remove the folder"
             )
         self.files = [file for files in class_files for file in files]
         self.labels = torch.tensor([label for label, files in enumerate(class_files) for _ in files])
