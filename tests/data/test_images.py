@@ -304,5 +304,5 @@ def test_image_files(tmp_path: Path) -> None:
     ):
         image_files([root / "b/0011.png"])
     (root / "empty").mkdir()
-    with pytest.raises(DataError, match="empty contains no images: give a folder with files such as"):
+    with pytest.raises(DataError, match="empty contains no images: give a folder with images such as"):
         image_files([root / "empty"])
