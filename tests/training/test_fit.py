@@ -201,6 +201,9 @@ def test_arguments_of_another_type_are_refused(digits: Splits) -> None:
     everything: Any = digits
     text: Any = "runs/x"
     refuses(ValueError, lambda: fit(model, everything), "dataset is Splits", "load_data(...).train")
+    nothing: Any = None
+    refuses(ValueError, lambda: fit(model, nothing), "dataset is None", "load_data(...).train")
+    refuses(ValueError, lambda: fit(model, images, validation=everything), "dataset is Splits", ".validation")
     refuses(ValueError, lambda: fit(text, images), "model is 'runs/x'", "from_pretrained")
     refuses(ValueError, lambda: fit(model, images, text), "recipe is 'runs/x'", "paper_recipe")
     refuses(ValueError, lambda: evaluate(model, text), "dataset is 'runs/x'", "load_data(...).train")

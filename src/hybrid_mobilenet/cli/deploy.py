@@ -125,21 +125,14 @@ def read_images(
     Raises:
         DataError, OSError: if `data` is given and cannot be read.
     """
-    from ..data.held_out import RunImages, load_to_evaluate
     from ..data.images import DataError
     from ..data.splits import load_data
+    from ..deploy.classify import image_shape, load_test_images
 
-    size, channels = network.network.image_size, network.network.in_channels
+    size, channels = image_shape(network)
     test, is_whole = None, False
     if data is not None:
-        evaluated = load_to_evaluate(
-            data,
-            RunImages.read(model),
-            network.class_names,
-            image_size=size,
-            channels=channels,
-            progress=display.on_data,
-        )
+        evaluated = load_test_images(data, model, network, display.on_data)
         test, is_whole = evaluated.images, evaluated.which == "all"
     source = data or network.training_record.get("data")
     not_calibrated = "it is calibrated on training images: name them with --data"

@@ -58,25 +58,16 @@ def evaluate(
       hybrid-mobilenet evaluate runs/digits/export/model.int8.onnx digits
     """
     from ..common.memory import keep_freed_memory
-    from ..data.held_out import RunImages, load_to_evaluate
-    from ..deploy.classify import evaluate_classifier, image_shape, load_classifier
+    from ..deploy.classify import evaluate_classifier, load_classifier, load_test_images
     from ..training.plots import CONFUSION_FILE, draw_confusion
     from .display import RunDisplay
 
     check_seed(seed)  # before the data is read
     keep_freed_memory()
     classifier = load_classifier(model, passes, device)
-    size, channels = image_shape(classifier)
     picture = out or (Path(model) / CONFUSION_FILE if Path(model).is_dir() else None)
     with RunDisplay(shown=not as_json) as display:
-        evaluated = load_to_evaluate(
-            data,
-            RunImages.read(model),
-            classifier.class_names,
-            image_size=size,
-            channels=channels,
-            progress=display.on_data,
-        )
+        evaluated = load_test_images(data, model, classifier, display.on_data)
         test = evaluated.images
         result = evaluate_classifier(classifier, test, passes, seed, display.counter("evaluating", len(test)))
     if as_json:

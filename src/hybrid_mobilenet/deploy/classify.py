@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from ..common.devices import choose_device
-from ..data.dataset import ImageDataset
+from ..data.dataset import ImageDataset, OnProgress
+from ..data.held_out import Evaluated, RunImages, load_to_evaluate
 from ..data.images import image_files, read_image
 from ..layers.sizes import Size
 from ..network.model import HybridMobileNet
@@ -158,6 +159,25 @@ def load_classifier(
     from .onnx import onnx_bytes
 
     return OnnxClassifier(onnx_bytes(model), source)
+
+
+def load_test_images(
+    source: str, model: str, classifier: HybridMobileNet | FileClassifier, progress: OnProgress | None = None
+) -> Evaluated:
+    """The images of a source on which to evaluate a model, in the size that it takes; see `load_to_evaluate`.
+
+    Args:
+        source: as for `load_data`.
+        model: the run folder or exported file of the classifier, whose run may have held images out.
+        classifier: the loaded model.
+        progress: as for `load_data`.
+
+    Raises:
+        DataError, ValueError, OSError: as `load_to_evaluate`.
+    """
+    size, channels = image_shape(classifier)
+    names, run = classifier.class_names, RunImages.read(model)
+    return load_to_evaluate(source, run, names, image_size=size, channels=channels, progress=progress)
 
 
 def image_shape(classifier: HybridMobileNet | FileClassifier) -> tuple[Size, int]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
+from ..layers.depthwise import repeat_channels
 from ..layers.pooling import fixed_grid, pool_grid
 from ..network.architecture import Family, Layer, Network, resolve
 from ..network.blocks import ACTIVATIONS
@@ -41,14 +42,14 @@ class Normalise(nn.Module):
 
 
 class Repeat(nn.Module):
-    """Repeat all channels, one copy after another: (N, C, H, W) to (N, copies * C, H, W)."""
+    """`repeat_channels` as a step."""
 
     def __init__(self, copies: int) -> None:
         super().__init__()
         self.copies = copies
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([x] * self.copies, 1)
+        return repeat_channels(x, self.copies)
 
 
 class GridMaxPool(nn.Module):

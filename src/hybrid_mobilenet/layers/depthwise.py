@@ -46,10 +46,13 @@ def depthwise_convolution(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     if _is_training_on_cpu(x, weight) or _is_training_on_cuda(x, weight):
         x = x.contiguous(memory_format=torch.channels_last)
         return cast(Tensor, _DepthwiseConvolution.apply(x, weight, stride))  # type: ignore[no-untyped-call]
-    multiplier = len(weight) // x.shape[1]
-    # torch.cat is faster than x.repeat
-    x = torch.cat([x] * multiplier, 1) if multiplier > 1 else x
+    x = repeat_channels(x, len(weight) // x.shape[1])
     return F.conv2d(x, weight, stride=stride, padding=1, groups=len(weight))
+
+
+def repeat_channels(x: Tensor, copies: int) -> Tensor:
+    """Repeat all channels, one copy after another: (N, C, H, W) to (N, copies * C, H, W)."""
+    return torch.cat([x] * copies, 1) if copies > 1 else x  # faster than x.repeat
 
 
 def _is_training_on_cpu(x: Tensor, weight: Tensor) -> bool:

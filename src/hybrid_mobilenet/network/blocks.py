@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.batch_norm import batch_norm
-from ..layers.depthwise import depthwise_convolution, is_depthwise
+from ..layers.depthwise import depthwise_convolution, is_depthwise, repeat_channels
 from ..layers.fast_path import is_plain
 from ..layers.pointwise import can_fuse, fused_convolution, pointwise_convolution
 from .architecture import Activation, Layer
@@ -103,7 +102,7 @@ class DepthwiseSeparableBlock(nn.Module):
         conv = self.depthwise
         if is_depthwise(conv) and conv.in_channels == self.delta * x.shape[1]:
             return depthwise_convolution(x, conv.weight, conv.stride[0])
-        return cast(Tensor, conv(torch.cat([x] * self.delta, 1) if self.delta > 1 else x))
+        return cast(Tensor, conv(repeat_channels(x, self.delta)))
 
     def _is_fused(self, x: Tensor) -> bool:
         """Whether one kernel may take all that follows the depthwise convolution."""

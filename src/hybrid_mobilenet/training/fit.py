@@ -68,9 +68,9 @@ def fit(
         359
     """
     check_model(model)
-    for images in (dataset, validation):
-        if images is not None:
-            check_dataset(images)
+    check_dataset(dataset)
+    if validation is not None:
+        check_dataset(validation)
     if not isinstance(recipe, Recipe):
         raise ValueError(f"recipe is {recipe!r}, but must be a Recipe: use paper_recipe(family, data)")
     generators = [(pool, pool.generator) for pool in model.fractional_max_pools()]
