@@ -143,14 +143,14 @@ def test_mistakes_in_the_shell_leave_one_line(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_run_resumes_from_another_folder(photos: Path, tmp_path: Path) -> None:
     network = (*NETWORK, "--epochs", "8", "--batch-size", "16")
-    process = start_command("train", "photos", *network, "--out", "stopped", cwd=photos.parent)
+    process = start_command("train", "photos", *network, "--out", "a [run]", cwd=photos.parent)
     assert process.stderr
     with process:
         assert process.stderr.readline().startswith("epoch 1/8")
         process.send_signal(signal.SIGINT)
-        assert process.stderr.read().splitlines()[-1].endswith("train --resume stopped")
+        assert process.stderr.read().splitlines()[-1].endswith("train --resume 'a [run]'")  # to be pasted into a shell
     assert process.returncode == 130
-    run = photos.parent / "stopped"
+    run = photos.parent / "a [run]"
     result = run_command("train", "--resume", run, cwd=tmp_path / "elsewhere")
     assert result.returncode == 0, result.stderr
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -186,6 +187,7 @@ def finish(start: Callable[[], Evaluation], folder: Path, is_first: bool) -> Eva
     from ..training.processes import OtherProcessFailed
     from ..training.setup import Interrupted
 
+    resume = f"hybrid-mobilenet train --resume {shlex.quote(str(folder))}"
     try:
         return start()
     except OtherProcessFailed:
@@ -193,11 +195,11 @@ def finish(start: Callable[[], Evaluation], folder: Path, is_first: bool) -> Eva
     except Interrupted:
         if not is_first:
             raise typer.Exit(INTERRUPTED) from None
-        raise KeyboardInterrupt(f"stopped and saved; continue with: hybrid-mobilenet train --resume {folder}") from None
+        raise KeyboardInterrupt(f"stopped and saved; continue with: {resume}") from None
     except OSError as error:
         if not (folder / CHECKPOINT_FILE).is_file():
             raise
-        reason = f"{error.strerror or error}; fix this, then: hybrid-mobilenet train --resume {folder}"
+        reason = f"{error.strerror or error}; fix this, then: {resume}"
         raise OSError(error.errno, reason, error.filename) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import shlex
 import threading
 import time
 from dataclasses import asdict, replace
@@ -202,7 +203,7 @@ def _read_run(
         command = f"torchrun --nproc-per-node {before} -m hybrid_mobilenet" if before > 1 else "hybrid-mobilenet"
         raise CheckpointError(
             f"the run in {out} was started in {before} process{'es' * (before > 1)}, not {processes.size}, and another "
-            f"number would change its outcome: continue with {command} train --resume {out}"
+            f"number would change its outcome: continue with {command} train --resume {shlex.quote(str(out))}"
         )
     chosen = check_device(device, setup.recipe, processes)
     splits = read(setup, monitor)
