@@ -30,7 +30,7 @@ from hybrid_mobilenet.layers.pooling import _kernels, random_sequence
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.training.cuda_graph import CapturedSteps
 from hybrid_mobilenet.training.recipe import PAPER, Precision
-from hybrid_mobilenet.training.step import adam, train_step
+from hybrid_mobilenet.training.step import make_optimizer, train_step
 from report import Cell, Figure, Section
 from training import COMPARISONS
 
@@ -161,14 +161,16 @@ def training_step(
     torch.manual_seed(0)
     model = HybridMobileNet(network.family, network.alpha, network.delta).train().to(device)
     torch.set_float32_matmul_precision("high")  # as `train` does
-    optimizer = adam(model, PAPER)
+    optimizer = make_optimizer(model, PAPER)
     digits = load_data("digits", image_size=32, channels=3).train.to(device)
     step = partial(train_step, model, optimizer, precision=precision)
     batches = torch.randint(len(digits), (EPOCH, batch)).to(device)
     if not captured:
         images, labels = digits.labelled(batches[0])
         return lambda: step(images, labels)
-    steps = CapturedSteps(model, optimizer, digits.labelled, step, EPOCH, batch)
+    steps = CapturedSteps(
+        model, optimizer, digits.labelled, lambda images, labels, _: step(images, labels), EPOCH, batch
+    )
     steps.schedule(batches, [PAPER.learning_rate] * EPOCH)
     steps.capture()
     return steps.take

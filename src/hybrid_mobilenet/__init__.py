@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from .network.architecture import resolve as resolve
     from .network.model import HybridMobileNet as HybridMobileNet
     from .network.model import ModelError as ModelError
+    from .training.augmentation import augment as augment
     from .training.checkpoint import CheckpointError as CheckpointError
     from .training.evaluate import Evaluation as Evaluation
     from .training.evaluate import evaluate as evaluate
     from .training.fit import fit as fit
     from .training.processes import OtherProcessFailed as OtherProcessFailed
     from .training.processes import ProcessLost as ProcessLost
+    from .training.recipe import Augmentation as Augmentation
     from .training.recipe import Recipe as Recipe
     from .training.recipe import paper_recipe as paper_recipe
     from .training.run import resume as resume
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _MODULE_OF = {
+    "Augmentation": "training.recipe",
     "CheckpointError": "training.checkpoint",
     "DataError": "data.images",
     "Evaluation": "training.evaluate",
@@ -71,6 +74,7 @@ _MODULE_OF = {
     "Setup": "training.setup",
     "Splits": "data.splits",
     "TrainingDiverged": "training.setup",
+    "augment": "training.augmentation",
     "convert_grouped_channels": "layers.keras",
     "convert_keras_depthwise": "layers.keras",
     "evaluate": "training.evaluate",
@@ -88,6 +92,7 @@ _MODULE_OF = {
 }
 
 __all__ = [
+    "Augmentation",
     "CheckpointError",
     "DataError",
     "Evaluation",
@@ -111,6 +116,7 @@ __all__ = [
     "Splits",
     "TrainingDiverged",
     "__version__",
+    "augment",
     "convert_grouped_channels",
     "convert_keras_depthwise",
     "evaluate",

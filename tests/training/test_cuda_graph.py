@@ -15,7 +15,7 @@ from hybrid_mobilenet.training import fit as fit_module
 from hybrid_mobilenet.training.cuda_graph import STEPS_BEFORE, CapturedSteps
 from hybrid_mobilenet.training.fit import Training
 from hybrid_mobilenet.training.meter import Meter
-from hybrid_mobilenet.training.recipe import Precision
+from hybrid_mobilenet.training.recipe import Augmentation, Precision
 from hybrid_mobilenet.training.run import train
 from hybrid_mobilenet.training.step import learning_rate
 from runs import RECIPE, SMALL, STEPS, Quiet, weights
@@ -50,7 +50,9 @@ def test_a_gpu_is_not_waited_for_within_an_epoch(
 @pytest.mark.slow
 def test_steps_from_tables_are_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Family) -> None:
     # Dropout draws from the generator of the regions here, and on a GPU from another. The last epoch's are fixed.
-    setup = replace(SMALL, family=family, recipe=replace(RECIPE, dropout=0, fixed_epochs=1))
+    augmentation = Augmentation(shift=0.2, flips="both", combined=0.5) if family == "fmp" else Augmentation()
+    recipe = replace(RECIPE, dropout=0, fixed_epochs=1, augmentation=augmentation)
+    setup = replace(SMALL, family=family, recipe=recipe)
     exact = learning_rate
     # A table's learning rates are float32.
     monkeypatch.setattr(fit_module, "learning_rate", lambda recipe, done: torch.tensor(exact(recipe, done)).item())

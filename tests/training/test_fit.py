@@ -225,7 +225,7 @@ def test_training_does_not_import_torch_dynamo(tmp_path: Path) -> None:
         "from hybrid_mobilenet import HybridMobileNet, train; from hybrid_mobilenet.training.step import adam\n"
         "train(replace(SMALL, family='mobilenet', recipe=replace(RECIPE, epochs=1)), sys.argv[1])\n"
         "train(replace(SMALL, family='fmp', recipe=replace(RECIPE, epochs=1)), sys.argv[1] + '-fmp')\n"
-        "optimizer = adam(HybridMobileNet.from_pretrained(sys.argv[1]), RECIPE)\n"
+        "optimizer = make_optimizer(HybridMobileNet.from_pretrained(sys.argv[1]), RECIPE)\n"
         "optimizer.load_state_dict(optimizer.state_dict())\n"
         "sys.exit('torch._dynamo' in sys.modules)"
     )

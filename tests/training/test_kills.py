@@ -16,7 +16,7 @@ from hybrid_mobilenet.network.architecture import FAMILIES, Family
 from hybrid_mobilenet.network.model import WEIGHTS_FILE
 from hybrid_mobilenet.training.checkpoint import Progress, random_states, read_checkpoint, restore, save_checkpoint
 from hybrid_mobilenet.training.recipe import PAPER
-from hybrid_mobilenet.training.step import adam
+from hybrid_mobilenet.training.step import make_optimizer
 from processes import run_python
 
 #: The command line, saving after every step in place of every five minutes. Where given an epoch and a step, SIGKILL
@@ -95,12 +95,12 @@ def test_restored_moments_have_the_layout_of_their_parameters(family: Family, tm
 
     model = channels_last()
     assert not model.get_parameter("features.conv.conv.weight").is_contiguous()
-    optimizer = adam(model, PAPER)
+    optimizer = make_optimizer(model, PAPER)
     step(model, optimizer)
     save_checkpoint(tmp_path, {}, Progress(), model, optimizer, random_states())
 
     restored = channels_last()
-    restored_optimizer = adam(restored, PAPER)
+    restored_optimizer = make_optimizer(restored, PAPER)
     restore(read_checkpoint(tmp_path)[2], restored, restored_optimizer)
     for parameter, its in zip(restored.parameters(), model.parameters(), strict=True):
         assert parameter.stride() == its.stride()

@@ -13,8 +13,9 @@ from torch import nn
 from hybrid_mobilenet.layers import batch_norm, depthwise, pointwise
 from hybrid_mobilenet.network.architecture import FAMILIES, Family
 from hybrid_mobilenet.network.model import HybridMobileNet
-from hybrid_mobilenet.training.recipe import PAPER, Precision, Recipe
-from hybrid_mobilenet.training.step import adam, learning_rate, train_step
+from hybrid_mobilenet.training.augmentation import augment, draw
+from hybrid_mobilenet.training.recipe import PAPER, Augmentation, Optimizer, Precision, Recipe
+from hybrid_mobilenet.training.step import learning_rate, make_optimizer, train_step
 
 
 def test_the_learning_rate_falls_as_a_cosine_or_stays() -> None:
@@ -26,32 +27,58 @@ def test_the_learning_rate_falls_as_a_cosine_or_stays() -> None:
     assert {learning_rate(constant, done) for done in (0, 0.3, 1)} == {0.01}
 
 
-def test_weights_decay_and_nothing_else() -> None:
+def test_the_learning_rate_warms_up() -> None:
+    recipe = Recipe(learning_rate=0.01, schedule="constant", warm_up=0.1)
+    rates = [learning_rate(recipe, done) for done in (0, 0.05, 0.1, 0.5)]
+    assert rates == pytest.approx([0, 0.005, 0.01, 0.01])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_weights_decay_and_nothing_else(optimizer: Optimizer) -> None:
     model = HybridMobileNet("fmp", 0.25, 2, 10, 1, (8, 8), class_names=[str(digit) for digit in range(10)])
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    adam(model, replace(PAPER, learning_rate=0.1, weight_decay=0.5)).step()
+    # Without momentum, which torch's SGD also gives to the decay.
+    recipe = replace(PAPER, learning_rate=0.1, weight_decay=0.5, optimizer=optimizer, beta1=0.0)
+    make_optimizer(model, recipe).step()
     for name, parameter in model.named_parameters():
         decays = name.endswith((".conv.weight", ".depthwise.weight", ".pointwise.weight", ".linear.weight"))
         torch.testing.assert_close(parameter.detach(), before[name] * (0.95 if decays else 1))
 
 
-def test_without_decay_it_is_adam() -> None:
-    recipe = replace(PAPER, learning_rate=0.01, weight_decay=0.0)
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_the_optimisers_are_those_of_torch(optimizer: Optimizer) -> None:
+    recipe = replace(PAPER, learning_rate=0.01, weight_decay=0.0, optimizer=optimizer)
     reference = torch.nn.Conv2d(3, 4, 3)
     ours = deepcopy(reference)
     optimizers = [
-        torch.optim.Adam(reference.parameters(), 0.01, (recipe.beta1, recipe.beta2), recipe.epsilon),
-        adam(ours, recipe),
+        torch.optim.Adam(reference.parameters(), 0.01, (recipe.beta1, recipe.beta2), recipe.epsilon)
+        if optimizer == "adam"
+        else torch.optim.SGD(reference.parameters(), 0.01, momentum=0.9, nesterov=True),
+        make_optimizer(ours, recipe),
     ]
     images = torch.randn(2, 3, 5, 5)
     for _ in range(3):
-        for model, optimizer in zip((reference, ours), optimizers, strict=True):
-            optimizer.zero_grad()
+        for model, optimizer_of_model in zip((reference, ours), optimizers, strict=True):
+            optimizer_of_model.zero_grad()
             model(images).square().sum().backward()
-            optimizer.step()
+            optimizer_of_model.step()
     torch.testing.assert_close(ours.state_dict(), reference.state_dict())
+
+
+def test_labels_are_smoothed_or_shares_of_classes() -> None:
+    linear = nn.Linear(3, 2)
+    images, labels = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+    shares = torch.tensor([[0.75, 0.25], [0.25, 0.75], [0.25, 0.75], [0.75, 0.25]])
+    results = [
+        train_step(deepcopy(linear), torch.optim.SGD(linear.parameters(), 0.0), images, target, label_smoothing=share)
+        for target, share in ((labels, 0.5), (shares, 0.0))
+    ]
+    expected = -(linear(images).log_softmax(1) * shares).sum(1).mean()
+    for loss, hits in results:
+        torch.testing.assert_close(loss, expected.detach())
+        assert hits == (linear(images).argmax(1) == labels).sum()
 
 
 def test_a_step_updates_every_parameter_once() -> None:
@@ -75,7 +102,10 @@ def test_a_step_looks_at_no_value(family: Family) -> None:
         model = HybridMobileNet(family, 0.25, 2, 10).train()
         images, labels = torch.empty(4, 3, 32, 32, dtype=torch.uint8), torch.empty(4, dtype=torch.int64)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    loss, hits = train_step(model, optimizer, images, labels)
+    augmentation = Augmentation(shift=0.2, scale=0.2, flips="both", colour=0.2, cutout=0.2, combined=0.5)
+    with torch.device("meta"):
+        images, shares = augment(images, labels, augmentation, 10, draw(4))
+    loss, hits = train_step(model, optimizer, images, shares)
     assert (loss.device.type, loss.shape, hits.shape) == ("meta", (), ())
 
 

@@ -26,7 +26,7 @@ from ..training.evaluate import BATCH_SIZE, probabilities
 from ..training.recipe import Recipe
 from ..training.run import EVALUATION_FILE
 from ..training.setup import build_model
-from ..training.step import adam, train_step, training_settings
+from ..training.step import make_optimizer, train_step, training_settings
 from .grid import DATA_SETS, Run
 from .reproduce import PASSES, Folders
 
@@ -135,7 +135,7 @@ def measure(run: Run, device: str = "auto") -> Speed:
 def _measure(run: Run, device: torch.device) -> Speed:
     recipe, network = run.recipe, run.network
     model = build_model(network, recipe).to(device)
-    optimizer = adam(model, recipe)
+    optimizer = make_optimizer(model, recipe)
     train = partial(train_step, model, optimizer, precision=recipe.precision)
 
     def noise(count: int) -> torch.Tensor:
@@ -148,7 +148,9 @@ def _measure(run: Run, device: torch.device) -> Speed:
 
     take: Callable[[], tuple[torch.Tensor, torch.Tensor]] = partial(train, batch, labels)
     if batch.is_cuda:  # as in training
-        captured = CapturedSteps(model, optimizer, lambda _: (batch, labels), train, 1, len(batch))
+        captured = CapturedSteps(
+            model, optimizer, lambda _: (batch, labels), lambda images, labels, _: train(images, labels), 1, len(batch)
+        )
         captured.schedule(torch.zeros(1, len(batch), dtype=torch.int64), [recipe.learning_rate])
         captured.capture()
         take = captured.take

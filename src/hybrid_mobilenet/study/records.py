@@ -91,7 +91,7 @@ def read_record(path: Path) -> Record:
     try:
         fields = json.loads(path.read_bytes())
         tests = {int(passes): Score(**test) for passes, test in fields.pop("test").items()}
-        recipe, epochs = Recipe(**fields.pop("recipe")), tuple(fields.pop("epochs"))
+        recipe, epochs = Recipe.from_record(fields.pop("recipe")), tuple(fields.pop("epochs"))
         return Record(**fields, recipe=recipe, test=tests, epochs=epochs)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(

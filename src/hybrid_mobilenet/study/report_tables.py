@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from string import ascii_lowercase, ascii_uppercase
 
 from ..network.architecture import resolve
@@ -119,7 +119,7 @@ class Tables:
         header = "| Setting | The paper | " + " | ".join(f"Recipe {each}" for each in self._recipes.values()) + " |"
         lines = []
         for field in fields(Recipe):
-            values = " | ".join(f"{asdict(recipe)[field.name]}" for recipe in self._recipes)
+            values = " | ".join(f"{getattr(recipe, field.name)}" for recipe in self._recipes)
             lines.append(f"| {field.name.replace('_', ' ')} | {PAPER_SAYS.get(field.name, '-')} | {values} |")
         return table(header, "|---|---|" + "---|" * len(self._recipes), lines)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..network.model import HybridMobileNet
+from .augmentation import DRAWS
 
 #: Steps before the capture, launched kernel by kernel, in which kernels are compiled and chosen.
 STEPS_BEFORE = 3
@@ -28,9 +29,11 @@ class CapturedSteps:
         model: on its device. During a step, its fractional max pooling reads its regions from a table.
         optimizer: of the model's parameters; its learning rate becomes a tensor on the device.
         fetch: from image numbers, int64 (batch_size,), to images and labels. It must not wait for the device.
-        step: from images and labels to loss and hits, a training step. It must not wait for the device.
+        step: from images, labels and random numbers to loss and hits, a training step. It must not wait for the
+            device.
         steps: of an epoch, the most that can be scheduled at once.
         batch_size: images of a step.
+        augmented: images of a step that are augmented: `batch_size` or 0.
     """
 
     def __init__(
@@ -38,9 +41,10 @@ class CapturedSteps:
         model: HybridMobileNet,
         optimizer: torch.optim.Optimizer,
         fetch: Callable[[Tensor], tuple[Tensor, Tensor]],
-        step: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        step: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
         steps: int,
         batch_size: int,
+        augmented: int = 0,
     ) -> None:
         self._fetch, self._step, self._pools = fetch, step, model.fractional_max_pools()
         self._device = device = model.mean.device
@@ -49,6 +53,7 @@ class CapturedSteps:
         lengths = [side + 1 for layer in pooled for side in layer.out_size]
         self._row = torch.zeros(1, dtype=torch.int64, device=device)
         self._numbers = torch.zeros(steps, batch_size, dtype=torch.int64, device=device)
+        self._draws = torch.zeros(steps, augmented, DRAWS, device=device)
         self._regions = torch.zeros(steps, sum(lengths), dtype=torch.int64, device=device)
         self._rates = torch.zeros(steps, device=device)
         self._rate = torch.zeros((), device=device)
@@ -62,7 +67,7 @@ class CapturedSteps:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._result: tuple[Tensor, Tensor] = (self._rate, self._rate)
 
-    def schedule(self, batches: Tensor, rates: Sequence[float]) -> None:
+    def schedule(self, batches: Tensor, rates: Sequence[float], draws: Tensor | None = None) -> None:
         """Fill the tables for the next steps, and draw their regions: step by step, of each pool rows, then columns.
 
         After the last step of a whole epoch, the first follows again.
@@ -70,10 +75,13 @@ class CapturedSteps:
         Args:
             batches: numbers of the images of each step, int64 (steps, batch_size).
             rates: the learning rate of each step.
+            draws: random numbers of the augmentation, (steps, augmented, DRAWS).
         """
         count = len(batches)
         self._row.zero_()
         self._numbers[:count].copy_(batches)
+        if draws is not None:
+            self._draws[:count].copy_(draws)
         self._rates[:count].copy_(torch.tensor(rates))
         if self._pools:
             self._regions[:count].copy_(torch.stack([self._draw() for _ in range(count)]))
@@ -112,10 +120,11 @@ class CapturedSteps:
     def _take_row(self) -> tuple[Tensor, Tensor]:
         """Take the step of the current row of the tables, and advance."""
         numbers = self._numbers.index_select(0, self._row)[0]
+        draws = self._draws.index_select(0, self._row)[0]
         self._rate.copy_(self._rates.index_select(0, self._row)[0])
         self._drawn.copy_(self._regions.index_select(0, self._row))
         self._row.add_(1).remainder_(len(self._rates))
         with ExitStack() as stack:
             for pool, regions in zip(self._pools, self._drawn_of_pools, strict=True):
                 stack.enter_context(pool.using(*regions))
-            return self._step(*self._fetch(numbers))
+            return self._step(*self._fetch(numbers), draws)

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..data.dataset import ImageDataset, check_dataset
 from ..network.model import HybridMobileNet, check_model
+from .augmentation import augment, draw
 from .batches import prefetched, shuffled_batches
 from .checkpoint import Progress
 from .cuda_graph import CapturedSteps
@@ -22,7 +23,7 @@ from .precise_statistics import FINAL_IMAGES, VALIDATION_IMAGES, set_precise_sta
 from .processes import Processes, joined
 from .recipe import PAPER, Recipe, check_seed, derived_seed
 from .setup import Monitor, Silent, check_device, choose_batch_size, steps_per_epoch
-from .step import adam, learning_rate, train_step, training_settings
+from .step import learning_rate, make_optimizer, train_step, training_settings
 
 
 def fit(
@@ -144,10 +145,16 @@ class Training:
         self.steps = steps_per_epoch(recipe, len(dataset), self.batch_size)
         self.model = model.to(device)
         self.regions = _separate_randomness(model, seed, processes)
-        self.optimizer = adam(model, recipe)
+        self.optimizer = make_optimizer(model, recipe)
         # Processes.share averages the buffers instead.
         wrapped = DistributedDataParallel(model, broadcast_buffers=False) if processes.size > 1 else model
-        self.step = partial(train_step, wrapped, self.optimizer, precision=recipe.precision)
+        self.step = partial(
+            train_step,
+            wrapped,
+            self.optimizer,
+            precision=recipe.precision,
+            label_smoothing=recipe.label_smoothing,
+        )
         self.captured: CapturedSteps | None = None
         self.meter = self._meter(progress or Progress())
 
@@ -176,8 +183,9 @@ class Training:
         progress, meter = self.progress, self.meter
         self.monitor.on_start(progress.epoch, self.recipe.epochs, progress.step, self.steps, self.batch_size)
         self.set_modes()
-        batches, rates = self.schedule()
-        for take_step in self.take_steps(batches[progress.step :], rates[progress.step :]):
+        batches, draws, rates = self.schedule()
+        first = progress.step
+        for take_step in self.take_steps(batches[first:], draws[first:], rates[first:]):
             meter.start_step()
             loss, hits = take_step()
             meter.end_step(loss, hits)
@@ -197,41 +205,60 @@ class Training:
             for pool in self.model.fractional_max_pools():
                 pool.eval()
 
-    def schedule(self) -> tuple[Tensor, list[float]]:
-        """The batches of this epoch, image numbers (steps, batch_size), and the learning rate of each step."""
+    def schedule(self) -> tuple[Tensor, Tensor, list[float]]:
+        """The steps of this epoch: the numbers of their images, int64 (steps, batch_size); the random numbers of the
+        augmentation, (steps, batch_size, DRAWS), empty without one; and the learning rates.
+        """
         epoch = self.progress.epoch
-        order = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
-        batches = shuffled_batches(len(self.dataset), self.steps, self.batch_size, order)
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
+        batches = shuffled_batches(len(self.dataset), self.steps, self.batch_size, generator)
+        is_augmented = bool(self.recipe.augmentation)
+        draws = draw(self.steps, self.batch_size if is_augmented else 0, generator=generator)
         total = self.recipe.epochs * self.steps
         rates = [learning_rate(self.recipe, (epoch * self.steps + step) / total) for step in range(self.steps)]
-        return batches.to(self.dataset.labels.device), rates
+        return batches.to(self.dataset.labels.device), draws, rates
 
     @property
     def is_captured(self) -> bool:
         """Whether steps are replays of a CUDA graph: in one process, with the images on its GPU."""
         return self.processes.size == 1 and self.dataset.labels.is_cuda
 
-    def take_steps(self, batches: Tensor, rates: list[float]) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
+    def take_steps(
+        self, batches: Tensor, draws: Tensor, rates: list[float]
+    ) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
         """For each batch, a function that trains on it and returns loss and hits."""
         if not self.is_captured:
-            return self._single_steps(batches, rates)
+            return self._single_steps(batches, draws, rates)
         if self.captured is None:
             self.captured = CapturedSteps(
-                self.model, self.optimizer, self.dataset.labelled, self.step, self.steps, self.batch_size
+                self.model,
+                self.optimizer,
+                self.dataset.labelled,
+                self._augmented_step,
+                self.steps,
+                self.batch_size,
+                draws.shape[1],
             )
-        self.captured.schedule(batches, rates)
+        self.captured.schedule(batches, rates, draws)
         return repeat(self.captured.take, len(batches))
 
-    def _single_steps(self, batches: Tensor, rates: list[float]) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
+    def _single_steps(
+        self, batches: Tensor, draws: Tensor, rates: list[float]
+    ) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
         """Steps whose operations are launched one by one, each process with its part of the batch."""
         parts = [self.processes.part(batch) for batch in batches]
-        for rate, (images, labels) in zip(rates, prefetched(self.dataset, parts, self.device), strict=True):
+        fetched = prefetched(self.dataset, parts, self.device)
+        for rate, numbers, (images, labels) in zip(rates, draws, fetched, strict=True):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            yield partial(self._single_step, images, labels)
+            yield partial(self._single_step, images, labels, self.processes.part(numbers).to(self.device))
 
-    def _single_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return self.processes.share(self.model, *self.step(images, labels))
+    def _single_step(self, images: Tensor, labels: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        return self.processes.share(self.model, *self._augmented_step(images, labels, draws))
+
+    def _augmented_step(self, images: Tensor, labels: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+        classes = len(self.dataset.class_names)
+        return self.step(*augment(images, labels, self.recipe.augmentation, classes, draws))
 
     def set_precise_statistics(self, images: int) -> None:
         """Recompute the statistics of batch normalisation for the present weights, over some training images."""

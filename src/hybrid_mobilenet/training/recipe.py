@@ -3,12 +3,64 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from ..layers.sizes import PoolingSequence
 from ..network.architecture import Activation, Family
 
 Precision = Literal["fp32", "bf16"]
+Optimizer = Literal["adam", "sgd"]
+
+
+Flips = Literal["none", "horizontal", "vertical", "both"]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are varied. By default they are not.
+
+    Attributes:
+        shift: largest shift, as a share of the side. Beyond its edges, an image is continued by reflection.
+        scale: largest change of size. With 0.25, objects appear 1/1.25 to 1.25 times as large.
+        flips: "horizontal" mirrors half of the images left to right, "vertical" upside down, "both" does both.
+        colour: largest change of brightness, contrast and saturation, as a share.
+        cutout: side of a square that is filled with the mean colour of the image, as a share of the side (DeVries and
+            Taylor, 2017).
+        combined: share of the batches in which each image is combined from parts of four (RICAP: Takahashi, Matsubara
+            and Uehara, 2018). Their labels count by area.
+
+    Raises:
+        ValueError: if a setting is out of range.
+
+    Example:
+        >>> from hybrid_mobilenet import Augmentation
+        >>> str(Augmentation(shift=0.125, flips="horizontal")), str(Augmentation())
+        ('shift 0.125, flips horizontal', 'none')
+    """
+
+    shift: float = 0.0
+    scale: float = 0.0
+    flips: Flips = "none"
+    colour: float = 0.0
+    cutout: float = 0.0
+    combined: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name == "flips":
+                if value not in get_args(Flips):
+                    raise ValueError(f"flips is {value!r}, but must be one of {', '.join(get_args(Flips))}")
+            elif not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value!r}, but must be from 0 to 1")
+
+    def __bool__(self) -> bool:
+        """Whether images are varied at all."""
+        return self != Augmentation()
+
+    def __str__(self) -> str:
+        """The settings that vary images, or "none"."""
+        chosen = [f"{name} {value}" for name, value in vars(self).items() if value not in (0, "none")]
+        return ", ".join(chosen) or "none"
 
 
 @dataclass(frozen=True)
@@ -29,13 +81,18 @@ class Recipe:
 
     epochs: int = 16  # ours
     batch_size: int = 64  # ours: between Keras's 32 and the fastest on a CPU
+    optimizer: Optimizer = "adam"  # paper; "sgd" has Nesterov momentum of `beta1`
     learning_rate: float = 1e-2  # ours, for FMP; Keras's 1e-3 learns much more slowly
     schedule: Literal["cosine", "constant"] = "cosine"  # ours: the last epoch is reported, so the rate must end low
+    warm_up: float = 0.0  # share of the steps in which the learning rate rises linearly from 0
     beta1: float = 0.9  # Keras's default
     beta2: float = 0.999  # Keras's default
     epsilon: float = 1e-7  # Keras's default
     weight_decay: float = 0.1  # ours, as in AdamW: without it, networks with strides overfit
     dropout: float = 0.1  # paper, section IV
+    label_smoothing: float = 0.0  # share of each label that is spread over all classes (Szegedy et al., 2016)
+    averaging: float = 0.0  # decay of a moving average of the weights, which is then the model; 0 for none
+    augmentation: Augmentation = Augmentation()  # paper: none
     activation: Activation = "relu"  # ours
     sequence: PoolingSequence = "random"  # TensorFlow's default
     overlapping: bool = False  # TensorFlow's default
@@ -47,6 +104,10 @@ class Recipe:
         self._require("epochs", self.epochs >= 1, "1 or more")
         self._require("batch_size", self.batch_size >= 2, "2 or more, since batch normalisation needs two images")
         self._require("learning_rate", 0 < self.learning_rate < 1, "above 0 and below 1: try 0.001")
+        self._require("optimizer", self.optimizer in get_args(Optimizer), "adam or sgd")
+        self._require("warm_up", 0 <= self.warm_up < 1, "0 or more and below 1: the share of the steps")
+        self._require("label_smoothing", 0 <= self.label_smoothing < 1, "0 or more and below 1: try 0.1")
+        self._require("averaging", 0 <= self.averaging < 1, "0 or more and below 1: try 0.999")
         self._require("schedule", self.schedule in ("cosine", "constant"), "cosine or constant")
         self._require("weight_decay", 0 <= self.weight_decay < 10, "0 or more and below 10: try 0.1")
         self._require("dropout", 0 <= self.dropout < 1, "0 or more and below 1: the paper's is 0.1")
@@ -57,6 +118,11 @@ class Recipe:
             "least_steps", self.least_steps >= 0, "0 or more: with 0, every epoch is one pass over the images"
         )
         self._require("fixed_epochs", 0 <= self.fixed_epochs <= self.epochs, "between 0 and epochs")
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Self:
+        """The recipe from its JSON record, which `dataclasses.asdict` made. Settings that it lacks are the default."""
+        return cls(**record | {"augmentation": Augmentation(**record.get("augmentation", {}))})
 
     def with_epochs(self, epochs: int) -> Recipe:
         """The recipe with another number of epochs, and the same share of epochs with fixed regions."""

@@ -65,7 +65,7 @@ class Setup:
     def from_record(cls, record: dict[str, Any]) -> Setup:
         """The setup from its JSON record, which `dataclasses.asdict` made."""
         size = record["image_size"]
-        return cls(**{**record, "image_size": (size[0], size[1]), "recipe": Recipe(**record["recipe"])})
+        return cls(**{**record, "image_size": (size[0], size[1]), "recipe": Recipe.from_record(record["recipe"])})
 
     def network(self, classes: int) -> Network:
         """The layers of the network for this number of classes.

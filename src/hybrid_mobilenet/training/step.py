@@ -16,7 +16,12 @@ from .recipe import Precision, Recipe
 
 
 def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, precision: Precision = "fp32"
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    precision: Precision = "fp32",
+    label_smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Forward pass, loss, backward pass and update on one batch. It does not wait for the device.
 
@@ -24,11 +29,13 @@ def train_step(
         model: in train(), on any device; may be wrapped in DistributedDataParallel.
         optimizer: of the model's parameters.
         images: (N, C, H, W), uint8 in 0..255 or floating point in 0..1, on the model's device.
-        labels: (N,), int64, on the model's device.
+        labels: on the model's device: (N,), int64, or (N, classes), floating point, the share of each class.
         precision: "fp32", or "bf16" for autocast to bfloat16 in the forward pass.
+        label_smoothing: share of each label that is spread over all classes, from 0 to 1.
 
     Returns:
-        The mean cross-entropy and the number of correctly classified images, scalars on the device.
+        The mean cross-entropy and the number of correctly classified images, scalars on the device. An image of
+        several classes counts as one of the largest share.
 
     Example:
         >>> import torch
@@ -45,15 +52,16 @@ def train_step(
     is_bf16 = precision == "bf16"
     with torch.autocast(images.device.type, torch.bfloat16) if is_bf16 else nullcontext():
         logits = model(images)
-    loss = F.cross_entropy(logits.float() if is_bf16 else logits, labels)
+    loss = F.cross_entropy(logits.float() if is_bf16 else logits, labels, label_smoothing=label_smoothing)
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     optimizer.step()
-    return loss.detach(), (logits.argmax(1) == labels).sum()
+    expected = labels if labels.dim() == 1 else labels.argmax(1)
+    return loss.detach(), (logits.argmax(1) == expected).sum()
 
 
-class AdamW(torch.optim.AdamW):
-    """torch's AdamW without the wrappers that serve torch.compile.
+class _WithoutWrappers:
+    """torch's optimisers without the wrappers that serve torch.compile.
 
     Each wrapper imports torch._dynamo, which would add more than a second to the start of every training process.
     """
@@ -63,14 +71,29 @@ class AdamW(torch.optim.AdamW):
     state_dict = unwrap(torch.optim.Optimizer.state_dict)
     load_state_dict = unwrap(torch.optim.Optimizer.load_state_dict)
 
+
+class AdamW(_WithoutWrappers, torch.optim.AdamW):
+    """See `_WithoutWrappers`."""
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Update the parameters; see `torch.optim.AdamW.step`."""
         return unwrap(torch.optim.AdamW.step)(self, closure)
 
 
-def adam(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Adam over the parameters of a model; with weight decay, AdamW (Loshchilov and Hutter, 2019).
+class SGD(_WithoutWrappers, torch.optim.SGD):
+    """See `_WithoutWrappers`."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Update the parameters; see `torch.optim.SGD.step`."""
+        return unwrap(torch.optim.SGD.step)(self, closure)
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimiser of a recipe over the parameters of a model.
+
+    "adam" is Adam; with weight decay, AdamW (Loshchilov and Hutter, 2019). "sgd" has Nesterov momentum.
 
     Only the weights of convolutions and fully connected layers decay. Decay of a batch normalisation's scale would not
     make the network simpler, since the next normalisation undoes it.
@@ -78,13 +101,16 @@ def adam(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
     groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if recipe.optimizer == "sgd":
+        return SGD(groups, recipe.learning_rate, momentum=recipe.beta1, nesterov=recipe.beta1 > 0, fused=True)
     return AdamW(groups, recipe.learning_rate, (recipe.beta1, recipe.beta2), recipe.epsilon, fused=True)
 
 
 def learning_rate(recipe: Recipe, done: float) -> float:
     """The learning rate after a fraction `done` of all steps, in [0, 1]."""
     scale = 1.0 if recipe.schedule == "constant" else (1 + math.cos(math.pi * done)) / 2
-    return recipe.learning_rate * scale
+    rise = done / recipe.warm_up if done < recipe.warm_up else 1.0
+    return recipe.learning_rate * scale * rise
 
 
 @contextmanager
