@@ -62,7 +62,7 @@ class Watch:
             return regions
 
         def fetching(dataset: ImageDataset, indices: torch.Tensor) -> torch.Tensor:
-            if len(indices) == SMALL.recipe.batch_size // 2:
+            if len(indices) == RECIPE.batch_size // 2:
                 self.batches.append(indices)
             return fetch(dataset, indices)
 
@@ -140,8 +140,8 @@ def refused(seen: dict[str, Any]) -> None:
         "mistake of both": replace(SMALL, alpha=0.3),
         "mistake of 1": replace(SMALL, delta=0) if RANK == 1 else SMALL,
         "other settings": replace(SMALL, seed=RANK),
-        "odd batch": replace(SMALL, recipe=replace(SMALL.recipe, batch_size=33)),
-        "small batch": replace(SMALL, recipe=replace(SMALL.recipe, batch_size=2)),
+        "odd batch": replace(SMALL, recipe=replace(RECIPE, batch_size=33)),
+        "small batch": replace(SMALL, recipe=replace(RECIPE, batch_size=2)),
     }.items():
         with pytest.raises(ValueError) as caught:  # noqa: PT011  test_processes.py looks at the message
             training.train(setup, FOLDER / name, Quiet())

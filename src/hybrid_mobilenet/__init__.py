@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .training.processes import ProcessLost as ProcessLost
     from .training.recipe import Augmentation as Augmentation
     from .training.recipe import Recipe as Recipe
+    from .training.recipe import own_recipe as own_recipe
     from .training.recipe import paper_recipe as paper_recipe
     from .training.run import resume as resume
     from .training.run import train as train
@@ -81,6 +82,7 @@ _MODULE_OF = {
     "export": "deploy.export",
     "fit": "training.fit",
     "load_data": "data.splits",
+    "own_recipe": "training.recipe",
     "paper_recipe": "training.recipe",
     "predict": "deploy.classify",
     "resolve": "network.architecture",
@@ -123,6 +125,7 @@ __all__ = [
     "export",
     "fit",
     "load_data",
+    "own_recipe",
     "paper_recipe",
     "predict",
     "resolve",

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from command_line import NETWORK, fails, invoke
-from hybrid_mobilenet.cli import train as command
 from hybrid_mobilenet.training import recipe as recipe_module
-from hybrid_mobilenet.training.recipe import PAPER_RECIPES
+from hybrid_mobilenet.training import setup as training_setup
+from hybrid_mobilenet.training.recipe import AUGMENTATIONS, PAPER_RECIPES, Augmentation
 from processes import run_command, start_command
 
 
@@ -51,7 +51,8 @@ def test_train_json_is_all_that_is_printed(tmp_path: Path) -> None:
 def test_every_option_reaches_the_run(tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "epochs": 2, "batch-size": 500, "learning-rate": 0.01, "weight-decay": 0.1, "activation": "relu6",
-        "sequence": "pseudorandom", "fixed-epochs": 1, "validation": 0.2, "seed": 3,
+        "sequence": "pseudorandom", "fixed-epochs": 1, "validation": 0.2, "seed": 3, "optimizer": "sgd",
+        "warm-up": 0.1, "label-smoothing": 0.2,
     }  # fmt: skip
     given = [text for name, value in options.items() for text in (f"--{name}", value)]
     network = ["--family", "fmp", "--alpha", "0.5", "--delta", "2", "--image-size", "8x12", "--in-channels", "3"]
@@ -81,7 +82,7 @@ def test_what_is_not_given_comes_from_the_family_s_recipe(tmp_path: Path, monkey
         for index, (family, recipe) in enumerate(PAPER_RECIPES.items())
     }
     monkeypatch.setattr(recipe_module, "PAPER_RECIPES", recipes)
-    monkeypatch.setattr(command, "LEAST_STEPS", 3)
+    monkeypatch.setattr(training_setup, "LEAST_STEPS", 3)
     for family in ("mp3", "fmp"):
         network = ["--family", family, "--alpha", "0.25", "--delta", "1", "--image-size", "8", "--in-channels", "1"]
         out = tmp_path / family
@@ -89,6 +90,27 @@ def test_what_is_not_given_comes_from_the_family_s_recipe(tmp_path: Path, monkey
         assert result.exit_code == 0, result.stderr
         recipe = json.loads((out / "config.json").read_text())["training"]["recipe"]
         assert recipe == asdict(replace(recipes[family], fixed_epochs=1, least_steps=3))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), replace(AUGMENTATIONS["medium"], flips="none")),  # the classes are 0 and 1
+        (("--augmentation", "none"), Augmentation()),
+        (("--augmentation", "light", "--flips", "both"), Augmentation(shift=0.125, flips="both")),
+        (("--flips", "horizontal"), AUGMENTATIONS["medium"]),
+    ],
+)
+def test_own_images_are_augmented(
+    photos: Path, tmp_path: Path, options: tuple[str, ...], expected: Augmentation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    network = ["--alpha", "0.25", "--delta", "1", "--image-size", "8", "--epochs", "1"]
+    result = invoke("train", photos, *network, *options, "--out", "run", "--json")
+    assert result.exit_code == 0, result.stderr
+    recipe = json.loads(Path("run/config.json").read_text())["training"]["recipe"]
+    assert recipe["augmentation"] == asdict(expected)
+    assert (recipe["epochs"], recipe["fixed_epochs"], recipe["least_steps"]) == (1, 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +130,7 @@ def test_what_is_not_given_comes_from_the_family_s_recipe(tmp_path: Path, monkey
         (("digits", "--learning-rate", "0"), ("learning_rate is 0",)),
         (("digits", "--weight-decay", "-1"), ("weight_decay is -1",)),
         (("digits", "--validation", "1"), ("validation is 1",)),
+        (("digits", "--augmentation", "much"), ("--augmentation is 'much'", "none, light, medium, strong")),
         (("digits", "--fixed-epochs", "99", "--epochs", "9"), ("fixed_epochs is 99",)),
         (("digits", "--seed", "-1"), ("seed is -1", "0 or more and less than 2**64")),
         (("digits", "--seed", "18446744073709551616"), ("seed is 18446744073709551616", "less than 2**64")),

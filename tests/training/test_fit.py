@@ -37,7 +37,7 @@ def test_each_step_has_its_learning_rate(tmp_path: Path, monkeypatch: pytest.Mon
     rates: list[float] = []
     before_step(monkeypatch, lambda _taken, _model, optimizer: rates.append(optimizer.param_groups[0]["lr"]))
     train(SMALL, tmp_path / "run", Quiet())
-    assert rates == [learning_rate(SMALL.recipe, step / (3 * STEPS)) for step in range(3 * STEPS)]
+    assert rates == [learning_rate(RECIPE, step / (3 * STEPS)) for step in range(3 * STEPS)]
 
 
 def test_the_last_epochs_may_have_fixed_regions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,11 +222,14 @@ def test_training_does_not_import_torch_dynamo(tmp_path: Path) -> None:
     """Its import takes nearly as long as torch's own."""
     script = (
         "import sys; from dataclasses import replace; from runs import RECIPE, SMALL\n"
-        "from hybrid_mobilenet import HybridMobileNet, train; from hybrid_mobilenet.training.step import adam\n"
+        "from hybrid_mobilenet import HybridMobileNet, train\n"
+        "from hybrid_mobilenet.training.step import make_optimizer\n"
         "train(replace(SMALL, family='mobilenet', recipe=replace(RECIPE, epochs=1)), sys.argv[1])\n"
         "train(replace(SMALL, family='fmp', recipe=replace(RECIPE, epochs=1)), sys.argv[1] + '-fmp')\n"
-        "optimizer = make_optimizer(HybridMobileNet.from_pretrained(sys.argv[1]), RECIPE)\n"
-        "optimizer.load_state_dict(optimizer.state_dict())\n"
+        "train(replace(SMALL, recipe=replace(RECIPE, epochs=1, optimizer='sgd')), sys.argv[1] + '-sgd')\n"
+        "for recipe in (RECIPE, replace(RECIPE, optimizer='sgd')):\n"
+        "    optimizer = make_optimizer(HybridMobileNet.from_pretrained(sys.argv[1]), recipe)\n"
+        "    optimizer.load_state_dict(optimizer.state_dict())\n"
         "sys.exit('torch._dynamo' in sys.modules)"
     )
     done = run_python("-c", script, tmp_path / "run")

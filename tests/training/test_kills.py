@@ -58,6 +58,11 @@ def saved(out: Path) -> tuple[int, int]:
 def test_a_process_killed_within_an_epoch_and_between_epochs(family: Family, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     settings = f"digits --family {family} --image-size 16 --epochs {EPOCHS} --seed 3 --batch-size 128".split()
+    settings += (
+        ["--augmentation", "strong", "--flips", "both", "--optimizer", "sgd", "--warm-up", "0.2"]
+        if family == "fmp"
+        else []
+    )
     assert run(NEVER, *settings, "--out", str(whole)) == 0
     assert run((1, 3), *settings, "--out", str(killed)) == -signal.SIGKILL
     assert saved(killed) == (1, 2)

@@ -14,7 +14,17 @@ import typer
 
 from ..layers.sizes import PoolingSequence
 from ..network.architecture import Activation, Family
-from ..training.recipe import CIFAR100_RECIPES, LEAST_STEPS, PAPER_RECIPES, Precision, Recipe, paper_recipe
+from ..training.recipe import (
+    AUGMENTATIONS,
+    CIFAR100_RECIPES,
+    PAPER_RECIPES,
+    Flips,
+    Optimizer,
+    Precision,
+    Recipe,
+    own_recipe,
+    paper_recipe,
+)
 from .options import (
     AlphaOption,
     DeltaOption,
@@ -39,9 +49,11 @@ def recipe_option(setting: str, explanation: str, *names: str) -> Any:
         same = len(set(values.values())) == 1
         return values["fmp"] if same else ", ".join(f"{family}: {value}" for family, value in values.items())
 
-    usual, of_cifar100 = defaults(PAPER_RECIPES), defaults(CIFAR100_RECIPES)
-    default = usual if usual == of_cifar100 else f"{usual}; cifar100: {of_cifar100}"
-    return typer.Option(*names, help=explanation, show_default=default)
+    usual = defaults(PAPER_RECIPES)
+    own: dict[Family, Recipe] = {family: own_recipe(family, 1, ()) for family in PAPER_RECIPES}
+    others = {"cifar100": defaults(CIFAR100_RECIPES), "your images": defaults(own)}
+    different = [f"; {data}: {values}" for data, values in others.items() if values != usual]
+    return typer.Option(*names, help=explanation, show_default=usual + "".join(different))
 
 
 def train(
@@ -80,6 +92,30 @@ def train(
     ] = None,
     fixed_epochs: Annotated[
         int | None, recipe_option("fixed_epochs", "Last epochs, with the fixed regions used at test time.")
+    ] = None,
+    augmentation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(AUGMENTATIONS),
+            help="How much training images are varied: shifted, resized, recoloured, partly covered.",
+            show_default="none for digits and CIFAR; your images: by their number",
+        ),
+    ] = None,
+    flips: Annotated[
+        Flips | None,
+        typer.Option(
+            help="How half of the images are mirrored. Images of text must not be.",
+            show_default="horizontal with augmentation; none for classes of characters, or of left and right",
+        ),
+    ] = None,
+    label_smoothing: Annotated[
+        float | None, recipe_option("label_smoothing", "Share of each label that is spread over all classes.")
+    ] = None,
+    optimizer: Annotated[
+        Optimizer | None, recipe_option("optimizer", "adam (AdamW), or sgd with Nesterov momentum.")
+    ] = None,
+    warm_up: Annotated[
+        float | None, recipe_option("warm_up", "Share of the steps in which the learning rate rises from 0.")
     ] = None,
     precision: Annotated[
         Precision | None, recipe_option("precision", "fp32, or bf16 for mixed precision on GPUs.")
@@ -125,6 +161,9 @@ def train(
         "sequence": sequence,
         "overlapping": overlapping,
         "fixed_epochs": fixed_epochs,
+        "label_smoothing": label_smoothing,
+        "optimizer": optimizer,
+        "warm_up": warm_up,
         "precision": precision,
     }
     if resume is not None:
@@ -132,13 +171,14 @@ def train(
         folder = resume
     else:
         assert data is not None
-        recipe = chosen_recipe(family, data, epochs, settings)
+        change = partial(changed_recipe, epochs=epochs, settings=settings, augmentation=augmentation, flips=flips)
+        change(paper_recipe(family, data))  # reports a mistake before the images are read
         folder = out or Path("runs") / f"{Path(data).stem}-{family}-d{delta}-a{alpha:g}-s{seed}"
 
     from ..common.memory import keep_freed_memory
     from ..training import run as training
     from ..training.processes import rank
-    from ..training.setup import Setup
+    from ..training.setup import Setup, default_recipe
     from .display import RunDisplay
 
     keep_freed_memory()
@@ -148,7 +188,8 @@ def train(
             start = partial(training.resume, folder, display, device=device)
         else:
             size = parse_image_size(image_size)
-            setup = Setup(data, family, alpha, delta, size, in_channels, validation, seed, recipe)
+            setup = Setup(data, family, alpha, delta, size, in_channels, validation, seed)
+            setup = replace(setup, recipe=lambda setup, images: change(default_recipe(setup, images)))
             start = partial(training.train, setup, folder, display, device=device)
         evaluation = finish(start, folder, is_first)
     if is_first:
@@ -167,12 +208,27 @@ def refuse_settings(ctx: typer.Context) -> None:
         raise ValueError(f"--resume continues with the settings that the run was started with: leave out {options}")
 
 
-def chosen_recipe(family: Family, data: str, epochs: int | None, settings: dict[str, Any]) -> Recipe:
-    """The paper's recipe with those of the `settings` that are not None."""
-    recipe = paper_recipe(family, data)
-    # On a small data set, the recipe's epochs would be too few steps.
-    recipe = replace(recipe, least_steps=LEAST_STEPS) if epochs is None else recipe.with_epochs(epochs)
-    return replace(recipe, **{name: value for name, value in settings.items() if value is not None})
+def changed_recipe(
+    recipe: Recipe, epochs: int | None, settings: dict[str, Any], augmentation: str | None, flips: Flips | None
+) -> Recipe:
+    """A recipe with the options that are not None.
+
+    Raises:
+        ValueError: if one is out of range.
+    """
+    if epochs is not None:
+        recipe = replace(recipe.with_epochs(epochs), least_steps=0)
+    varied = recipe.augmentation
+    if augmentation is not None:
+        if augmentation not in AUGMENTATIONS:
+            raise ValueError(f"--augmentation is {augmentation!r}, but must be one of {', '.join(AUGMENTATIONS)}")
+        # Whether images are mirrored depends on the classes, so the recipe's choice stays.
+        kept = varied.flips if varied else AUGMENTATIONS[augmentation].flips
+        varied = replace(AUGMENTATIONS[augmentation], flips=kept if augmentation != "none" else "none")
+    if flips is not None:
+        varied = replace(varied, flips=flips)
+    given = {name: value for name, value in settings.items() if value is not None}
+    return replace(recipe, augmentation=varied, **given)
 
 
 def finish(start: Callable[[], Evaluation], folder: Path, is_first: bool) -> Evaluation:

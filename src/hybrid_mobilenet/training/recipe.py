@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, get_args
 
@@ -191,3 +193,46 @@ def paper_recipe(family: Family, data: str) -> Recipe:
     if family not in PAPER_RECIPES:
         raise ValueError(f"family is {family!r}, but must be one of {', '.join(PAPER_RECIPES)}")
     return (CIFAR100_RECIPES if data == "cifar100" else PAPER_RECIPES)[family]
+
+
+#: Augmentation by name, for `train --augmentation`. Chosen on validation images: see docs/LOG.md.
+AUGMENTATIONS: dict[str, Augmentation] = {
+    "none": Augmentation(),
+    "light": Augmentation(shift=0.125, flips="horizontal"),
+    "medium": Augmentation(shift=0.125, scale=0.25, flips="horizontal", colour=0.25),
+    "strong": Augmentation(shift=0.2, scale=0.5, flips="horizontal", colour=0.4, cutout=0.4),
+}
+
+
+def own_recipe(family: Family, images: int, class_names: Sequence[str]) -> Recipe:
+    """The default recipe for a user's own images.
+
+    Args:
+        family: "mobilenet", "mp3" or "fmp".
+        images: number of training images.
+        class_names: images of characters, or of left and right, are not mirrored.
+
+    Raises:
+        ValueError: if there is no such family.
+
+    Example:
+        >>> from hybrid_mobilenet import own_recipe
+        >>> own_recipe("fmp", 1000, ["cat", "dog"]).augmentation.flips
+        'horizontal'
+        >>> own_recipe("fmp", 1000, ["a", "b", "c"]).augmentation.flips
+        'none'
+    """
+    recipe = paper_recipe(family, "")
+    augmentation = AUGMENTATIONS["medium"]
+    if changes_when_mirrored(class_names):
+        augmentation = replace(augmentation, flips="none")
+    # With augmentation, random regions are too much of a good thing: see docs/LOG.md.
+    fixed_epochs = recipe.epochs if family == "fmp" else 0
+    return replace(recipe, fixed_epochs=fixed_epochs, least_steps=LEAST_STEPS, augmentation=augmentation)
+
+
+def changes_when_mirrored(class_names: Sequence[str]) -> bool:
+    """Whether the names suggest that a mirrored image is of another class or of none: characters, left or right."""
+    is_characters = sum(len(name) == 1 or name.isdecimal() for name in class_names) > len(class_names) / 2
+    words = {word for name in class_names for word in re.split(r"[\W\d_]+", name.lower())}
+    return is_characters or {"left", "right"} <= words

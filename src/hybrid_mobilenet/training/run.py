@@ -36,6 +36,7 @@ from .evaluate import Evaluation, evaluate
 from .fit import Training
 from .precise_statistics import FINAL_IMAGES
 from .processes import Processes, joined
+from .recipe import Recipe
 from .setup import (
     Interrupted,
     Monitor,
@@ -109,7 +110,8 @@ def train(
     out, monitor = Path(out), monitor or Silent()
     setup = replace(setup, data=whole_name(setup.data))
     with joined(device) as processes:
-        splits, chosen = processes.together(lambda: _prepare(setup, out, monitor, processes, read, device))
+        recipe, splits, chosen = processes.together(lambda: _prepare(setup, out, monitor, processes, read, device))
+        setup = replace(setup, recipe=recipe)
         with training_settings(chosen):
             torch.manual_seed(setup.seed)
             run = _Run(setup, splits, out, monitor, processes, chosen)
@@ -119,8 +121,8 @@ def train(
 
 def _prepare(
     setup: Setup, out: Path, monitor: Monitor, processes: Processes, read: Read, device: str
-) -> tuple[Splits, torch.device]:
-    """Check everything that can be checked before the first step, read the data, and make the folder."""
+) -> tuple[Recipe, Splits, torch.device]:
+    """Check everything that can be checked before the first step, read the data, choose the recipe, make the folder."""
     if processes.first:
         remove_left_overs(out / CHECKPOINT_FILE)  # of a run that was killed during its first save
     if processes.first and out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -130,7 +132,9 @@ def _prepare(
         )
     chosen = check_setup(setup, device, processes)  # before the data is read, which may take long
     splits = read(setup, monitor)
-    choose_batch_size(setup.recipe, len(splits.train), processes)
+    recipe = setup.chosen_recipe(splits.train)
+    check_device(device, recipe, processes)
+    choose_batch_size(recipe, len(splits.train), processes)
     try:
         if processes.first:
             out.mkdir(parents=True, exist_ok=True)
@@ -138,7 +142,7 @@ def _prepare(
         raise ValueError(
             f"out is {str(out)!r}, but this folder cannot be made ({error.strerror}): choose another with --out"
         ) from error
-    return splits, chosen
+    return recipe, splits, chosen
 
 
 def resume(out: Path | str, monitor: Monitor | None = None, read: Read = read_data, device: str = "auto") -> Evaluation:
@@ -205,7 +209,7 @@ def _read_run(
             f"the run in {out} was started in {before} process{'es' * (before > 1)}, not {processes.size}, and another "
             f"number would change its outcome: continue with {command} train --resume {shlex.quote(str(out))}"
         )
-    chosen = check_device(device, setup.recipe, processes)
+    chosen = check_setup(setup, device, processes)
     splits = read(setup, monitor)
     if splits.train.fingerprint != fingerprint:
         raise CheckpointError(f"the data {setup.data!r} has changed since the run in {out} began: start a new run")
@@ -235,10 +239,11 @@ class _Run:
         alike = self.record | {"data": None}
         processes.require_same("settings, data or checkpoint", json.dumps([alike, asdict(progress or Progress())]))
         train = splits.train
+        self.recipe = setup.chosen_recipe(train)
         mean, std = normalisation(train)
-        model = build_model(setup.network(len(train.class_names)), setup.recipe, train.class_names, mean, std)
+        model = build_model(setup.network(len(train.class_names)), self.recipe, train.class_names, mean, std)
         self.training = Training(
-            model, train, setup.recipe, setup.seed, device, processes, monitor, splits.validation, progress
+            model, train, self.recipe, setup.seed, device, processes, monitor, splits.validation, progress
         )
         self.stop = threading.Event()
         self.saved = time.perf_counter()
@@ -246,7 +251,7 @@ class _Run:
     def finish(self) -> Evaluation:
         """Train what is left, then write the results."""
         training = self.training
-        if note := automatic_lengths(self.setup.recipe, len(self.splits.train), training.steps, training.batch_size):
+        if note := automatic_lengths(self.recipe, len(self.splits.train), training.steps, training.batch_size):
             self.monitor.on_note(note)
         with stop_signals() as self.stop:
             training.train(self.after_step, self.after_epoch)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 
+from ..data.dataset import ImageDataset
+from ..data.sources import KNOWN
 from ..data.splits import Splits, load_data
 from ..layers.sizes import Size
 from ..network.architecture import Family, Network, resolve
 from ..network.model import HybridMobileNet
 from .processes import Processes
-from .recipe import PAPER, Recipe, check_seed
+from .recipe import LEAST_STEPS, PAPER, Recipe, check_seed, own_recipe, paper_recipe
 
 #: Largest share of the images that an epoch may leave out because they do not fill a batch. They vary by epoch.
 LEFT_OUT = 0.02
@@ -28,11 +30,22 @@ class Interrupted(KeyboardInterrupt):
     """Training was stopped by Ctrl-C or SIGTERM, and its state was saved."""
 
 
+def default_recipe(setup: Setup, images: ImageDataset) -> Recipe:
+    """The default recipe of a setup: the paper's for the built-in data sets, `own_recipe` for others."""
+    if setup.data in KNOWN:
+        return replace(paper_recipe(setup.family, setup.data), least_steps=LEAST_STEPS)
+    return own_recipe(setup.family, len(images), images.class_names)
+
+
+ChooseRecipe = Callable[["Setup", ImageDataset], Recipe]
+"""Chooses the recipe of a setup when its training images are known."""
+
+
 @dataclass(frozen=True)
 class Setup:
     """Everything that decides the outcome of a run, except the machine.
 
-    The defaults are the network that the paper recommends.
+    The defaults are the network that the paper recommends, trained as `default_recipe` chooses.
 
     Attributes:
         data: name or path of the data, as `load_data` takes it. A run records a path as an absolute one.
@@ -43,7 +56,7 @@ class Setup:
         channels: 3 for RGB, 1 for greyscale.
         validation: share of the training images of every class that is held out for validation, in [0, 1).
         seed: of weights, order of the images, dropout, pooling regions and the validation split; 0 to 2**64 - 1.
-        recipe: how the network is trained.
+        recipe: how the network is trained, or a function that chooses the recipe for the training images.
 
     Example:
         >>> from hybrid_mobilenet import Setup
@@ -59,13 +72,17 @@ class Setup:
     channels: int = 3
     validation: float = 0.1
     seed: int = 0
-    recipe: Recipe = PAPER
+    recipe: Recipe | ChooseRecipe = default_recipe
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Setup:
         """The setup from its JSON record, which `dataclasses.asdict` made."""
         size = record["image_size"]
         return cls(**{**record, "image_size": (size[0], size[1]), "recipe": Recipe.from_record(record["recipe"])})
+
+    def chosen_recipe(self, images: ImageDataset) -> Recipe:
+        """The recipe for these training images."""
+        return self.recipe if isinstance(self.recipe, Recipe) else self.recipe(self, images)
 
     def network(self, classes: int) -> Network:
         """The layers of the network for this number of classes.
@@ -131,12 +148,14 @@ def read_data(setup: Setup, monitor: Monitor) -> Splits:
 def check_setup(setup: Setup, device: str, processes: Processes) -> torch.device:
     """Check the settings without reading the data; returns the device to train on.
 
+    A recipe that is chosen for the images is not checked.
+
     Raises:
         ValueError: if a setting is out of range, the device does not exist, or the two do not fit together.
     """
     check_seed(setup.seed)
     setup.network(classes=2)
-    return check_device(device, setup.recipe, processes)
+    return check_device(device, setup.recipe if isinstance(setup.recipe, Recipe) else PAPER, processes)
 
 
 def check_device(device: str, recipe: Recipe, processes: Processes) -> torch.device:
