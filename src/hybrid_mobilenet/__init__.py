@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .training.setup import Monitor as Monitor
     from .training.setup import Setup as Setup
     from .training.setup import TrainingDiverged as TrainingDiverged
+    from .training.start import continue_from as continue_from
     from .training.step import train_step as train_step
 
     __version__: str
@@ -71,6 +72,7 @@ _MODULE_OF = {
     "Setup": "training.setup",
     "Splits": "data.splits",
     "TrainingDiverged": "training.setup",
+    "continue_from": "training.start",
     "convert_grouped_channels": "layers.keras",
     "convert_keras_depthwise": "layers.keras",
     "evaluate": "training.evaluate",
@@ -111,6 +113,7 @@ __all__ = [
     "Splits",
     "TrainingDiverged",
     "__version__",
+    "continue_from",
     "convert_grouped_channels",
     "convert_keras_depthwise",
     "evaluate",

@@ -102,7 +102,8 @@ def print_evaluation(data: str, evaluated: Evaluated, result: Evaluation) -> Non
         class_table(result),
         bold_first(
             f"{result.accuracy:.2%}",
-            f" of {result.images:,} test images classified correctly, {passes}, cross-entropy {result.loss:.4f}",
+            f" of {result.images:,} test images classified correctly, {passes}, cross-entropy {result.loss:.4f}, "
+            f"balanced accuracy {result.balanced_accuracy:.2%}",
         ),
         sep="\n",
     )

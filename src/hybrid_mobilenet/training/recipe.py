@@ -9,6 +9,8 @@ from ..layers.sizes import PoolingSequence
 from ..network.architecture import Activation, Family
 
 Precision = Literal["fp32", "bf16"]
+Balance = Literal["none", "sampling"]
+Keep = Literal["last", "best"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class Recipe:
     precision: Precision = "fp32"  # Keras's default; "bf16" (autocast) is for GPUs
     fixed_epochs: int = 0  # ours: number of last epochs with the fixed pooling regions of eval()
     least_steps: int = 0  # ours: minimum over all epochs; with few images, an epoch is then several passes
+    balance: Balance = "none"  # "sampling" repeats images of small classes: see docs/LOG.md
+    patience: int = 0  # epochs without a lower validation loss after which training stops; 0 for never
+    keep: Keep = "last"  # "best" keeps the weights of the epoch with the lowest validation loss
 
     def __post_init__(self) -> None:
         self._require("epochs", self.epochs >= 1, "1 or more")
@@ -56,6 +61,9 @@ class Recipe:
         self._require(
             "least_steps", self.least_steps >= 0, "0 or more: with 0, every epoch is one pass over the images"
         )
+        self._require("balance", self.balance in get_args(Balance), "none or sampling")
+        self._require("patience", self.patience >= 0, "0 or more epochs: with 0, training never stops early")
+        self._require("keep", self.keep in get_args(Keep), "last or best")
         self._require("fixed_epochs", 0 <= self.fixed_epochs <= self.epochs, "between 0 and epochs")
 
     def with_epochs(self, epochs: int) -> Recipe:
