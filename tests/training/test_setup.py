@@ -34,6 +34,7 @@ from runs import (
         ({"channels": 0}, "in_channels is 0"),
         ({"data": "no such data"}, "no such data"),
         ({"validation": 1.0}, "validation is 1.0"),
+        ({"log": "wandb"}, "log is 'wandb', but must be tensorboard"),
         ({"validation": 0, "recipe": replace(RECIPE, patience=5)}, "patience is 5"),
         ({"validation": 0, "recipe": replace(RECIPE, keep="best")}, "keep is 'best'"),
     ],

@@ -63,14 +63,15 @@ def test_a_run_goes_on_with_its_weights_settings_and_images(
     assert continue_from(out).start == str(out)
 
 
-@pytest.mark.slow
-def test_a_continuation_resumes_without_the_run_it_continues(finished: Path, tmp_path: Path) -> None:
-    start = tmp_path / "start"
-    shutil.copytree(finished, start)
+def test_a_continuation_resumes_byte_for_byte(finished: Path, tmp_path: Path) -> None:
+    start = Path(shutil.copytree(finished, tmp_path / "start"))
     setup = replace(continue_from(start), recipe=LOW)
     train(setup, tmp_path / "whole", Quiet())
     out = stopped(tmp_path / "run", STEPS + 1, kill, Killed, setup)
-    shutil.rmtree(start)
+    (start / "model.safetensors").unlink()  # no longer needed
+    (start / "split.json").rename(tmp_path / "split.json")
+    refuses(DataError, lambda: resume(out, Quiet()), "no split.json", str(start), "restore it")
+    (tmp_path / "split.json").rename(start / "split.json")
     resume(out, Quiet())
     assert weights(out) == weights(tmp_path / "whole")
 
@@ -137,6 +138,12 @@ def test_other_data_has_the_same_classes_in_the_order_of_the_model(
     for training in seen:
         assert training.dataset.class_names == ("b", "a")
         assert training.dataset.labels.tolist() == (1 - names.labels).tolist()
+    earlier, both = RunImages.read(run), RunImages.read(out)  # of the run and of its continuation
+    assert earlier is not None
+    assert both is not None
+    assert set(earlier.train) < set(both.train)
+    assert set(earlier.held_out) < set(both.held_out)
+    assert set(names.contents()) < set(both.train)
     trained = HybridMobileNet.from_pretrained(out)
     assert trained.class_names == evaluation.class_names == ("b", "a")
     test = load_data(str(other), image_size=8).test

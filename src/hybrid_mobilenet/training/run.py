@@ -52,7 +52,7 @@ from .setup import (
     imbalance,
     read_data,
 )
-from .start import check_held_out, read_start
+from .start import check_held_out, earlier_images, read_start
 from .step import training_settings
 
 METRICS_FILE = "metrics.jsonl"
@@ -240,9 +240,7 @@ class _Run:
     ) -> None:
         self.setup, self.splits, self.out, self.monitor, self.processes = setup, splits, out, monitor, processes
         # Which images these are is computed now, since their folder may change during the run.
-        self.split_json = processes.together(
-            lambda: RunImages.of(splits, monitor.on_data).encoded() if processes.first else b""
-        )
+        self.split_json = processes.together(lambda: _split_json(setup, splits, monitor) if processes.first else b"")
         self.record = asdict(setup) | {"data_fingerprint": splits.train.fingerprint, "processes": processes.size}
         # Machines may keep the same images in different places, so paths may differ: the fingerprint must not.
         alike = self.record | {"data": None}
@@ -337,6 +335,12 @@ class _Run:
         if warning := _at_chance(history[-1], evaluation):
             self.monitor.on_warning(warning)
         return evaluation
+
+
+def _split_json(setup: Setup, splits: Splits, monitor: Monitor) -> bytes:
+    """The content of split.json: the images of the run, and of those that it continues."""
+    images, earlier = RunImages.of(splits, monitor.on_data), earlier_images(setup)
+    return (images if earlier is None else images.joined(earlier)).encoded()
 
 
 def _at_chance(last_epoch: dict[str, Any], test: Evaluation) -> str:

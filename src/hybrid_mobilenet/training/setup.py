@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 
@@ -157,6 +157,8 @@ def check_setup(setup: Setup, device: str, processes: Processes) -> torch.device
     check_seed(setup.seed)
     setup.network(classes=2)
     check_validation(setup.recipe, has_validation=setup.validation > 0)
+    if setup.log is not None and setup.log not in get_args(Log):
+        raise ValueError(f"log is {setup.log!r}, but must be tensorboard, or None for metrics.jsonl alone")
     if setup.log == "tensorboard":
         check_tensorboard()
     return check_device(device, setup.recipe, processes)

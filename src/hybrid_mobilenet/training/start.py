@@ -83,6 +83,23 @@ def read_start(setup: Setup) -> HybridMobileNet | None:
     return model
 
 
+def earlier_images(setup: Setup) -> RunImages | None:
+    """The images of the run that `setup` continues, and of those before; None if it starts from scratch.
+
+    Raises:
+        DataError: if its split.json is missing or damaged.
+    """
+    if setup.start == SCRATCH:
+        return None
+    images = RunImages.read(setup.start)
+    if images is None:
+        raise DataError(
+            f"there is no {SPLIT_FILE} in {setup.start}, so it is not known which images were held out from training: "
+            "restore it, or start from scratch"
+        )
+    return images
+
+
 def check_held_out(setup: Setup, splits: Splits, monitor: Monitor) -> None:
     """Check that the images held out by the run that `setup` continues stay held out.
 
@@ -92,25 +109,19 @@ def check_held_out(setup: Setup, splits: Splits, monitor: Monitor) -> None:
         DataError: if training or validation images are among those that the run held out, or it is not known which
             they are.
     """
-    if setup.start == SCRATCH:
+    earlier = earlier_images(setup)
+    if earlier is None:
         return
-    before = RunImages.read(setup.start)
-    if before is None:
-        raise DataError(
-            f"there is no {SPLIT_FILE} in {setup.start}, so it is not known which images were held out from training: "
-            "restore it, or start from scratch"
-        )
-    parts = {"training": splits.train, "validation": splits.validation}
-    for what, part in parts.items():
-        count = 0 if part is None else int(before.is_held_out(part.contents(monitor.on_data)).sum())
+    for what, part in (("training", splits.train), ("validation", splits.validation)):
+        count = 0 if part is None else int(earlier.is_held_out(part.contents(monitor.on_data)).sum())
         if count:
             raise DataError(
                 f"{setup.data}: {count:,} of the {what} images were held out for testing by {setup.start}, and must "
                 "stay held out: move them into a folder of test images, remove them, or start from scratch"
             )
-    seen = np.union1d(before.train, before.validation)
-    for what, part, used in (("test", splits.test, seen), ("validation", splits.validation, before.train)):
-        count = 0 if part is None else int(np.isin(part.contents(monitor.on_data), used).sum())
+    used = np.union1d(earlier.train, earlier.validation)
+    for what, part, seen in (("test", splits.test, used), ("validation", splits.validation, earlier.train)):
+        count = 0 if part is None else int(np.isin(part.contents(monitor.on_data), seen).sum())
         if part is not None and count:
             monitor.on_warning(
                 f"{setup.start} was trained on {count:,} of the {len(part):,} {what} images, so the figures on them "
