@@ -28,12 +28,12 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     return stream.getvalue()
 
 
-def image_folder(root: Path, counts: dict[str, int], size: int = 8) -> Path:
-    """A folder with `counts[name]` different noise images of each class."""
+def image_folder(root: Path, counts: dict[str, int], size: int = 8, seed: int = 0) -> Path:
+    """A folder with `counts[name]` different noise images of each class; with another seed, other images."""
     for label, (name, count) in enumerate(counts.items()):
         (root / name).mkdir(parents=True)
         for i in range(count):
-            Image.fromarray(noise(size, size, seed=1000 * label + i)).save(root / name / f"{i:03}.png")
+            Image.fromarray(noise(size, size, seed=100_000 * seed + 1000 * label + i)).save(root / name / f"{i:03}.png")
     return root
 
 

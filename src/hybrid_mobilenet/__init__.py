@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .training.setup import Monitor as Monitor
     from .training.setup import Setup as Setup
     from .training.setup import TrainingDiverged as TrainingDiverged
+    from .training.start import continue_from as continue_from
     from .training.step import train_step as train_step
 
     __version__: str
@@ -76,6 +77,7 @@ _MODULE_OF = {
     "Splits": "data.splits",
     "TrainingDiverged": "training.setup",
     "augment": "training.augmentation",
+    "continue_from": "training.start",
     "convert_grouped_channels": "layers.keras",
     "convert_keras_depthwise": "layers.keras",
     "evaluate": "training.evaluate",
@@ -119,6 +121,7 @@ __all__ = [
     "TrainingDiverged",
     "__version__",
     "augment",
+    "continue_from",
     "convert_grouped_channels",
     "convert_keras_depthwise",
     "evaluate",

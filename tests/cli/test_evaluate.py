@@ -29,10 +29,12 @@ def test_evaluate(model: Path) -> None:
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["Class", "Images", "Recall", "Precision", "F1"]
     assert [line.split()[0] for line in lines[2:12]] == list("0123456789")
-    accuracy = json.loads((model / "evaluation.json").read_text())["accuracy"]
-    assert lines[12].startswith(f"{accuracy:.2%} of 359 test images classified correctly, 1 pass, cross-entropy ")
-    assert lines[13] == "tested: all 359 images of the test split of digits"
-    assert " ".join(lines[14:]).replace("  ", " ").startswith("confusion matrix in")
+    evaluation = json.loads((model / "evaluation.json").read_text())
+    start = f"{evaluation['accuracy']:.2%} of 359 test images classified correctly, 1 pass, cross-entropy "
+    assert lines[12].startswith(start)
+    assert lines[13] == f"balanced accuracy {evaluation['balanced_accuracy']:.2%}: the mean recall of the classes"
+    assert lines[14] == "tested: all 359 images of the test split of digits"
+    assert " ".join(lines[15:]).replace("  ", " ").startswith("confusion matrix in")
     with Image.open(model / "confusion.png") as picture:
         picture.load()
         assert picture.format == "PNG"

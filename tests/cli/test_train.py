@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 from dataclasses import asdict, replace
@@ -13,9 +14,14 @@ from typing import Any
 import pytest
 
 from command_line import NETWORK, fails, invoke
+from hybrid_mobilenet.cli import train as command
+from hybrid_mobilenet.cli.display import RunDisplay
 from hybrid_mobilenet.training import recipe as recipe_module
+from hybrid_mobilenet.training import run as training
 from hybrid_mobilenet.training import setup as training_setup
-from hybrid_mobilenet.training.recipe import AUGMENTATIONS, PAPER_RECIPES, Augmentation
+from hybrid_mobilenet.training.evaluate import Evaluation
+from hybrid_mobilenet.training.recipe import AUGMENTATIONS, PAPER_RECIPES, Augmentation, Recipe
+from hybrid_mobilenet.training.setup import Setup
 from processes import run_command, start_command
 
 
@@ -41,6 +47,7 @@ def test_train_json_is_all_that_is_printed(tmp_path: Path) -> None:
     assert record == {
         "run": str(tmp_path / "run"),
         "accuracy": evaluation["accuracy"],
+        "balanced_accuracy": evaluation["balanced_accuracy"],
         "images": 359,
         "notes": [],
         "warnings": [],
@@ -52,7 +59,7 @@ def test_every_option_reaches_the_run(tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "epochs": 2, "batch-size": 500, "learning-rate": 0.01, "weight-decay": 0.1, "activation": "relu6",
         "sequence": "pseudorandom", "fixed-epochs": 1, "validation": 0.2, "seed": 3, "optimizer": "sgd",
-        "warm-up": 0.1, "label-smoothing": 0.2,
+        "warm-up": 0.1, "label-smoothing": 0.2, "balance": "sampling", "patience": 5, "keep": "best",
     }  # fmt: skip
     given = [text for name, value in options.items() for text in (f"--{name}", value)]
     network = ["--family", "fmp", "--alpha", "0.5", "--delta", "2", "--image-size", "8x12", "--in-channels", "3"]
@@ -116,8 +123,14 @@ def test_own_images_are_augmented(
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ((), ("train takes DATA", "or --resume RUN")),
+        ((), ("train takes DATA", "or --resume RUN", "or --from RUN")),
         (("digits", "--resume", "run"), ("train takes DATA", "or --resume RUN")),
+        (("--from", "run", "--resume", "run"), ("train takes DATA", "or --resume RUN", "or --from RUN")),
+        (("--from", "nowhere"), ("nowhere", "finished training run")),
+        (("digits", "--patience", "3", "--validation", "0"), ("patience is 3", "validation is 0", "--validation 0.1")),
+        (("digits", "--keep", "best", "--validation", "0"), ("keep is 'best'", "validation is 0", "leave out --keep")),
+        (("digits", "--patience", "-1"), ("patience is -1",)),
+        (("--resume", "run", "--log", "tensorboard", "--balance", "none"), ("leave out --balance, --log",)),
         (("--resume", "run", "--alpha", "0.25", "--epochs", "3"), ("leave out --alpha, --epochs",)),
         (("--resume", "nowhere"), ("no checkpoint.safetensors in nowhere",)),
         (("digits", "--alpha", "0.3"), ("alpha is 0.3", "choose a multiple of 1/32")),
@@ -161,6 +174,55 @@ def test_mistakes_in_the_shell_leave_one_line(tmp_path: Path) -> None:
     result = run_command("train", "digits", "--family", "vgg")
     assert (result.returncode, result.stdout) == (2, "")
     assert "Traceback" not in result.stderr
+
+
+def test_train_from_a_run(model: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(model, tmp_path / "digits")
+    settings = ["--epochs", "1", "--learning-rate", "0.001", "--alpha", "0.25"]
+    result = invoke("train", "--from", run, *settings)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[-1].endswith("digits-continued")
+    before, after = (
+        json.loads((tmp_path / name / "config.json").read_text()) for name in ("digits", "digits-continued")
+    )
+    expected = before["training"]["recipe"] | {"epochs": 1, "learning_rate": 0.001, "fixed_epochs": 0}
+    assert after["training"]["recipe"] == expected
+    for name in ("data", "seed", "validation", "image_size", "channels", "data_fingerprint"):
+        assert after["training"][name] == before["training"][name]
+    assert after["training"]["start"] == str(tmp_path / "digits")
+    fails(invoke("train", "--from", run), "digits-continued", "exists already", "--out")
+    for option, value, part in (("--in-channels", "3", "in_channels is 3"), ("--image-size", "16", "(16, 16)")):
+        out = tmp_path / "other"
+        fails(invoke("train", "--from", run, option, value, "--out", out), part, "leave it out")
+        assert not out.exists()
+
+
+def test_epochs_of_a_continuation_are_passes(photos: Path, tmp_path: Path) -> None:
+    """Its run was trained for more steps than an epoch has, for lack of images."""
+    recipe = Recipe(epochs=2, batch_size=32, least_steps=20)
+    run = tmp_path / "run"
+    training.train(Setup(str(photos), "mp3", 0.25, 1, (8, 8), 1, recipe=recipe), run)
+    for options, epochs, steps in ((("--epochs", "1"), 1, 0), ((), 2, 20)):
+        out = tmp_path / f"{epochs}"
+        result = invoke("train", "--from", run, *options, "--out", out, "--json")
+        assert result.exit_code == 0, result.stderr
+        settings = json.loads((out / "config.json").read_text())["training"]["recipe"]
+        assert (settings["epochs"], settings["least_steps"]) == (epochs, steps)
+
+
+def test_the_result_says_which_weights_and_how_balanced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    evaluation = Evaluation(("a", "b"), ((95, 0), (5, 0)), 0.2, 1)
+    command.print_result(evaluation, tmp_path, RunDisplay(shown=False), as_json=False)
+    (line, _) = capsys.readouterr().out.splitlines()
+    expected = "95.00% of 100 test images classified correctly after {}, balanced accuracy 50.00%"
+    assert line == expected.format("the last epoch")
+    command.print_result(replace(evaluation, epoch=7), tmp_path, RunDisplay(shown=False), as_json=False)
+    assert capsys.readouterr().out.startswith(expected.format("epoch 7, the best in validation"))
+    command.print_result(replace(evaluation, epoch=7), tmp_path, RunDisplay(shown=False), as_json=True)
+    assert json.loads(capsys.readouterr().out)["epoch"] == 7
 
 
 @pytest.mark.slow

@@ -135,6 +135,18 @@ def test_fingerprint_of_streamed_files(tmp_path: Path) -> None:
     assert fingerprint() not in (before, longer)
 
 
+def test_classes_in_another_order(tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "folder", {"a": 12, "b": 11, "c": 7}, size=9)
+    dataset = load_data(str(folder)).train
+    before = dataset.fingerprint
+    other = dataset.with_classes(("c", "a", "b"))
+    assert [other.class_names[label] for label in other.labels] == [dataset.class_names[n] for n in dataset.labels]
+    assert torch.equal(all_pixels(other), all_pixels(dataset))
+    assert other.fingerprint != before
+    assert (dataset.class_names, dataset.fingerprint) == (("a", "b", "c"), before)
+    assert dataset.with_classes(("a", "b", "c")) is dataset
+
+
 def test_normalisation() -> None:
     pixels = np.zeros((4, 1, 1, 3), np.uint8)
     pixels[:, 0, 0, 0] = [0, 255, 0, 255]

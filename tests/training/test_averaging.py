@@ -18,8 +18,8 @@ def test_the_average_follows_the_weights() -> None:
         average.update(step)
         decay = min(0.9, step / (step + 9))
         expected = decay * expected + (1 - decay) * model.weight.detach()
-    torch.testing.assert_close(average.tensors[0], expected)
-    assert not torch.allclose(average.tensors[0], model.weight)
+    torch.testing.assert_close(average.tensors["weight"], expected)
+    assert not torch.allclose(average.tensors["weight"], model.weight)
 
 
 def test_the_model_has_the_average_for_a_while() -> None:
@@ -31,7 +31,7 @@ def test_the_model_has_the_average_for_a_while() -> None:
     with average.in_model():
         torch.testing.assert_close(model.state_dict(), start)
     assert not model.weight.any()
-    torch.testing.assert_close(average.tensors[0], start["weight"])
+    torch.testing.assert_close(average.tensors["weight"], start["weight"])
 
 
 def test_after_few_steps_little_of_the_start_is_left() -> None:
@@ -41,4 +41,4 @@ def test_after_few_steps_little_of_the_start_is_left() -> None:
         model.weight.fill_(7.0)
     for step in range(1, 51):
         average.update(step)
-    torch.testing.assert_close(average.tensors[0], model.weight, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(average.tensors["weight"], model.weight, rtol=1e-4, atol=1e-4)

@@ -12,7 +12,7 @@ from torch import Tensor
 from hybrid_mobilenet.data.dataset import ImageDataset
 from hybrid_mobilenet.data.images import DataError
 from hybrid_mobilenet.data.splits import load_data
-from hybrid_mobilenet.training.batches import prefetched, shuffled_batches
+from hybrid_mobilenet.training.batches import balanced_batches, prefetched, shuffled_batches
 
 CPU = torch.device("cpu")
 
@@ -25,6 +25,31 @@ def test_no_image_is_repeated_before_all_were_used() -> None:
     assert order[:10] != order[10:20]
     assert len(set(order[20:])) == 4
     assert torch.equal(batches, shuffled_batches(10, 8, 3, torch.Generator().manual_seed(0)))
+
+
+def test_balanced_batches_have_equally_many_images_of_every_class() -> None:
+    labels = torch.tensor([3] * 90 + [0] * 7 + [1] * 20)[
+        torch.randperm(117, generator=torch.Generator().manual_seed(1))
+    ]
+    batches = balanced_batches(labels, 9, 13, torch.Generator().manual_seed(0))
+    assert batches.shape == (9, 13)
+    for part in (*batches, *(half for batch in batches for half in batch.tensor_split(2))):  # also of two processes
+        counts = torch.bincount(labels[part], minlength=4)[[0, 1, 3]]
+        assert counts.max() - counts.min() <= 2
+    assert torch.bincount(labels[batches.flatten()]).tolist() == [39, 39, 0, 39]
+    for label, size in ((0, 7), (1, 20), (3, 90)):  # no image is repeated before all of its class were used
+        order = [number for number in batches.flatten().tolist() if labels[number] == label]
+        for start in range(0, len(order), size):
+            assert len(set(order[start : start + size])) == len(order[start : start + size])
+    assert torch.equal(batches, balanced_batches(labels, 9, 13, torch.Generator().manual_seed(0)))
+    assert not torch.equal(batches, balanced_batches(labels, 9, 13, torch.Generator().manual_seed(1)))
+
+
+def test_balanced_batches_smaller_than_the_number_of_classes() -> None:
+    labels = torch.arange(10).repeat_interleave(torch.arange(1, 11))
+    batches = balanced_batches(labels, 5, 4, torch.Generator().manual_seed(0))
+    assert all(len(set(labels[batch].tolist())) >= 3 for batch in batches)
+    assert torch.bincount(labels[batches.flatten()]).tolist() == [2] * 10
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from safetensors.torch import save_file
 from hybrid_mobilenet.training.checkpoint import CHECKPOINT_FILE, CheckpointError
 from hybrid_mobilenet.training.run import resume
 from runs import (
+    RECIPE,
+    SMALL,
     STEPS,
     Killed,
     Quiet,
@@ -37,6 +40,21 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(unfinished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(unfinished, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def unfinished_best(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    setup = replace(SMALL, recipe=replace(RECIPE, keep="best"))
+    return stopped(tmp_path_factory.mktemp("runs") / "best", STEPS, kill, Killed, setup)
+
+
+@pytest.mark.parametrize("change", [None, torch.zeros(2, 2)])
+def test_a_checkpoint_without_the_weights_of_the_best_epoch(
+    unfinished_best: Path, tmp_path: Path, change: torch.Tensor | None
+) -> None:
+    run = Path(shutil.copytree(unfinished_best, tmp_path / "run"))
+    rewritten(run, tensors={"best.features.conv.conv.weight": change})
+    refuses(CheckpointError, lambda: resume(run, Quiet()), "does not fit its own network", "best epoch")
 
 
 def rewritten(
@@ -77,9 +95,9 @@ def test_a_checkpoint_with_another_header(run: Path, key: str, value: str) -> No
 def test_a_checkpoint_of_another_version(run: Path) -> None:
     with safe_open(run / CHECKPOINT_FILE, "pt") as file:
         setup = json.loads(file.metadata()["setup"])
-    setup["recipe"]["augmentation"] = "none"
+    setup["recipe"]["teacher"] = "none"
     rewritten(run, {"setup": json.dumps(setup)})
-    refuses(CheckpointError, lambda: resume(run, Quiet()), str(run), "another version", "augmentation")
+    refuses(CheckpointError, lambda: resume(run, Quiet()), str(run), "another version", "teacher")
 
 
 @pytest.mark.parametrize("name", ["model.features.conv.conv.weight", "random.cpu", "optimizer.0.exp_avg"])

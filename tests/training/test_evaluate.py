@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, log_loss
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, classification_report, confusion_matrix, log_loss
 from torch import Tensor, nn
 
 from hybrid_mobilenet.data.dataset import ImageDataset
@@ -44,6 +46,8 @@ def test_figures_are_scikit_learn_s(digits: ImageDataset) -> None:
     truth, predicted = digits.labels.numpy(), logits.argmax(1).numpy()
     assert len(set(predicted)) > 2
     assert result.accuracy == pytest.approx(accuracy_score(truth, predicted), abs=1e-15)
+    assert result.balanced_accuracy == pytest.approx(balanced_accuracy_score(truth, predicted), abs=1e-15)
+    assert result.balanced_accuracy != pytest.approx(result.accuracy, abs=1e-4)
     assert [list(row) for row in result.confusion] == confusion_matrix(truth, predicted, labels=range(10)).tolist()
     assert (result.images, result.correct) == (359, int((truth == predicted).sum()))
     assert result.loss == pytest.approx(log_loss(truth, logits.double().softmax(1).numpy()), rel=1e-5)
@@ -54,13 +58,24 @@ def test_figures_are_scikit_learn_s(digits: ImageDataset) -> None:
         for ours, theirs in (("precision",) * 2, ("recall",) * 2, ("f1", "f1-score"), ("images", "support")):
             assert figures[ours] == pytest.approx(report[name][theirs], abs=1e-12), (name, ours)
     record = result.record()
-    assert list(record) == ["accuracy", "correct", "images", "loss", "passes", "per_class", "confusion"]
-    assert record["accuracy"] == result.accuracy
+    assert list(record) == [
+        "accuracy",
+        "balanced_accuracy",
+        "correct",
+        "images",
+        "loss",
+        "passes",
+        "per_class",
+        "confusion",
+    ]
+    assert (record["accuracy"], record["balanced_accuracy"]) == (result.accuracy, result.balanced_accuracy)
+    assert next(iter(replace(result, epoch=7).record().items())) == ("epoch", 7)
 
 
 def test_a_class_without_images_or_predictions() -> None:
     result = Evaluation(("a", "b", "c"), ((2, 0, 1), (0, 0, 0), (1, 0, 0)), 0.5, 1)
     assert result.accuracy == 0.5
+    assert result.balanced_accuracy == pytest.approx((2 / 3 + 0) / 2)
     assert result.per_class() == {
         "a": {"precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "images": 3},
         "b": {"precision": None, "recall": None, "f1": None, "images": 0},

@@ -17,12 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybrid_mobilenet.data import dataset
 from hybrid_mobilenet.data import splits as splits_module
-from hybrid_mobilenet.data.dataset import normalisation
+from hybrid_mobilenet.data.dataset import ImageDataset, normalisation
 from hybrid_mobilenet.data.splits import Splits, load_data
 from hybrid_mobilenet.network.model import HybridMobileNet
+from hybrid_mobilenet.training import batches, recipe, start, step
 from hybrid_mobilenet.training import evaluate as evaluate_module
 from hybrid_mobilenet.training import fit as fit_module
-from hybrid_mobilenet.training import recipe, step
 from hybrid_mobilenet.training import run as training
 from hybrid_mobilenet.training.evaluate import evaluate
 from hybrid_mobilenet.training.fit import fit
@@ -70,6 +70,68 @@ def test_without_validation(tmp_path: Path) -> None:
     assert all("validation_loss" not in record for record in monitor.epochs)
     assert HybridMobileNet.from_pretrained(tmp_path / "run").training_record["images"] == 1797 - 359
     assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
+
+
+def test_balanced_sampling_repeats_images_of_small_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = load_data("digits", image_size=8, channels=1)
+    small = (digits.train.labels > 0) | (torch.arange(len(digits.train)) % 20 == 0)
+    train = digits.train.subset(small)
+    train.read("training", None)
+    counts = torch.bincount(train.labels)
+    assert counts[0] < 10
+    seen: list[torch.Tensor] = []
+    labelled = ImageDataset.labelled
+    monkeypatch.setattr(ImageDataset, "labelled", lambda self, rows: (seen.append(rows), labelled(self, rows))[1])
+    recipe = replace(RECIPE, epochs=2, batch_size=100, balance="sampling")
+    fit(network(), train, recipe, seed=1, device="cpu")
+    drawn = torch.bincount(train.labels[torch.cat(seen)])
+    assert drawn.max() - drawn.min() <= 2  # one for each epoch
+    assert len(torch.cat(seen)) == 2 * (len(train) // 100 * 100)  # an epoch is as long as without
+
+
+@pytest.fixture
+def losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Validation losses of the epochs to come, in place of those of the model. The model's weights are real."""
+    values: list[float] = []
+    real = fit_module.evaluate
+    monkeypatch.setattr(fit_module, "evaluate", lambda *a, **b: replace(real(*a, **b), loss=values.pop(0)))
+    return values
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "epochs"),
+    [
+        ([3.0, 2.0, 2.0, 2.5, 1.0], 2, 4),  # an equal loss is not an improvement
+        ([3.0, 2.0, 2.5, 1.9, 2.0, 2.0, 1.0], 2, 6),
+        ([1.0, 2.0, 3.0], 1, 2),
+        ([1.0, 2.0, 3.0], 3, 3),
+        ([1.0, 2.0, 3.0, 4.0, 5.0], 0, 5),
+    ],
+)
+def test_patience(losses: list[float], digits: Splits, values: list[float], patience: int, epochs: int) -> None:
+    losses[:] = values
+    recipe = replace(RECIPE, epochs=len(values), batch_size=500, patience=patience)
+    history = fit(network(), digits.train, recipe, validation=digits.test, device="cpu")
+    assert [record["validation_loss"] for record in history] == values[:epochs]
+
+
+def test_the_weights_of_the_best_epoch(losses: list[float], digits: Splits) -> None:
+    """They are those of a run whose schedule is the same and which stops there."""
+    losses[:] = [2.0, 1.0, 1.0, 3.0]
+    recipe = replace(RECIPE, epochs=4, batch_size=500, keep="best")
+    model = network()
+    assert len(fit(model, digits.train, recipe, validation=digits.test, seed=3, device="cpu")) == 4
+    losses[:] = [1.0, 2.0]
+    stopped, last = network(), replace(recipe, patience=1, keep="last")
+    assert len(fit(stopped, digits.train, last, validation=digits.test, seed=3, device="cpu")) == 2
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, stopped.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("change", [{"patience": 3}, {"keep": "best"}])
+def test_fit_needs_validation_images_to_compare_epochs(digits: Splits, change: dict[str, Any]) -> None:
+    (name,) = change
+    refuses(ValueError, lambda: fit(network(), digits.train, replace(RECIPE, **change)), f"{name} is", "validation")
 
 
 class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -210,7 +272,9 @@ def test_arguments_of_another_type_are_refused(digits: Splits) -> None:
     refuses(ValueError, lambda: evaluate(text, images), "model is 'runs/x'", "from_pretrained")
 
 
-@pytest.mark.parametrize("module", [fit_module, training, step, evaluate_module, recipe, dataset, splits_module])
+@pytest.mark.parametrize(
+    "module", [fit_module, training, step, evaluate_module, recipe, batches, start, dataset, splits_module]
+)
 def test_examples(module: ModuleType) -> None:
     failed, attempted = doctest.testmod(module)
     assert attempted > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def test_a_process_killed_within_an_epoch_and_between_epochs(family: Family, tmp
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     settings = f"digits --family {family} --image-size 16 --epochs {EPOCHS} --seed 3 --batch-size 128".split()
     settings += (
-        ["--augmentation", "strong", "--flips", "both", "--optimizer", "sgd", "--warm-up", "0.2"]
+        ["--augmentation", "strong", "--flips", "both", "--optimizer", "sgd", "--warm-up", "0.2", "--averaging", "0.9"]
         if family == "fmp"
         else []
     )
@@ -71,6 +72,31 @@ def test_a_process_killed_within_an_epoch_and_between_epochs(family: Family, tmp
     assert run(NEVER, "--resume", str(killed)) == 0
     assert len((killed / "metrics.jsonl").read_text().splitlines()) == EPOCHS
     assert (killed / WEIGHTS_FILE).read_bytes() == (whole / WEIGHTS_FILE).read_bytes()
+
+
+@pytest.mark.slow
+def test_the_best_weights_outlive_a_kill(tmp_path: Path) -> None:
+    """The learning rate is so high that the first epoch is the best. The kills come after it."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    network = ["digits", "--family", "mp3", "--image-size", "8", "--batch-size", "256"]
+    settings = [*network, "--learning-rate", "0.9", "--epochs", "6", "--patience", "2", "--keep", "best"]
+    assert run(NEVER, *settings, "--out", str(whole)) == 0
+    best = kept(whole)
+    epochs = len((whole / "metrics.jsonl").read_text().splitlines())
+    assert best + 2 == epochs < 6
+    assert run((best, 2), *settings, "--out", str(killed)) == -signal.SIGKILL
+    assert run((epochs - 1, 0), "--resume", str(killed)) == -signal.SIGKILL
+    assert run(NEVER, "--resume", str(killed)) == 0
+    assert (kept(killed), len((killed / "metrics.jsonl").read_text().splitlines())) == (best, epochs)
+    assert (killed / WEIGHTS_FILE).read_bytes() == (whole / WEIGHTS_FILE).read_bytes()
+    assert (killed / "evaluation.json").read_bytes() == (whole / "evaluation.json").read_bytes()
+
+
+def kept(run: Path) -> int:
+    """The epoch whose weights a finished run kept, as its files say."""
+    training = json.loads((run / "config.json").read_text())["training"]
+    assert json.loads((run / "evaluation.json").read_text())["epoch"] == training["kept_epoch"]
+    return int(training["kept_epoch"])
 
 
 def test_a_process_killed_while_it_saved_for_the_first_time(tmp_path: Path) -> None:
@@ -102,7 +128,7 @@ def test_restored_moments_have_the_layout_of_their_parameters(family: Family, tm
     assert not model.get_parameter("features.conv.conv.weight").is_contiguous()
     optimizer = make_optimizer(model, PAPER)
     step(model, optimizer)
-    save_checkpoint(tmp_path, {}, Progress(), model, optimizer, random_states())
+    save_checkpoint(tmp_path, {}, Progress(), model, optimizer, random_states(), {}, {})
 
     restored = channels_last()
     restored_optimizer = make_optimizer(restored, PAPER)

@@ -87,7 +87,7 @@ def test_metrics_have_a_line_per_epoch(finished: Path) -> None:
     for line in lines:
         assert list(line) == [
             "epoch", "loss", "accuracy", "learning_rate", "images_per_second", "seconds", "step_seconds",
-            "validation_loss", "validation_accuracy", "evaluation_seconds",
+            "validation_loss", "validation_accuracy", "validation_balanced_accuracy", "evaluation_seconds",
         ]  # fmt: skip
         assert 0 < line["step_seconds"] < line["seconds"]
         assert line["evaluation_seconds"] > 0

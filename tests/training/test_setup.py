@@ -14,9 +14,9 @@ from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.training.batches import shuffled_batches
 from hybrid_mobilenet.training.evaluate import evaluate
 from hybrid_mobilenet.training.processes import Processes
-from hybrid_mobilenet.training.recipe import Recipe
+from hybrid_mobilenet.training.recipe import Balance, Recipe
 from hybrid_mobilenet.training.run import train
-from hybrid_mobilenet.training.setup import choose_batch_size, steps_per_epoch
+from hybrid_mobilenet.training.setup import choose_batch_size, imbalance, steps_per_epoch
 from runs import (
     RECIPE,
     SMALL,
@@ -34,6 +34,9 @@ from runs import (
         ({"channels": 0}, "in_channels is 0"),
         ({"data": "no such data"}, "no such data"),
         ({"validation": 1.0}, "validation is 1.0"),
+        ({"log": "wandb"}, "log is 'wandb', but must be tensorboard"),
+        ({"validation": 0, "recipe": replace(RECIPE, patience=5)}, "patience is 5"),
+        ({"validation": 0, "recipe": replace(RECIPE, keep="best")}, "keep is 'best'"),
     ],
 )
 def test_a_mistake_leaves_no_folder(tmp_path: Path, change: dict[str, Any], part: str) -> None:
@@ -58,6 +61,36 @@ def test_bf16_is_for_gpus(tmp_path: Path) -> None:
         ValueError, lambda: train(setup, tmp_path / "run", Quiet(), device="cpu"), "'bf16'", "GPU", "--precision fp32"
     )
     assert not (tmp_path / "run").exists()
+
+
+def test_early_stopping_names_what_it_needs(tmp_path: Path) -> None:
+    setup = replace(SMALL, validation=0, recipe=replace(RECIPE, patience=2))
+    refuses(
+        ValueError,
+        lambda: train(setup, tmp_path / "run", Quiet()),
+        "patience is 2",
+        "validation is 0",
+        "--validation 0.1",
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "balance", "parts"),
+    [
+        ((950, 50), "none", ("950 training images of 'class 0'", "50 of 'class 1'", "--balance sampling")),
+        ((60, 40, 10, 0), "none", ("60 training images of 'class 0'", "10 of 'class 2'")),  # not the empty class
+        ((1950, 500), "none", ()),
+        ((950, 50), "sampling", ()),
+    ],
+)
+def test_an_imbalance_is_explained(counts: tuple[int, ...], balance: Balance, parts: tuple[str, ...]) -> None:
+    dataset = load_test("digits", image_size=8, channels=1)
+    dataset.class_names = tuple(f"class {number}" for number in range(len(counts)))
+    dataset.labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    note = imbalance(dataset, replace(RECIPE, balance=balance))
+    assert bool(note) == bool(parts)
+    for part in parts:
+        assert part in note
 
 
 @pytest.mark.parametrize("images", [45, 72, 108, 109, 250, 1294, 50_000])

@@ -104,6 +104,7 @@ def print_evaluation(data: str, evaluated: Evaluated, result: Evaluation) -> Non
             f"{result.accuracy:.2%}",
             f" of {result.images:,} test images classified correctly, {passes}, cross-entropy {result.loss:.4f}",
         ),
+        f"balanced accuracy {result.balanced_accuracy:.2%}: the mean recall of the classes",
         sep="\n",
     )
     notes = (f"note: {note}" for note in evaluation_notes(evaluated, result))

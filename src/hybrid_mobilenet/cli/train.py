@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,7 +18,9 @@ from ..training.recipe import (
     AUGMENTATIONS,
     CIFAR100_RECIPES,
     PAPER_RECIPES,
+    Balance,
     Flips,
+    Keep,
     Optimizer,
     Precision,
     Recipe,
@@ -39,6 +41,9 @@ from .output import INTERRUPTED, USAGE_ERROR, bold_first, console, print_json
 if TYPE_CHECKING:
     from ..training.evaluate import Evaluation
     from .display import RunDisplay
+
+#: Accuracy and balanced accuracy are printed together where they differ by this much.
+DIFFERENT = 0.01
 
 
 def recipe_option(setting: str, explanation: str, *names: str) -> Any:
@@ -117,12 +122,35 @@ def train(
     warm_up: Annotated[
         float | None, recipe_option("warm_up", "Share of the steps in which the learning rate rises from 0.")
     ] = None,
+    averaging: Annotated[
+        float | None, recipe_option("averaging", "Decay of a moving average of the weights, such as 0.999; 0 for none.")
+    ] = None,
     precision: Annotated[
         Precision | None, recipe_option("precision", "fp32, or bf16 for mixed precision on GPUs.")
     ] = None,
+    balance: Annotated[
+        Balance | None, recipe_option("balance", "sampling repeats images of small classes, for equal shares.")
+    ] = None,
+    patience: Annotated[
+        int | None,
+        recipe_option("patience", "Stop after this many epochs without a lower validation loss; 0: never."),
+    ] = None,
+    keep: Annotated[
+        Keep | None,
+        recipe_option("keep", "Weights of the last epoch, or of the best: the one with the lowest validation loss."),
+    ] = None,
     validation: Annotated[float, typer.Option(help="Share of the training images held out for validation.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of weights, image order, regions and validation split.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Run folder to create.", show_default="runs/DATA-FAMILY-...")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder to create.", show_default="runs/DATA-FAMILY-..., or RUN-continued")
+    ] = None,
+    log: Annotated[
+        Literal["tensorboard"] | None, typer.Option(help="Also write TensorBoard event files into the run folder.")
+    ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="RUN", help="Train a finished run further, as a new run, on its data or DATA."),
+    ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Continue a stopped run, with the settings it was started with.")
     ] = None,
@@ -142,17 +170,31 @@ def train(
     an epoch then repeats the images. The run is saved after every epoch,
     every 5 minutes and on Ctrl-C, and --resume continues it.
 
+    --patience saves time, but rarely helps: the learning rate falls over all
+    epochs, and the network is usually best at their end. After an early stop
+    the weights are still those of the last epoch, unless --keep best is given.
+
+    --from RUN starts from the weights of a finished run, with its network,
+    data and settings, which other options change. The learning rate starts
+    anew, so a lower one is often better. What RUN held out for its test stays
+    held out. DATA may be other images of the same classes.
+
     Examples:
       hybrid-mobilenet train digits --epochs 20 --out runs/digits
       hybrid-mobilenet train cifar10
       hybrid-mobilenet train photos/ --family mp3 --alpha 0.5 --image-size 64
+      hybrid-mobilenet train photos/ --balance sampling --keep best
       hybrid-mobilenet train --resume runs/digits
+      hybrid-mobilenet train --from runs/digits --epochs 10 --learning-rate 1e-3
 
     With several GPUs or machines:
       torchrun --nproc-per-node gpu -m hybrid_mobilenet train cifar10
     """
-    if (data is None) == (resume is None):
-        raise ValueError("train takes DATA, such as digits or a folder of images, or --resume RUN: give one of the two")
+    if (data is not None or start is not None) == (resume is not None):
+        raise ValueError(
+            "train takes DATA, such as digits or a folder of images, or --resume RUN, or --from RUN with or without "
+            "DATA: give one of them"
+        )
     settings = {
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -164,36 +206,64 @@ def train(
         "label_smoothing": label_smoothing,
         "optimizer": optimizer,
         "warm_up": warm_up,
+        "averaging": averaging,
         "precision": precision,
+        "balance": balance,
+        "patience": patience,
+        "keep": keep,
     }
+    change = partial(changed_recipe, epochs=epochs, settings=settings, augmentation=augmentation, flips=flips)
     if resume is not None:
         refuse_settings(ctx)
         folder = resume
+    elif start is not None:
+        folder = out or start.resolve().with_name(f"{start.resolve().name}-continued")
     else:
         assert data is not None
-        change = partial(changed_recipe, epochs=epochs, settings=settings, augmentation=augmentation, flips=flips)
-        change(paper_recipe(family, data))  # reports a mistake before the images are read
         folder = out or Path("runs") / f"{Path(data).stem}-{family}-d{delta}-a{alpha:g}-s{seed}"
+        change(paper_recipe(family, data))  # reports a mistake before the images are read
 
     from ..common.memory import keep_freed_memory
     from ..training import run as training
     from ..training.processes import rank
     from ..training.setup import Setup, default_recipe
+    from ..training.start import continue_from
     from .display import RunDisplay
 
     keep_freed_memory()
     is_first = rank() == 0  # of several processes, only the first prints
     with RunDisplay(shown=is_first and not as_json) as display:
-        if data is None:
-            start = partial(training.resume, folder, display, device=device)
+        if resume is not None:
+            act = partial(training.resume, folder, display, device=device)
         else:
-            size = parse_image_size(image_size)
-            setup = Setup(data, family, alpha, delta, size, in_channels, validation, seed)
-            setup = replace(setup, recipe=lambda setup, images: change(default_recipe(setup, images)))
-            start = partial(training.train, setup, folder, display, device=device)
-        evaluation = finish(start, folder, is_first)
+            options: dict[str, Any] = {
+                "data": data,
+                "family": family,
+                "alpha": alpha,
+                "delta": delta,
+                "image_size": parse_image_size(image_size),
+                "channels": in_channels,
+                "validation": validation,
+                "seed": seed,
+                "log": log,
+            }
+            if start is None:
+                setup = Setup(**options, recipe=lambda setup, images: change(default_recipe(setup, images)))
+            else:
+                given = {"channels" if name == "in_channels" else name for name in given_options(ctx)}
+                setup = continue_from(start)
+                setup = replace(setup, **{name: value for name, value in options.items() if name in given})
+                assert isinstance(setup.recipe, Recipe)  # the run's
+                setup = replace(setup, recipe=change(setup.recipe))
+            act = partial(training.train, setup, folder, display, device=device)
+        evaluation = finish(act, folder, is_first)
     if is_first:
         print_result(evaluation, folder, display, as_json)
+
+
+def given_options(ctx: typer.Context) -> set[str]:
+    """The names of the parameters that the command line gives."""
+    return {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
 
 
 def refuse_settings(ctx: typer.Context) -> None:
@@ -202,8 +272,7 @@ def refuse_settings(ctx: typer.Context) -> None:
     Raises:
         ValueError: if there is one on the command line.
     """
-    given = {name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"}
-    if others := given - {"resume", "device", "as_json"}:
+    if others := given_options(ctx) - {"resume", "device", "as_json"}:
         options = ", ".join(sorted(f"--{name.replace('_', '-')}" for name in others))
         raise ValueError(f"--resume continues with the settings that the run was started with: leave out {options}")
 
@@ -262,12 +331,17 @@ def finish(start: Callable[[], Evaluation], folder: Path, is_first: bool) -> Eva
 def print_result(evaluation: Evaluation, folder: Path, display: RunDisplay, as_json: bool) -> None:
     """Print the accuracy and the run folder, then the warnings."""
     if as_json:
-        result = {"run": str(folder), "accuracy": evaluation.accuracy, "images": evaluation.images}
-        print_json(result | {"notes": display.notes, "warnings": display.warnings})
+        record = evaluation.record()
+        result = {key: record[key] for key in ("epoch", "accuracy", "balanced_accuracy", "images") if key in record}
+        about = {"notes": display.notes, "warnings": display.warnings}
+        print_json({"run": str(folder)} | result | about)
         return
+    accuracy, balanced = evaluation.accuracy, evaluation.balanced_accuracy
+    when = "the last epoch" if evaluation.epoch is None else f"epoch {evaluation.epoch}, the best in validation"
+    rest = f", balanced accuracy {balanced:.2%}" if abs(accuracy - balanced) >= DIFFERENT else ""
     count = f"{evaluation.images:,}"
     console().print(
-        bold_first(f"{evaluation.accuracy:.2%}", f" of {count} test images classified correctly after the last epoch"),
+        bold_first(f"{accuracy:.2%}", f" of {count} test images classified correctly after {when}{rest}"),
         f"model, curves and evaluation in {folder}",
         sep="\n",
     )

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from functools import cache, cached_property
 from itertools import chain
 
@@ -117,9 +118,19 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         """
         if self.pixels is None or device.type == "cpu" or self.pixels.nbytes > _free_memory(device) // 2:
             return self
-        there = ImageDataset(self._source, self._rows, self.image_size, self.channels)
+        there = copy(self)
         there.pixels, there.labels = self.pixels.to(device), self.labels.to(device)
         return there
+
+    def with_classes(self, class_names: tuple[str, ...]) -> ImageDataset:
+        """The same images, with labels that number the same classes in this order."""
+        if class_names == self.class_names:
+            return self
+        other = copy(self)
+        vars(other).pop("fingerprint", None)  # it depends on the labels
+        other.class_names = class_names
+        other.labels = torch.tensor([class_names.index(name) for name in self.class_names])[self.labels]
+        return other
 
     def subset(self, is_in: Tensor) -> ImageDataset:
         """The images for which `is_in`, bool (n,), is true, streamed."""

@@ -47,6 +47,11 @@ class RunImages:
             none if splits.has_own_test else np.unique(splits.test.contents(progress)),
         )
 
+    def joined(self, earlier: RunImages) -> RunImages:
+        """The images of a run and of the earlier one that it continued."""
+        parts = {name: np.union1d(part, getattr(earlier, name)) for name, part in vars(self).items()}
+        return RunImages(**parts)
+
     def encoded(self) -> bytes:
         """The content of split.json, one line per image."""
         fields = {name: [f"{content:016x}" for content in part.tolist()] for name, part in vars(self).items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -36,6 +36,24 @@ class Splits:
     test: ImageDataset
     name: str
     has_own_test: bool
+
+    def with_classes(self, class_names: tuple[str, ...]) -> Splits:
+        """The same images, with labels that number the same classes in another order.
+
+        Raises:
+            DataError: if these are not the classes of the images.
+        """
+        found = self.train.class_names
+        if set(found) != set(class_names):
+            missing = [name for name in class_names if name not in found]
+            others = [name for name in found if name not in class_names]
+            raise DataError(
+                f"{self.name}: the classes of the data are not those of the model (only in the data: {listed(others)}; "
+                f"only in the model: {listed(missing)}): name the classes as the model does"
+            )
+        validation = None if self.validation is None else self.validation.with_classes(class_names)
+        train, test = self.train.with_classes(class_names), self.test.with_classes(class_names)
+        return replace(self, train=train, validation=validation, test=test)
 
 
 def load_data(

@@ -16,17 +16,20 @@ class WeightAverage:
         model: the average starts with its present parameters.
         decay: share of the average that a step keeps, in (0, 1). The first steps keep less, so that the parameters the
             model was initialised with are soon forgotten.
+
+    Attributes:
+        tensors: the average of each parameter, by name.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._parameters = [parameter.detach() for parameter in model.parameters()]
-        self.tensors: list[Tensor] = [parameter.clone() for parameter in self._parameters]
+        self._parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        self.tensors: dict[str, Tensor] = {name: parameter.clone() for name, parameter in self._parameters.items()}
 
     def update(self, step: int) -> None:
         """Add the parameters after a step, counted from 1."""
         decay = min(self.decay, step / (step + 9))
-        torch._foreach_lerp_(self.tensors, self._parameters, 1 - decay)
+        torch._foreach_lerp_(list(self.tensors.values()), list(self._parameters.values()), 1 - decay)
 
     @contextmanager
     def in_model(self) -> Iterator[None]:
@@ -40,7 +43,7 @@ class WeightAverage:
     @torch.no_grad()
     def exchange(self) -> None:
         """Exchange the average and the model's parameters."""
-        for average, parameter in zip(self.tensors, self._parameters, strict=True):
+        for name, parameter in self._parameters.items():
             kept = parameter.clone()
-            parameter.copy_(average)
-            average.copy_(kept)
+            parameter.copy_(self.tensors[name])
+            self.tensors[name].copy_(kept)

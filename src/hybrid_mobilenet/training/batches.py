@@ -19,6 +19,39 @@ def shuffled_batches(images: int, steps: int, batch_size: int, generator: torch.
     return shuffled[: steps * batch_size].view(steps, batch_size)
 
 
+def balanced_batches(labels: Tensor, steps: int, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Like `shuffled_batches`, but with equally many images of every class: those of small classes are repeated.
+
+    Classes take turns, in a new random order each turn, so that their numbers in a batch, or in a part of one, differ
+    by at most one or two. No image is repeated before all of its class were used.
+
+    Args:
+        labels: of the images, int64 (n,), on the CPU. Classes without images are left out.
+        steps: batches of an epoch.
+        batch_size: images of a batch.
+        generator: draws the order.
+
+    Returns:
+        Numbers of the images of each step, int64 (steps, batch_size).
+
+    Example:
+        >>> labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1])
+        >>> batches = balanced_batches(labels, 2, 4, torch.Generator().manual_seed(0))
+        >>> labels[batches].sum(1)
+        tensor([2, 2])
+    """
+    classes = torch.unique(labels)
+    turns = math.ceil(steps * batch_size / len(classes))
+    shuffled = torch.rand(turns, len(classes), generator=generator).argsort(1)
+    class_of_place = classes[shuffled.flatten()[: steps * batch_size]]
+    numbers = torch.empty(steps * batch_size, dtype=torch.int64)
+    for label in classes:
+        members, places = (labels == label).nonzero().flatten(), class_of_place == label
+        order = shuffled_batches(len(members), 1, int(places.sum()), generator)[0]
+        numbers[places] = members[order]
+    return numbers.view(steps, batch_size)
+
+
 def prefetched(dataset: ImageDataset, batches: list[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Images and labels of each batch on a device; the next batch is fetched while the caller uses this one.
 

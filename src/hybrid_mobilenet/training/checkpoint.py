@@ -7,7 +7,9 @@ is written to a temporary name and renamed, so that a kill at any moment leaves 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,14 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
+def best_epoch(history: Sequence[dict[str, Any]]) -> int:
+    """The epoch with the lowest validation loss, counted from 1; the first of several; 0 before the first epoch.
+
+    The loss is compared, not the accuracy: on few images, many epochs have the same accuracy.
+    """
+    return min(history, key=itemgetter("validation_loss"))["epoch"] if history else 0
+
+
 def random_states(regions: torch.Generator | None = None, device: torch.device = CPU) -> dict[str, Tensor]:
     """The states of torch's default generators (CPU and device), and of a separate generator of pooling regions."""
     states = {"cpu": torch.get_rng_state()}
@@ -70,6 +80,8 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     random: dict[str, Tensor],
+    best: dict[str, Tensor],
+    average: dict[str, Tensor],
 ) -> None:
     """Write the state of a run.
 
@@ -80,6 +92,8 @@ def save_checkpoint(
         model: its state_dict is stored.
         optimizer: its state is stored.
         random: by name, the `random_states` of the process, or those of several processes, stacked.
+        best: state of the model after its best epoch; empty if the run does not keep it.
+        average: moving average of each parameter; empty if the run has none.
 
     Raises:
         OSError: if the file cannot be written; the previous checkpoint is then intact.
@@ -88,6 +102,8 @@ def save_checkpoint(
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
     tensors |= {f"random.{name}": state for name, state in random.items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in average.items()}
     header = {"setup": json.dumps(setup), "progress": json.dumps(asdict(progress))}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(folder / CHECKPOINT_FILE, save(contiguous, header))
@@ -124,7 +140,10 @@ def restore(
     optimizer: torch.optim.Optimizer,
     regions: torch.Generator | None = None,
     process: int = 0,
-) -> None:
+    *,
+    has_best: bool = False,
+    average: dict[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
     """Load the tensors of a checkpoint into the model, the optimiser and the random generators.
 
     Args:
@@ -133,6 +152,11 @@ def restore(
         optimizer: receives its state.
         regions: generator of the pooling regions, if not torch's default one.
         process: rank of the process whose random states to load, if the checkpoint has several.
+        has_best: whether the checkpoint must have the model's state after its best epoch.
+        average: receives the moving average of each parameter, if the run has one.
+
+    Returns:
+        That state; empty without `has_best`.
 
     Raises:
         CheckpointError: if the tensors do not fit the model.
@@ -140,6 +164,12 @@ def restore(
     try:
         model.load_state_dict(_under("model", tensors))
         _restore_optimizer(_under("optimizer", tensors), optimizer)
+        best = _under("best", tensors)
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()} if has_best else {}
+        if {name: tensor.shape for name, tensor in best.items()} != shapes:
+            raise ValueError("the weights of the best epoch are incomplete")
+        for name, tensor in (average or {}).items():
+            tensor.copy_(_under("average", tensors)[name])
         random = {
             name: states if states.dim() < 2 else states[process].clone()
             for name, states in _under("random", tensors).items()
@@ -157,6 +187,7 @@ def restore(
         raise CheckpointError(
             f"the checkpoint does not fit its own network ({first_line}): start a new run in another folder"
         ) from error
+    return best
 
 
 def _restore_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:

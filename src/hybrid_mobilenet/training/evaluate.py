@@ -31,12 +31,14 @@ class Evaluation:
         confusion: ``confusion[i][j]`` is the number of images of class i that were classified as class j.
         loss: mean cross-entropy.
         passes: over which the probabilities were averaged.
+        epoch: whose weights a run kept and evaluated, where its recipe keeps the best epoch's; otherwise None.
     """
 
     class_names: tuple[str, ...]
     confusion: tuple[tuple[int, ...], ...]
     loss: float
     passes: int
+    epoch: int | None = None
 
     @property
     def images(self) -> int:
@@ -52,6 +54,16 @@ class Evaluation:
     def accuracy(self) -> float:
         """Fraction of the images that were classified correctly."""
         return self.correct / self.images
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean recall over the classes that have images. Always guessing the largest class does not raise it.
+
+        >>> Evaluation(("cat", "dog"), ((95, 0), (5, 0)), 0.2, 1).balanced_accuracy
+        0.5
+        """
+        recalls = [row[index] / sum(row) for index, row in enumerate(self.confusion) if any(row)]
+        return sum(recalls) / len(recalls)
 
     @property
     def absent(self) -> tuple[str, ...]:
@@ -80,8 +92,9 @@ class Evaluation:
 
     def record(self) -> dict[str, Any]:
         """The content of evaluation.json."""
-        return {
+        return ({} if self.epoch is None else {"epoch": self.epoch}) | {
             "accuracy": self.accuracy,
+            "balanced_accuracy": self.balanced_accuracy,
             "correct": self.correct,
             "images": self.images,
             "loss": self.loss,

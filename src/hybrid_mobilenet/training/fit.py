@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from itertools import repeat
 from typing import Any
@@ -14,15 +15,16 @@ from torch.nn.parallel import DistributedDataParallel
 from ..data.dataset import ImageDataset, check_dataset
 from ..network.model import HybridMobileNet, check_model
 from .augmentation import augment, draw
-from .batches import prefetched, shuffled_batches
-from .checkpoint import Progress
+from .averaging import WeightAverage
+from .batches import balanced_batches, prefetched, shuffled_batches
+from .checkpoint import Progress, best_epoch
 from .cuda_graph import CapturedSteps
 from .evaluate import evaluate
 from .meter import Meter
 from .precise_statistics import FINAL_IMAGES, VALIDATION_IMAGES, set_precise_statistics
 from .processes import Processes, joined
 from .recipe import PAPER, Recipe, check_seed, derived_seed
-from .setup import Monitor, Silent, check_device, choose_batch_size, steps_per_epoch
+from .setup import Monitor, Silent, check_device, check_validation, choose_batch_size, steps_per_epoch
 from .step import learning_rate, make_optimizer, train_step, training_settings
 
 
@@ -52,11 +54,12 @@ def fit(
 
     Returns:
         One record per epoch, as in metrics.jsonl: mean loss and accuracy of its steps, learning rate, images
-        per second, seconds, and with `validation` also validation_loss and validation_accuracy.
+        per second, seconds, and with `validation` also validation_loss, validation_accuracy and
+        validation_balanced_accuracy. There are fewer records than epochs if `recipe.patience` ended training.
 
     Raises:
-        ValueError: if an argument is of another type, the images do not fit the model, the seed or the device is
-            unusable, or training diverges.
+        ValueError: if an argument is of another type, the images do not fit the model, the recipe needs `validation`,
+            the seed or the device is unusable, or training diverges.
 
     Example:
         >>> from hybrid_mobilenet import HybridMobileNet, evaluate, fit, load_data, paper_recipe
@@ -74,6 +77,7 @@ def fit(
         check_dataset(validation)
     if not isinstance(recipe, Recipe):
         raise ValueError(f"recipe is {recipe!r}, but must be a Recipe: use paper_recipe(family, data)")
+    check_validation(recipe, has_validation=validation is not None)
     generators = [(pool, pool.generator) for pool in model.fractional_max_pools()]
     with joined(device) as processes:
         chosen = processes.together(lambda: _check(model, dataset, recipe, seed, device, processes))
@@ -83,7 +87,7 @@ def fit(
             training = Training(model, dataset, recipe, seed, chosen, processes, monitor or Silent(), validation)
             try:
                 training.train()
-                training.set_precise_statistics(FINAL_IMAGES)
+                training.finish()
             finally:
                 for pool, generator in generators:
                     pool.generator = generator
@@ -125,6 +129,10 @@ class Training:
         monitor: receives the progress.
         validation: images on which each epoch is evaluated.
         progress: where to resume; None to start from the beginning.
+
+    Attributes:
+        best: the state of the model, on the CPU, after the epoch with the lowest validation loss so far; empty if the
+            recipe keeps the last epoch, or before the first epoch.
     """
 
     def __init__(
@@ -156,7 +164,9 @@ class Training:
             label_smoothing=recipe.label_smoothing,
         )
         self.captured: CapturedSteps | None = None
+        self.average = WeightAverage(model, recipe.averaging) if recipe.averaging else None
         self.meter = self._meter(progress or Progress())
+        self.best: dict[str, Tensor] = {}
 
     @property
     def progress(self) -> Progress:
@@ -166,17 +176,39 @@ class Training:
     def train(
         self, after_step: Callable[[], None] = lambda: None, after_epoch: Callable[[], None] = lambda: None
     ) -> None:
-        """Train the epochs that are left; their records are in `progress.history`.
+        """Train the epochs that are left, or until patience ends; their records are in `progress.history`.
 
         Raises:
             TrainingDiverged: if a loss or a weight is not finite.
         """
-        while self.progress.epoch < self.recipe.epochs:
+        while self.progress.epoch < self.recipe.epochs and not self.is_stalled:
             record = self.train_one_epoch(after_step)
             history = [*self.progress.history, record]
             self.meter = self._meter(Progress(epoch=self.progress.epoch + 1, history=history))
+            if self.recipe.keep == "best" and best_epoch(history) == record["epoch"]:
+                with self.average.in_model() if self.average else nullcontext():
+                    self.best = {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
             self.monitor.on_epoch(record)
             after_epoch()
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the validation loss has not improved for as many epochs as the recipe allows."""
+        progress, patience = self.progress, self.recipe.patience
+        return 0 < patience <= progress.epoch - best_epoch(progress.history)
+
+    @property
+    def kept_epoch(self) -> int:
+        """The epoch, counted from 1, whose weights the model keeps at the end."""
+        return best_epoch(self.progress.history) if self.recipe.keep == "best" else self.progress.epoch
+
+    def finish(self) -> None:
+        """Load the weights to keep, and recompute their statistics of batch normalisation over more images."""
+        if self.best:
+            self.model.load_state_dict(self.best)
+        elif self.average:
+            self.average.exchange()
+        self.set_precise_statistics(FINAL_IMAGES)
 
     def train_one_epoch(self, after_step: Callable[[], None]) -> dict[str, Any]:
         """Take the remaining steps of this epoch, and validate; returns the epoch's record for metrics.jsonl."""
@@ -188,14 +220,21 @@ class Training:
         for take_step in self.take_steps(batches[first:], draws[first:], rates[first:]):
             meter.start_step()
             loss, hits = take_step()
+            if self.average:
+                self.average.update(progress.epoch * self.steps + progress.step + 1)
             meter.end_step(loss, hits)
             after_step()
         self.check_weights()
         record = meter.record(rates[-1])
         if self.validation is not None:
-            self.set_precise_statistics(VALIDATION_IMAGES)
-            result = evaluate(self.model, self.validation, seed=self.seed, processes=self.processes)
-            record |= {"validation_loss": result.loss, "validation_accuracy": result.accuracy}
+            with self.average.in_model() if self.average else nullcontext():
+                self.set_precise_statistics(VALIDATION_IMAGES)
+                result = evaluate(self.model, self.validation, seed=self.seed, processes=self.processes)
+            record |= {
+                "validation_loss": result.loss,
+                "validation_accuracy": result.accuracy,
+                "validation_balanced_accuracy": result.balanced_accuracy,
+            }
         return record | {"evaluation_seconds": meter.lap()}
 
     def set_modes(self) -> None:
@@ -211,7 +250,10 @@ class Training:
         """
         epoch = self.progress.epoch
         generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
-        batches = shuffled_batches(len(self.dataset), self.steps, self.batch_size, generator)
+        if self.recipe.balance == "sampling":
+            batches = balanced_batches(self.dataset.labels.cpu(), self.steps, self.batch_size, generator)
+        else:
+            batches = shuffled_batches(len(self.dataset), self.steps, self.batch_size, generator)
         is_augmented = bool(self.recipe.augmentation)
         draws = draw(self.steps, self.batch_size if is_augmented else 0, generator=generator)
         total = self.recipe.epochs * self.steps
@@ -262,7 +304,7 @@ class Training:
 
     def set_precise_statistics(self, images: int) -> None:
         """Recompute the statistics of batch normalisation for the present weights, over some training images."""
-        set_precise_statistics(self.model, self.dataset, images, self.seed, self.processes)
+        set_precise_statistics(self.model, self.dataset, images, self.seed, self.processes, self.recipe.balance)
 
     def settle(self) -> None:
         """Make `progress` complete, for a checkpoint.

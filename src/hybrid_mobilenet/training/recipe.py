@@ -12,8 +12,8 @@ from ..network.architecture import Activation, Family
 
 Precision = Literal["fp32", "bf16"]
 Optimizer = Literal["adam", "sgd"]
-
-
+Balance = Literal["none", "sampling"]
+Keep = Literal["last", "best"]
 Flips = Literal["none", "horizontal", "vertical", "both"]
 
 
@@ -57,12 +57,15 @@ class Augmentation:
 
     def __bool__(self) -> bool:
         """Whether images are varied at all."""
-        return self != Augmentation()
+        return self != NO_AUGMENTATION
 
     def __str__(self) -> str:
         """The settings that vary images, or "none"."""
         chosen = [f"{name} {value}" for name, value in vars(self).items() if value not in (0, "none")]
         return ", ".join(chosen) or "none"
+
+
+NO_AUGMENTATION = Augmentation()
 
 
 @dataclass(frozen=True)
@@ -94,13 +97,16 @@ class Recipe:
     dropout: float = 0.1  # paper, section IV
     label_smoothing: float = 0.0  # share of each label that is spread over all classes (Szegedy et al., 2016)
     averaging: float = 0.0  # decay of a moving average of the weights, which is then the model; 0 for none
-    augmentation: Augmentation = Augmentation()  # paper: none
+    augmentation: Augmentation = NO_AUGMENTATION  # paper
     activation: Activation = "relu"  # ours
     sequence: PoolingSequence = "random"  # TensorFlow's default
     overlapping: bool = False  # TensorFlow's default
     precision: Precision = "fp32"  # Keras's default; "bf16" (autocast) is for GPUs
     fixed_epochs: int = 0  # ours: number of last epochs with the fixed pooling regions of eval()
     least_steps: int = 0  # ours: minimum over all epochs; with few images, an epoch is then several passes
+    balance: Balance = "none"  # "sampling" repeats images of small classes: see docs/LOG.md
+    patience: int = 0  # epochs without a lower validation loss after which training stops; 0 for never
+    keep: Keep = "last"  # "best" keeps the weights of the epoch with the lowest validation loss
 
     def __post_init__(self) -> None:
         self._require("epochs", self.epochs >= 1, "1 or more")
@@ -119,6 +125,9 @@ class Recipe:
         self._require(
             "least_steps", self.least_steps >= 0, "0 or more: with 0, every epoch is one pass over the images"
         )
+        self._require("balance", self.balance in get_args(Balance), "none or sampling")
+        self._require("patience", self.patience >= 0, "0 or more epochs: with 0, training never stops early")
+        self._require("keep", self.keep in get_args(Keep), "last or best")
         self._require("fixed_epochs", 0 <= self.fixed_epochs <= self.epochs, "between 0 and epochs")
 
     @classmethod
@@ -197,7 +206,7 @@ def paper_recipe(family: Family, data: str) -> Recipe:
 
 #: Augmentation by name, for `train --augmentation`. Chosen on validation images: see docs/LOG.md.
 AUGMENTATIONS: dict[str, Augmentation] = {
-    "none": Augmentation(),
+    "none": NO_AUGMENTATION,
     "light": Augmentation(shift=0.125, flips="horizontal"),
     "medium": Augmentation(shift=0.125, scale=0.25, flips="horizontal", colour=0.25),
     "strong": Augmentation(shift=0.2, scale=0.5, flips="horizontal", colour=0.4, cutout=0.4),

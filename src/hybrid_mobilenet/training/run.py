@@ -8,6 +8,7 @@ import platform
 import shlex
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from enum import IntEnum
 from pathlib import Path
@@ -23,6 +24,7 @@ from ..data.dataset import normalisation
 from ..data.held_out import SPLIT_FILE, RunImages
 from ..data.sources import whole_name
 from ..data.splits import Splits
+from ..network.model import HybridMobileNet
 from .checkpoint import (
     CHECKPOINT_FILE,
     CheckpointError,
@@ -33,10 +35,9 @@ from .checkpoint import (
     save_checkpoint,
 )
 from .evaluate import Evaluation, evaluate
+from .event_files import EventFiles
 from .fit import Training
-from .precise_statistics import FINAL_IMAGES
 from .processes import Processes, joined
-from .recipe import Recipe
 from .setup import (
     Interrupted,
     Monitor,
@@ -45,11 +46,12 @@ from .setup import (
     Silent,
     automatic_lengths,
     build_model,
-    check_device,
     check_setup,
     choose_batch_size,
+    imbalance,
     read_data,
 )
+from .start import check_held_out, earlier_images, read_start
 from .step import training_settings
 
 METRICS_FILE = "metrics.jsonl"
@@ -89,7 +91,7 @@ def train(
         device: as for `choose_device`: "auto" for the GPU if there is one, else the CPU.
 
     Returns:
-        The evaluation of the final weights on the test images.
+        The evaluation of the final weights, or of the best epoch's if the recipe keeps those, on the test images.
 
     Raises:
         ValueError: if the setup, the data, `out` or the device is unusable, or training diverges.
@@ -110,18 +112,21 @@ def train(
     out, monitor = Path(out), monitor or Silent()
     setup = replace(setup, data=whole_name(setup.data))
     with joined(device) as processes:
-        recipe, splits, chosen = processes.together(lambda: _prepare(setup, out, monitor, processes, read, device))
-        setup = replace(setup, recipe=recipe)
+        setup, splits, start, chosen = processes.together(
+            lambda: _prepare(setup, out, monitor, processes, read, device)
+        )
         with training_settings(chosen):
             torch.manual_seed(setup.seed)
             run = _Run(setup, splits, out, monitor, processes, chosen)
+            if start is not None:
+                run.training.model.load_state_dict(start.state_dict())
             run.save()
             return run.finish()
 
 
 def _prepare(
     setup: Setup, out: Path, monitor: Monitor, processes: Processes, read: Read, device: str
-) -> tuple[Recipe, Splits, torch.device]:
+) -> tuple[Setup, Splits, HybridMobileNet | None, torch.device]:
     """Check everything that can be checked before the first step, read the data, choose the recipe, make the folder."""
     if processes.first:
         remove_left_overs(out / CHECKPOINT_FILE)  # of a run that was killed during its first save
@@ -131,9 +136,12 @@ def _prepare(
             "run with --resume, or delete it"
         )
     chosen = check_setup(setup, device, processes)  # before the data is read, which may take long
-    splits = read(setup, monitor)
+    start = read_start(setup)
+    splits = _read_splits(setup, monitor, read)
+    check_held_out(setup, splits, monitor)
     recipe = setup.chosen_recipe(splits.train)
-    check_device(device, recipe, processes)
+    setup = replace(setup, recipe=recipe)
+    check_setup(setup, device, processes)
     choose_batch_size(recipe, len(splits.train), processes)
     try:
         if processes.first:
@@ -142,7 +150,12 @@ def _prepare(
         raise ValueError(
             f"out is {str(out)!r}, but this folder cannot be made ({error.strerror}): choose another with --out"
         ) from error
-    return recipe, splits, chosen
+    return setup, splits, start, chosen
+
+
+def _read_splits(setup: Setup, monitor: Monitor, read: Read) -> Splits:
+    splits = read(setup, monitor)
+    return splits if setup.class_names is None else splits.with_classes(setup.class_names)
 
 
 def resume(out: Path | str, monitor: Monitor | None = None, read: Read = read_data, device: str = "auto") -> Evaluation:
@@ -179,9 +192,10 @@ def resume(out: Path | str, monitor: Monitor | None = None, read: Read = read_da
         with training_settings(chosen):
             run = _Run(setup, splits, out, monitor, processes, chosen, progress)
             training = run.training
-            processes.together(
-                lambda: restore(tensors, training.model, training.optimizer, training.regions, processes.rank)
-            )
+            has_best = run.recipe.keep == "best" and progress.epoch > 0
+            average = training.average.tensors if training.average else None
+            state = tensors, training.model, training.optimizer, training.regions, processes.rank
+            training.best = processes.together(lambda: restore(*state, has_best=has_best, average=average))
             return run.finish()
 
 
@@ -210,7 +224,7 @@ def _read_run(
             f"number would change its outcome: continue with {command} train --resume {shlex.quote(str(out))}"
         )
     chosen = check_setup(setup, device, processes)
-    splits = read(setup, monitor)
+    splits = _read_splits(setup, monitor, read)
     if splits.train.fingerprint != fingerprint:
         raise CheckpointError(f"the data {setup.data!r} has changed since the run in {out} began: start a new run")
     return setup, splits, progress, tensors, chosen
@@ -231,9 +245,7 @@ class _Run:
     ) -> None:
         self.setup, self.splits, self.out, self.monitor, self.processes = setup, splits, out, monitor, processes
         # Which images these are is computed now, since their folder may change during the run.
-        self.split_json = processes.together(
-            lambda: RunImages.of(splits, monitor.on_data).encoded() if processes.first else b""
-        )
+        self.split_json = processes.together(lambda: _split_json(setup, splits, monitor) if processes.first else b"")
         self.record = asdict(setup) | {"data_fingerprint": splits.train.fingerprint, "processes": processes.size}
         # Machines may keep the same images in different places, so paths may differ: the fingerprint must not.
         alike = self.record | {"data": None}
@@ -250,14 +262,26 @@ class _Run:
 
     def finish(self) -> Evaluation:
         """Train what is left, then write the results."""
-        training = self.training
-        if note := automatic_lengths(self.recipe, len(self.splits.train), training.steps, training.batch_size):
+        training, train, recipe = self.training, self.splits.train, self.recipe
+        notes = automatic_lengths(recipe, len(train), training.steps, training.batch_size), imbalance(train, recipe)
+        for note in filter(None, notes):
             self.monitor.on_note(note)
-        with stop_signals() as self.stop:
+        with stop_signals() as self.stop, ExitStack() as stack:
+            if self.setup.log == "tensorboard":
+                self.processes.by_first(lambda: self.open_events(stack))
             training.train(self.after_step, self.after_epoch)
             if self.processes.highest(int(self.stop.is_set())):  # since the last step
                 raise Interrupted
+        if training.is_stalled and training.progress.epoch < recipe.epochs:
+            self.monitor.on_note(
+                f"stopped after {training.progress.epoch} of {recipe.epochs} epochs: the validation loss has not "
+                f"improved for {recipe.patience} epochs"
+            )
         return self.write_results()
+
+    def open_events(self, stack: ExitStack) -> None:
+        """Open an event file, to be closed with the stack."""
+        self.events = stack.enter_context(EventFiles(self.out, self.training.progress.epoch + 1))
 
     def after_step(self) -> None:
         """Save where it is time, or save and stop after a signal."""
@@ -270,8 +294,11 @@ class _Run:
 
     def after_epoch(self) -> None:
         """Write the metrics, then the checkpoint."""
-        lines = "".join(json.dumps(record) + "\n" for record in self.training.progress.history).encode()
+        history = self.training.progress.history
+        lines = "".join(json.dumps(record) + "\n" for record in history).encode()
         self.processes.by_first(lambda: write_atomically(self.out / METRICS_FILE, lines))
+        if self.setup.log == "tensorboard":
+            self.processes.by_first(lambda: self.events.add(history[-1]))
         self.save()
 
     def save(self) -> None:
@@ -280,7 +307,8 @@ class _Run:
         training.settle()
         states = random_states(training.regions, training.device)
         random = {name: self.processes.gather(state).squeeze(0) for name, state in states.items()}
-        state = self.record, training.progress, training.model, training.optimizer, random
+        average = training.average.tensors if training.average else {}
+        state = self.record, training.progress, training.model, training.optimizer, random, training.best, average
         self.processes.by_first(lambda: save_checkpoint(self.out, *state))
         self.saved = time.perf_counter()
 
@@ -290,7 +318,7 @@ class _Run:
 
         training, by_first = self.training, self.processes.by_first
         model, history = training.model, training.progress.history
-        training.set_precise_statistics(FINAL_IMAGES)
+        training.finish()
         model.training_record = self.record | {
             "version": __version__,
             "torch": torch.__version__,
@@ -300,11 +328,14 @@ class _Run:
             "threads": torch.get_num_threads(),
             "images": len(self.splits.train),
             "last_epoch": history[-1],
+            "kept_epoch": training.kept_epoch,
         }
         by_first(lambda: write_atomically(self.out / SPLIT_FILE, self.split_json))
         by_first(lambda: model.save_pretrained(self.out))
         by_first(lambda: draw_curves(history, self.out / CURVES_FILE))
         evaluation = evaluate(model, self.splits.test, seed=self.setup.seed, processes=self.processes)
+        if self.recipe.keep == "best":
+            evaluation = replace(evaluation, epoch=training.kept_epoch)
         record = (json.dumps(evaluation.record(), indent=2) + "\n").encode()
         by_first(lambda: write_atomically(self.out / EVALUATION_FILE, record))
         by_first((self.out / CHECKPOINT_FILE).unlink)
@@ -313,21 +344,27 @@ class _Run:
         return evaluation
 
 
+def _split_json(setup: Setup, splits: Splits, monitor: Monitor) -> bytes:
+    """The content of split.json: the images of the run, and of those that it continues."""
+    images, earlier = RunImages.of(splits, monitor.on_data), earlier_images(setup)
+    return (images if earlier is None else images.joined(earlier)).encoded()
+
+
 def _at_chance(last_epoch: dict[str, Any], test: Evaluation) -> str:
     """A warning if a network has learnt its training images but is at chance on the test images; otherwise empty.
 
-    The mean recall over classes is compared with chance. Every way of guessing has the same, however many images each
-    class has.
+    The balanced accuracy is compared with chance. Every way of guessing has the same, however many images each class
+    has.
     """
-    recalls = [(row[index] / sum(row), sum(row)) for index, row in enumerate(test.confusion) if any(row)]
-    chance, mean = 1 / len(recalls), sum(recall for recall, _ in recalls) / len(recalls)
-    error = chance * math.sqrt(sum(chance * (1 - chance) / images for _, images in recalls))
-    is_at_chance = len(recalls) > 1 and mean <= chance + min(error, MOST_BY_LUCK)
+    images = [sum(row) for row in test.confusion if any(row)]  # of each class that has some
+    chance = 1 / len(images)
+    error = chance * math.sqrt(sum(chance * (1 - chance) / count for count in images))
+    is_at_chance = len(images) > 1 and test.balanced_accuracy <= chance + min(error, MOST_BY_LUCK)
     if not is_at_chance or last_epoch["accuracy"] < (1 + chance) / 2:
         return ""
     return (
         f"the network classifies {last_epoch['accuracy']:.0%} of its training images correctly, but is no better than "
-        f"chance on the {test.images} test images (accuracy {test.accuracy:.0%}; mean recall {mean:.0%} over "
-        f"{len(recalls)} classes; chance {chance:.0%}): check that the test images show the same things and are "
-        "labelled like the training images, or add images"
+        f"chance on the {test.images} test images (accuracy {test.accuracy:.0%}; balanced accuracy "
+        f"{test.balanced_accuracy:.0%} over {len(images)} classes; chance {chance:.0%}): check that the test images "
+        "show the same things and are labelled like the training images, or add images"
     )

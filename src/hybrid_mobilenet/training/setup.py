@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 
@@ -15,11 +15,18 @@ from ..data.splits import Splits, load_data
 from ..layers.sizes import Size
 from ..network.architecture import Family, Network, resolve
 from ..network.model import HybridMobileNet
+from .event_files import check_tensorboard
 from .processes import Processes
 from .recipe import LEAST_STEPS, PAPER, Recipe, check_seed, own_recipe, paper_recipe
 
 #: Largest share of the images that an epoch may leave out because they do not fill a batch. They vary by epoch.
 LEFT_OUT = 0.02
+#: The largest class has at least this many times the images of the smallest one where a run notes an imbalance.
+IMBALANCED = 4
+#: `Setup.start` for random weights.
+SCRATCH = "scratch"
+
+Log = Literal["tensorboard"]
 
 
 class TrainingDiverged(ValueError):  # noqa: N818  the field's word for it
@@ -57,6 +64,10 @@ class Setup:
         validation: share of the training images of every class that is held out for validation, in [0, 1).
         seed: of weights, order of the images, dropout, pooling regions and the validation split; 0 to 2**64 - 1.
         recipe: how the network is trained, or a function that chooses the recipe for the training images.
+        start: "scratch" for random weights, or the folder of a finished run whose weights training starts from: see
+            `continue_from`.
+        class_names: in the order of the network's outputs; None for the order of the data.
+        log: "tensorboard" for event files in the run folder, beside metrics.jsonl; None for metrics.jsonl alone.
 
     Example:
         >>> from hybrid_mobilenet import Setup
@@ -73,12 +84,20 @@ class Setup:
     validation: float = 0.1
     seed: int = 0
     recipe: Recipe | ChooseRecipe = default_recipe
+    start: str = SCRATCH
+    class_names: tuple[str, ...] | None = None
+    log: Log | None = None
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Setup:
         """The setup from its JSON record, which `dataclasses.asdict` made."""
-        size = record["image_size"]
-        return cls(**{**record, "image_size": (size[0], size[1]), "recipe": Recipe.from_record(record["recipe"])})
+        size, names = record["image_size"], record["class_names"]
+        changed = {
+            "image_size": (size[0], size[1]),
+            "recipe": Recipe.from_record(record["recipe"]),
+            "class_names": None if names is None else tuple(names),
+        }
+        return cls(**{**record, **changed})
 
     def chosen_recipe(self, images: ImageDataset) -> Recipe:
         """The recipe for these training images."""
@@ -148,14 +167,35 @@ def read_data(setup: Setup, monitor: Monitor) -> Splits:
 def check_setup(setup: Setup, device: str, processes: Processes) -> torch.device:
     """Check the settings without reading the data; returns the device to train on.
 
-    A recipe that is chosen for the images is not checked.
+    A recipe that is chosen for the images is checked when it is.
 
     Raises:
         ValueError: if a setting is out of range, the device does not exist, or the two do not fit together.
     """
     check_seed(setup.seed)
     setup.network(classes=2)
-    return check_device(device, setup.recipe if isinstance(setup.recipe, Recipe) else PAPER, processes)
+    if setup.log is not None and setup.log not in get_args(Log):
+        raise ValueError(f"log is {setup.log!r}, but must be tensorboard, or None for metrics.jsonl alone")
+    if setup.log == "tensorboard":
+        check_tensorboard()
+    if not isinstance(setup.recipe, Recipe):
+        return check_device(device, PAPER, processes)
+    check_validation(setup.recipe, has_validation=setup.validation > 0)
+    return check_device(device, setup.recipe, processes)
+
+
+def check_validation(recipe: Recipe, *, has_validation: bool) -> None:
+    """Check that there are validation images, if the recipe needs them.
+
+    Raises:
+        ValueError: if it does and there are none.
+    """
+    for name, value, is_off in (("patience", recipe.patience, 0), ("keep", recipe.keep, "last")):
+        if value != is_off and not has_validation:
+            raise ValueError(
+                f"{name} is {value!r}, which compares the validation loss of the epochs, but validation is 0 and there "
+                f"are no validation images: hold some out, as with --validation 0.1, or leave out --{name}"
+            )
 
 
 def check_device(device: str, recipe: Recipe, processes: Processes) -> torch.device:
@@ -240,3 +280,17 @@ def automatic_lengths(recipe: Recipe, images: int, steps: int, batch_size: int) 
             f"{recipe.least_steps:,} steps in all (with --epochs N every epoch is one pass)"
         )
     return f"{images} training images: {'; '.join(chosen)}" if chosen else ""
+
+
+def imbalance(dataset: ImageDataset, recipe: Recipe) -> str:
+    """Explains that classes differ much in size, where the recipe does not balance them; otherwise empty."""
+    images = torch.bincount(dataset.labels, minlength=len(dataset.class_names)).tolist()
+    counts = {name: count for name, count in zip(dataset.class_names, images, strict=True) if count}
+    largest, smallest = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
+    if recipe.balance != "none" or counts[largest] < IMBALANCED * counts[smallest]:
+        return ""
+    return (
+        f"the classes are imbalanced: {counts[largest]:,} training images of {largest!r}, {counts[smallest]:,} of "
+        f"{smallest!r}. Small classes will be recognised less often; --balance sampling shows images of every class "
+        "equally often"
+    )
