@@ -134,12 +134,15 @@ def read_images(
     if data is not None:
         evaluated = load_test_images(data, model, network, display.on_data)
         test, is_whole = evaluated.images, evaluated.which == "all"
-    source = data or network.training_record.get("data")
+    record = network.training_record
+    source = data or record.get("data")
+    names = () if data else ("labels", "config", "image_column", "label_column")
+    options = {name: record.get(name) for name in names}  # of the data that the model was trained on
     not_calibrated = "it is calibrated on training images: name them with --data"
     if not is_calibrated or source is None:
         return ExportImages(test, None, not_calibrated)
     try:
-        splits = load_data(source, image_size=size, channels=channels, progress=display.on_data)
+        splits = load_data(source, image_size=size, channels=channels, progress=display.on_data, **options)
     except (DataError, OSError) as error:
         if data is not None:
             raise

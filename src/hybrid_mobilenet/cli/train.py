@@ -17,11 +17,15 @@ from ..network.architecture import Activation, Family
 from ..training.recipe import CIFAR100_RECIPES, LEAST_STEPS, PAPER_RECIPES, Precision, Recipe, paper_recipe
 from .options import (
     AlphaOption,
+    ConfigOption,
     DeltaOption,
     DeviceOption,
+    ImageColumnOption,
     ImageSizeOption,
     InChannelsOption,
     JsonOption,
+    LabelColumnOption,
+    LabelsOption,
     parse_image_size,
 )
 from .output import INTERRUPTED, USAGE_ERROR, bold_first, console, print_json
@@ -54,6 +58,10 @@ def train(
         ),
     ] = None,
     *,
+    labels: LabelsOption = None,
+    config: ConfigOption = None,
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
     family: Annotated[
         Family, typer.Option(help="How maps shrink: by strides, 3x3 max pooling, or fractional max pooling.")
     ] = "fmp",
@@ -84,7 +92,12 @@ def train(
     precision: Annotated[
         Precision | None, recipe_option("precision", "fp32, or bf16 for mixed precision on GPUs.")
     ] = None,
-    validation: Annotated[float, typer.Option(help="Share of the training images held out for validation.")] = 0.1,
+    validation: Annotated[
+        float,
+        typer.Option(
+            help="Share of the training images to hold out for validation, without a folder of such; 0: none."
+        ),
+    ] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of weights, image order, regions and validation split.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder to create.", show_default="runs/DATA-FAMILY-...")] = None,
     resume: Annotated[
@@ -98,9 +111,11 @@ def train(
     The run folder holds the model, its training curves and its evaluation on
     the test images. The defaults train the network that the paper recommends.
 
-    DATA can be a folder with one subfolder of images per class, or with two
-    such folders named train and test. Without a test folder, a fifth of the
-    images is held out for testing.
+    DATA can be a folder with one subfolder of images per class, or with such
+    folders named train, val and test, as people write these names. Without a
+    test folder, a fifth of the training images is held out for testing. With
+    --labels, the labels of a folder of images are read from a table. A line
+    says what is left out, and how a folder was read if there are other ways.
 
     Without --epochs, small data sets are trained for at least 4,000 steps:
     an epoch then repeats the images. The run is saved after every epoch,
@@ -110,11 +125,15 @@ def train(
       hybrid-mobilenet train digits --epochs 20 --out runs/digits
       hybrid-mobilenet train cifar10
       hybrid-mobilenet train photos/ --family mp3 --alpha 0.5 --image-size 64
+      hybrid-mobilenet train photos/ --labels labels.csv
       hybrid-mobilenet train --resume runs/digits
 
     With several GPUs or machines:
       torchrun --nproc-per-node gpu -m hybrid_mobilenet train cifar10
     """
+    from ..common.memory import keep_freed_memory
+    from ..data.sources import display_name
+
     if (data is None) == (resume is None):
         raise ValueError("train takes DATA, such as digits or a folder of images, or --resume RUN: give one of the two")
     settings = {
@@ -133,9 +152,8 @@ def train(
     else:
         assert data is not None
         recipe = chosen_recipe(family, data, epochs, settings)
-        folder = out or Path("runs") / f"{Path(data).stem}-{family}-d{delta}-a{alpha:g}-s{seed}"
+        folder = out or Path("runs") / f"{Path(display_name(data)).stem}-{family}-d{delta}-a{alpha:g}-s{seed}"
 
-    from ..common.memory import keep_freed_memory
     from ..training import run as training
     from ..training.processes import rank
     from ..training.setup import Setup
@@ -148,7 +166,8 @@ def train(
             start = partial(training.resume, folder, display, device=device)
         else:
             size = parse_image_size(image_size)
-            setup = Setup(data, family, alpha, delta, size, in_channels, validation, seed, recipe)
+            read = {"labels": labels, "config": config, "image_column": image_column, "label_column": label_column}
+            setup = Setup(data, family, alpha, delta, size, in_channels, validation, seed, recipe, **read)
             start = partial(training.train, setup, folder, display, device=device)
         evaluation = finish(start, folder, is_first)
     if is_first:

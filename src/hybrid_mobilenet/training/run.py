@@ -8,7 +8,7 @@ import platform
 import shlex
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from ..common.files import remove_left_overs, write_atomically
 from ..common.signals import stop_signals
 from ..data.dataset import normalisation
 from ..data.held_out import SPLIT_FILE, RunImages
-from ..data.sources import whole_name
 from ..data.splits import Splits
 from .checkpoint import (
     CHECKPOINT_FILE,
@@ -107,7 +106,7 @@ def train(
         359
     """
     out, monitor = Path(out), monitor or Silent()
-    setup = replace(setup, data=whole_name(setup.data))
+    setup = setup.from_anywhere()
     with joined(device) as processes:
         splits, chosen = processes.together(lambda: _prepare(setup, out, monitor, processes, read, device))
         with training_settings(chosen):
@@ -232,7 +231,7 @@ class _Run:
         )
         self.record = asdict(setup) | {"data_fingerprint": splits.train.fingerprint, "processes": processes.size}
         # Machines may keep the same images in different places, so paths may differ: the fingerprint must not.
-        alike = self.record | {"data": None}
+        alike = self.record | {"data": None, "labels": None}
         processes.require_same("settings, data or checkpoint", json.dumps([alike, asdict(progress or Progress())]))
         train = splits.train
         mean, std = normalisation(train)
