@@ -137,7 +137,7 @@ def read_images(
     record = network.training_record
     source = data or record.get("data")
     names = () if data else ("labels", "config", "image_column", "label_column")
-    options = {name: record.get(name) for name in names}  # of the data that the model was trained on
+    options: dict[str, Any] = {name: record.get(name) for name in names}  # of what the model was trained on
     not_calibrated = "it is calibrated on training images: name them with --data"
     if not is_calibrated or source is None:
         return ExportImages(test, None, not_calibrated)

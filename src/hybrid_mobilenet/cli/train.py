@@ -94,9 +94,7 @@ def train(
     ] = None,
     validation: Annotated[
         float,
-        typer.Option(
-            help="Share of the training images to hold out for validation, without a folder of such; 0: none."
-        ),
+        typer.Option(help="Share of the training images held out for validation, if DATA has no validation split."),
     ] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of weights, image order, regions and validation split.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder to create.", show_default="runs/DATA-FAMILY-...")] = None,

@@ -55,7 +55,8 @@ def open_folder(path: Path, model_classes: Collection[str] | None = None) -> Ope
     is_evaluated, known = model_classes is not None, frozenset(model_classes or ())
     inner = _inner(tree, known)
     notes = [] if inner is tree else [f"read {inner.path}, the only folder of images in {path}"]
-    if split_role(inner.name) in ("validation", "test") and inner is not tree and not is_evaluated:
+    on_the_way = {split_role(name) for name in inner.path.relative_to(path).parts}
+    if on_the_way & {"validation", "test"} and not is_evaluated:
         raise _no_training_images(path, inner)
     layout = _layout(inner, known, is_evaluated)
     train, more = _read_classes(layout.train, layout.not_classes, may_be_empty=is_evaluated)
@@ -84,7 +85,8 @@ def _split_folder(tree: Tree, known: frozenset[str]) -> Tree:
     """The folder with the class folders of a split. Archives often nest it: seg_train/seg_train."""
     while not tree.images and len(tree.with_images) == 1:
         (only,) = tree.with_images
-        if only.name in known or split_role(only.name) != split_role(tree.name) or not split_role(only.name):
+        role = split_role(tree.name)
+        if only.name in known or (only.name != tree.name and (role is None or split_role(only.name) != role)):
             break
         tree = only
     return _inner(tree, known)
@@ -92,6 +94,10 @@ def _split_folder(tree: Tree, known: frozenset[str]) -> Tree:
 
 def _names(folders: Collection[Tree]) -> frozenset[str]:
     return frozenset(folder.name for folder in folders)
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image{'s' * (count != 1)}"
 
 
 def _layout(tree: Tree, known: frozenset[str], is_evaluated: bool) -> _Layout:
@@ -112,7 +118,9 @@ def _layout(tree: Tree, known: frozenset[str], is_evaluated: bool) -> _Layout:
     inner = {role: _split_folder(folder, classes) for role, folder in splits.items()}
     nested = {role: folder for role, folder in inner.items() if folder.with_images}
     flat = {role: folder for role, folder in splits.items() if role not in nested}
-    left = [f"left alone: {each.path}, whose {each.count:,} images are in no class folder" for each in flat.values()]
+    left = [f"left alone: {each.path} ({_images(each.count)} without class folders)" for each in flat.values()]
+    if tree.images and train:
+        left.append(f"left alone: {_images(len(tree.images))} directly in {tree.path}")
     found = _Layout(inner.get("train", tree), nested.get("validation"), nested.get("test"), (), left)
     if not others:
         return _only_splits(tree, found, splits, nested, is_evaluated)
@@ -152,7 +160,7 @@ def _only_splits(
 
 
 def _ambiguous(tree: Tree, splits: Collection[Tree], others: Collection[Tree]) -> DataError:
-    names = listed(sorted(_names(splits), key=natural))
+    names = listed(sorted(_names(splits)))
     return DataError(
         f"{tree.path}: {names} could be splits, or classes beside {listed([each.name for each in others])}: for "
         f"splits, move the other folders elsewhere; for classes, give {names} other names"
@@ -179,7 +187,7 @@ def _read_classes(tree: Tree, not_classes: Collection[Tree], *, may_be_empty: bo
     source = ImageFiles([file for of_class in files for file in of_class], labels, names)
     notes = []
     if tree.images:
-        notes.append(f"left alone: {len(tree.images):,} images directly in {tree.path}, which are in no class folder")
+        notes.append(f"left alone: {_images(len(tree.images))} directly in {tree.path}, not in a class folder")
     for name, folders in by_name.items():
         if len(folders) > 1:
             notes.append(f"read as one class: the {len(folders)} folders {name!r} in {tree.path}, in two Unicode forms")
@@ -195,10 +203,10 @@ def _read_classes(tree: Tree, not_classes: Collection[Tree], *, may_be_empty: bo
 
 def _check_class_folders(tree: Tree, by_name: dict[str, list[Tree]], *, may_be_empty: bool) -> None:
     """Refuse a folder without class folders, with a class folder that has no images, or that is a class itself."""
-    empty = [folder for folders in by_name.values() for folder in folders if not folder.count]
+    empty = [folders[0] for folders in by_name.values() if not any(folder.count for folder in folders)]
     if tree.images and len(by_name) - len(empty) < 2 and not (may_be_empty and len(by_name) > len(empty)):
         raise DataError(
-            f"{tree.path} has {len(tree.images):,} images directly in it, but must have one subfolder per class: "
+            f"{tree.path} has {_images(len(tree.images))} directly in it, but must have one subfolder per class: "
             f"{_remedy(tree.path)}"
         )
     if not by_name:
@@ -208,7 +216,7 @@ def _check_class_folders(tree: Tree, by_name: dict[str, list[Tree]], *, may_be_e
             f"{tree.path} has no subfolders{skipped.in_brackets()}: put the images of each class into a folder named "
             "after the class"
         )
-    if empty and (len(empty) == sum(map(len, by_name.values())) or not may_be_empty):
+    if empty and (len(empty) == len(by_name) or not may_be_empty):
         skipped = Skipped()
         tree_below(empty[0].path, skipped=skipped)
         raise DataError(
