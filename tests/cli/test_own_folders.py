@@ -80,7 +80,7 @@ def test_a_folder_named_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert list(evaluation["per_class"]) == ["one", "two"]
     printed, evaluation = train_on("digits", "--out", "built-in")
     assert len(evaluation["per_class"]) == 10
-    assert "digits is read from the package, not from the working folder: for that, give ./digits" in printed["notes"]
+    assert "digits is the built-in data set: for the folder of this name, give ./digits" in printed["notes"]
 
 
 def test_labels_in_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def write(path: Path, lines: list[str], encoding: str = "utf-8") -> Path:
     return path
 
 
-def load(photos: Path, table: Path, **options: str) -> Splits:
+def load(photos: Path, table: Path, **options: Any) -> Splits:
     return load_data(str(photos), image_size=8, labels=table, **options)
 
 
@@ -132,7 +133,7 @@ def test_splits(column: str, photos: Path, tmp_path: Path) -> None:
     assert loaded.has_own_test
     assert loaded.validation is not None
     assert [part.labels.tolist() for part in (loaded.train, loaded.validation, loaded.test)] == [[0, 1, 1], [0], [0, 1]]
-    assert loaded.notes == ("there are no validation images of bee, which is trained all the same",)
+    assert loaded.notes == ("there are no validation images of bee",)
     assert labelled(loaded) == EXPECTED
 
 

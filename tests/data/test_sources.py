@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_a_built_in_name_wins_over_a_folder_and_says_so(tmp_path: Path, monkeypa
     image_folder(tmp_path / "digits", {"a": 3, "b": 3})
     splits = load_data("digits", image_size=8)
     assert len(splits.train.class_names) == 10
-    assert splits.notes == ("digits is read from the package, not from the working folder: for that, give ./digits",)
+    assert splits.notes == ("digits is the built-in data set: for the folder of this name, give ./digits",)
     for name in ("digits/", "./digits", str(tmp_path / "digits")):
         splits = load_data(name)
         assert (splits.name, splits.train.class_names, splits.notes) == ("digits", ("a", "b"), ())
@@ -95,8 +96,9 @@ def test_options_that_do_not_apply(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     image_folder(tmp_path / "photos", {"a": 3, "b": 3})
+    options: dict[str, Any] = {option: "x"}
     with pytest.raises(DataError, match=f"--{option.replace('_', '-')} is 'x', but {part}.*: leave it out"):
-        load_data(source, **{option: "x"})
+        load_data(source, **options)
 
 
 def test_existing_path_comes_before_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

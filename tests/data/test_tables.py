@@ -64,7 +64,7 @@ def test_classes_of_splits_are_matched_by_name(tmp_path: Path) -> None:
     splits = load_data(str(tmp_path))
     assert splits.test.class_names == ("x", "y", "z")
     assert splits.test.labels.tolist() == [1, 1, 0]
-    assert splits.notes == ("there are no test images of z, which is trained all the same",)
+    assert splits.notes == ("there are no test images of z",)
 
 
 def test_a_single_file_is_used_whole_whatever_its_name(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_hub_splits(hub: Callable[[dict[str, list[int]]], None]) -> None:
     assert class_labels(splits.test) == [0, 1]
     assert splits.notes == (
         "left alone: the 2 images of test, which have no labels",
-        "there are no validation images of owl, which is trained all the same",
+        "there are no validation images of owl",
         "someone/competition has validation images but no test images: 20% of the training images are held out for the "
         "test",
     )

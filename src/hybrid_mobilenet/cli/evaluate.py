@@ -58,10 +58,10 @@ def evaluate(
     Prints accuracy and cross-entropy, and recall, precision and F1 of every
     class. The confusion matrix is drawn as a picture.
 
-    The test split of DATA is used, or its validation split if it has no other.
-    Data without splits is used whole. Of data without a test split that the
-    model was trained on, only the images that were held out from training are
-    used. DATA may lack some of the classes.
+    The test split of DATA is used. Data without a test split is used whole, or
+    only its validation split if it has one. If the model was trained on it,
+    only the images that were held out from training are used. DATA may lack
+    some of the classes.
 
     With --passes N, class probabilities are averaged over N passes, each with
     new random pooling regions (Graham, 2014).

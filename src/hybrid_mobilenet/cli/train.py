@@ -109,11 +109,11 @@ def train(
     The run folder holds the model, its training curves and its evaluation on
     the test images. The defaults train the network that the paper recommends.
 
-    DATA can be a folder with one subfolder of images per class, or with such
-    folders named train, val and test, as people write these names. Without a
-    test folder, a fifth of the training images is held out for testing. With
-    --labels, the labels of a folder of images are read from a table. A line
-    says what is left out, and how a folder was read if there are other ways.
+    DATA can be a folder with one subfolder of images per class, or with
+    folders of such subfolders for training, validation and test (train, val,
+    test, Training, seg_test, ...). Without a test folder, a fifth of the
+    training images is held out for testing. With --labels, a table gives the
+    label of each image. Notes say what was left out.
 
     Without --epochs, small data sets are trained for at least 4,000 steps:
     an epoch then repeats the images. The run is saved after every epoch,
@@ -129,9 +129,6 @@ def train(
     With several GPUs or machines:
       torchrun --nproc-per-node gpu -m hybrid_mobilenet train cifar10
     """
-    from ..common.memory import keep_freed_memory
-    from ..data.sources import display_name
-
     if (data is None) == (resume is None):
         raise ValueError("train takes DATA, such as digits or a folder of images, or --resume RUN: give one of the two")
     settings = {
@@ -149,9 +146,12 @@ def train(
         folder = resume
     else:
         assert data is not None
+        from ..data.sources import display_name
+
         recipe = chosen_recipe(family, data, epochs, settings)
         folder = out or Path("runs") / f"{Path(display_name(data)).stem}-{family}-d{delta}-a{alpha:g}-s{seed}"
 
+    from ..common.memory import keep_freed_memory
     from ..training import run as training
     from ..training.processes import rank
     from ..training.setup import Setup

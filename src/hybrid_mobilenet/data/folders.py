@@ -138,7 +138,7 @@ def _layout(tree: Tree, known: frozenset[str], is_evaluated: bool) -> _Layout:
     if len(others) < 2 and not is_evaluated:
         raise _ambiguous(tree, splits.values(), others)
     found.not_classes = list(splits.values())
-    found.notes = [f"{note} (if it is a class, give it another name)" for note in left]
+    found.notes = [f"{note}: if it is a class, give it another name" for note in left]
     return found
 
 

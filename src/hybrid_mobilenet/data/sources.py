@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +89,6 @@ def _refuse(source: str, options: SourceOptions, *names: str) -> None:
         "image_column": "Parquet files, data sets on the Hub, or a table given with --labels",
         "label_column": "Parquet files, data sets on the Hub, or a table given with --labels",
     }
-    assert set(uses) == {field.name for field in fields(options)}
     for name in names:
         if (value := getattr(options, name)) is not None:
             option = f"--{name.replace('_', '-')}"
@@ -101,7 +99,7 @@ def _open_known(source: str) -> Opened:
     """One of the `KNOWN` sources. A note says how to name a folder that is called like it."""
     notes = []
     if Path(source).exists():
-        notes.append(f"{source} is read from the package, not from the working folder: for that, give ./{source}")
+        notes.append(f"{source} is the built-in data set: for the folder of this name, give ./{source}")
     if source == "digits":
         return Opened(_Digits(), notes=tuple(notes))
     folder = os.environ.get(DATA_VARIABLE)

@@ -166,7 +166,7 @@ def match_classes(part: Source, class_names: tuple[str, ...], source: str, what:
     labels = torch.tensor([number.get(name, -1) for name in part.class_names])[part.labels]
     part.labels, part.class_names = labels, class_names
     missing = [name for label, name in enumerate(class_names) if not (labels == label).any()]
-    return [f"there are no {what} images of {listed(missing)}, which is trained all the same"] if missing else []
+    return [f"there are no {what} images of {listed(missing)}"] if missing else []
 
 
 def with_test(source: str, images: ImageDataset, progress: OnProgress | None) -> tuple[ImageDataset, ImageDataset]:
