@@ -15,7 +15,7 @@ from PIL import Image
 from hybrid_mobilenet.data import dataset as data
 from hybrid_mobilenet.data.dataset import ImageDataset, normalisation
 from hybrid_mobilenet.data.images import DataError, Item
-from hybrid_mobilenet.data.sources import Source
+from hybrid_mobilenet.data.source import Source
 from hybrid_mobilenet.data.splits import MEMORY_BOUND, load_data
 from noise_images import all_pixels, image_folder, noise, parquet
 

@@ -277,6 +277,39 @@ def test_a_folder_with_its_own_test_images(tmp_path: Path, seen: Seen) -> None:
     assert record["notes"] == ["the model was trained on 67 of these images"]
 
 
+def test_a_folder_with_its_own_validation_images(run: Run, tmp_path: Path, seen: Seen) -> None:
+    image_folder(tmp_path / "d" / "train", COUNTS)
+    validation = image_folder(tmp_path / "d" / "val", {"bee": 8, "cat": 8, "dog": 8}, seed=7000)
+    out = tmp_path / "model"
+    invoke("train", tmp_path / "d", *NETWORK[:-2], "--out", out)
+    trained, held_out = seen.trained, seen.tested
+    assert trained | held_out == contents(tmp_path / "d" / "train")
+    assert not trained & held_out
+    record = evaluated(out, tmp_path / "d")
+    assert record["tested"] == "held out"
+    assert seen.tested == held_out
+    record = evaluated(out, validation)  # used in training
+    assert (record["tested"], record["images"], record["used_in_training"]) == ("all", 24, 24)
+    shutil.rmtree(tmp_path / "d" / "train")
+    image_folder(tmp_path / "d" / "train", COUNTS, seed=9000)  # another data set
+    record = evaluated(run.out, tmp_path / "d")
+    assert (record["tested"], record["images"]) == ("validation split", 24)
+    assert seen.tested == contents(validation)
+    text = invoke("evaluate", run.out, tmp_path / "d")
+    assert f"tested: all 24 images of the validation split of {tmp_path / 'd'}\n" in text
+
+
+def test_notes_on_how_the_folder_was_read(run: Run, tmp_path: Path) -> None:
+    image_folder(tmp_path / "archive" / "pets", {"bee": 10, "cat": 10, "dog": 10}, seed=7000)
+    (tmp_path / "archive" / "notes.txt").write_text("")
+    notes = [
+        f"read {tmp_path / 'archive/pets'}, the only folder of images in {tmp_path / 'archive'}",
+        "skipped 1 file that is not an image: 1 .txt",
+    ]
+    assert evaluated(run.out, tmp_path / "archive")["notes"] == notes
+    assert f"note: {notes[1]}\n" in invoke("evaluate", run.out, tmp_path / "archive")
+
+
 def test_another_folder_with_one_training_image(run: Run, tmp_path: Path) -> None:
     other = image_folder(tmp_path / "other", {"bee": 10, "cat": 10, "dog": 10}, seed=7000)
     trained = next(file for file in sorted(run.photos.rglob("*.png")) if content(file) in run.trained)

@@ -141,13 +141,6 @@ def test_class_with_one_image_cannot_be_split(tmp_path: Path) -> None:
         load_data(str(tmp_path / "both"), validation=0.1)
 
 
-def test_different_classes_in_train_and_test(tmp_path: Path) -> None:
-    image_folder(tmp_path / "train", {"ant": 2, "bee": 2})
-    image_folder(tmp_path / "test", {"ant": 2, "cat": 2})
-    with pytest.raises(DataError, match=r"different classes \(only in training: bee; only in test: cat\)"):
-        load_data(str(tmp_path))
-
-
 def test_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset, "_READ_AT_ONCE", 1000)
     calls: list[tuple[str, int, int]] = []

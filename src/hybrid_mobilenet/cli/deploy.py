@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,20 +126,26 @@ def read_images(
         DataError, OSError: if `data` is given and cannot be read.
     """
     from ..data.images import DataError
+    from ..data.source import SourceOptions
+    from ..data.sources import whole_name
     from ..data.splits import load_data
     from ..deploy.classify import image_shape, load_test_images
 
     size, channels = image_shape(network)
     test, is_whole = None, False
+    record = network.training_record
+    # The data that the model was trained on is read as then.
+    is_own = data is None or whole_name(data) == record.get("data")
+    options = SourceOptions(**{each.name: record.get(each.name) for each in fields(SourceOptions) if is_own})
     if data is not None:
-        evaluated = load_test_images(data, model, network, display.on_data)
+        evaluated = load_test_images(data, model, network, display.on_data, options)
         test, is_whole = evaluated.images, evaluated.which == "all"
-    source = data or network.training_record.get("data")
+    source = data or record.get("data")
     not_calibrated = "it is calibrated on training images: name them with --data"
     if not is_calibrated or source is None:
         return ExportImages(test, None, not_calibrated)
     try:
-        splits = load_data(source, image_size=size, channels=channels, progress=display.on_data)
+        splits = load_data(source, image_size=size, channels=channels, progress=display.on_data, **asdict(options))
     except (DataError, OSError) as error:
         if data is not None:
             raise

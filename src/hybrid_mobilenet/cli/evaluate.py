@@ -13,7 +13,16 @@ import typer
 from ..common.errors import one_line
 from ..common.signals import stop_signals
 from ..training.recipe import check_seed
-from .options import DeviceOption, JsonOption, ModelOrFileArgument, PassesOption
+from .options import (
+    ConfigOption,
+    DeviceOption,
+    ImageColumnOption,
+    JsonOption,
+    LabelColumnOption,
+    LabelsOption,
+    ModelOrFileArgument,
+    PassesOption,
+)
 from .output import TABLE_WIDTH, bold_first, console, json_list, print_json, report_problems, table
 
 if TYPE_CHECKING:
@@ -28,6 +37,10 @@ def evaluate(
     model: ModelOrFileArgument,
     data: Annotated[str, typer.Argument(metavar="DATA", help="Data, as for train.")],
     *,
+    labels: LabelsOption = None,
+    config: ConfigOption = None,
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
     passes: PassesOption = 1,
     seed: Annotated[int, typer.Option(help="Seed of the random regions, for several passes.")] = 0,
     device: DeviceOption = "auto",
@@ -45,9 +58,10 @@ def evaluate(
     Prints accuracy and cross-entropy, and recall, precision and F1 of every
     class. The confusion matrix is drawn as a picture.
 
-    The test split of DATA is used. Data without a test split is used whole,
-    unless the model was trained on it: then only the images that were held out
-    from training. DATA may lack some of the classes.
+    The test split of DATA is used. Data without a test split is used whole, or
+    only its validation split if it has one. If the model was trained on it,
+    only the images that were held out from training are used. DATA may lack
+    some of the classes.
 
     With --passes N, class probabilities are averaged over N passes, each with
     new random pooling regions (Graham, 2014).
@@ -58,6 +72,7 @@ def evaluate(
       hybrid-mobilenet evaluate runs/digits/export/model.int8.onnx digits
     """
     from ..common.memory import keep_freed_memory
+    from ..data.source import SourceOptions
     from ..deploy.classify import evaluate_classifier, load_classifier, load_test_images
     from ..training.plots import CONFUSION_FILE, draw_confusion
     from .display import RunDisplay
@@ -67,7 +82,8 @@ def evaluate(
     classifier = load_classifier(model, passes, device)
     picture = out or (Path(model) / CONFUSION_FILE if Path(model).is_dir() else None)
     with RunDisplay(shown=not as_json) as display:
-        evaluated = load_test_images(data, model, classifier, display.on_data)
+        options = SourceOptions(labels, config, image_column, label_column)
+        evaluated = load_test_images(data, model, classifier, display.on_data, options)
         test = evaluated.images
         result = evaluate_classifier(classifier, test, passes, seed, display.counter("evaluating", len(test)))
     if as_json:
@@ -95,7 +111,7 @@ def print_evaluation(data: str, evaluated: Evaluated, result: Evaluation) -> Non
     count = (
         f"all {evaluated.total:,}" if result.images == evaluated.total else f"{result.images:,} of {evaluated.total:,}"
     )
-    of_split = "the test split of " if evaluated.which == "test split" else ""
+    of_split = f"the {evaluated.which} of " if evaluated.which in ("test split", "validation split") else ""
     held_out = ", held out when the model was trained on it" if evaluated.which == "held out" else ""
     out = console()
     out.print(
@@ -115,7 +131,7 @@ def evaluation_notes(evaluated: Evaluated, result: Evaluation) -> list[str]:
     """What to know about the tested images, besides how many there are."""
     from ..common.messages import listed
 
-    notes = []
+    notes = list(evaluated.notes)
     if evaluated.used_in_training is None:
         notes.append(
             "the run folder has no split.json, so it is not known which images the model was trained on: some of these "

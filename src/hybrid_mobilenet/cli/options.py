@@ -17,6 +17,17 @@ AlphaOption = Annotated[float, typer.Option(help="Width multiplier: scales the c
 DeltaOption = Annotated[int, typer.Option(help="Depth multiplier: outputs of a depthwise layer per input channel.")]
 ImageSizeOption = Annotated[str, typer.Option(metavar="SIDE|HxW", help="Image size in pixels, such as 32 or 24x32.")]
 InChannelsOption = Annotated[int, typer.Option(help="Image channels: 3 for RGB, 1 for greyscale.")]
+LabelsOption = Annotated[
+    str | None,
+    typer.Option(metavar="TABLE", help="CSV or JSON lines file with the label of each image of a folder."),
+]
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", metavar="NAME", help="Configuration of a data set on the Hub.")
+]
+ImageColumnOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Column of the images, or of the files in --labels.")
+]
+LabelColumnOption = Annotated[str | None, typer.Option(metavar="NAME", help="Column of the labels.")]
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A run folder, or a model on the Hugging Face Hub as owner/name.")
 ]

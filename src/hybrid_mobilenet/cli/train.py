@@ -29,11 +29,15 @@ from ..training.recipe import (
 )
 from .options import (
     AlphaOption,
+    ConfigOption,
     DeltaOption,
     DeviceOption,
+    ImageColumnOption,
     ImageSizeOption,
     InChannelsOption,
     JsonOption,
+    LabelColumnOption,
+    LabelsOption,
     parse_image_size,
 )
 from .output import INTERRUPTED, USAGE_ERROR, bold_first, console, print_json
@@ -71,6 +75,10 @@ def train(
         ),
     ] = None,
     *,
+    labels: LabelsOption = None,
+    config: ConfigOption = None,
+    image_column: ImageColumnOption = None,
+    label_column: LabelColumnOption = None,
     family: Annotated[
         Family, typer.Option(help="How maps shrink: by strides, 3x3 max pooling, or fractional max pooling.")
     ] = "fmp",
@@ -139,7 +147,10 @@ def train(
         Keep | None,
         recipe_option("keep", "Weights of the last epoch, or of the best: the one with the lowest validation loss."),
     ] = None,
-    validation: Annotated[float, typer.Option(help="Share of the training images held out for validation.")] = 0.1,
+    validation: Annotated[
+        float,
+        typer.Option(help="Share of the training images held out for validation, if DATA has no validation split."),
+    ] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of weights, image order, regions and validation split.")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="Run folder to create.", show_default="runs/DATA-FAMILY-..., or RUN-continued")
@@ -162,9 +173,11 @@ def train(
     The run folder holds the model, its training curves and its evaluation on
     the test images. The defaults train the network that the paper recommends.
 
-    DATA can be a folder with one subfolder of images per class, or with two
-    such folders named train and test. Without a test folder, a fifth of the
-    images is held out for testing.
+    DATA can be a folder with one subfolder of images per class, or with
+    folders of such subfolders for training, validation and test (train, val,
+    test, Training, seg_test, ...). Without a test folder, a fifth of the
+    training images is held out for testing. With --labels, a table gives the
+    label of each image. Notes say what was left out.
 
     Without --epochs, small data sets are trained for at least 4,000 steps:
     an epoch then repeats the images. The run is saved after every epoch,
@@ -184,6 +197,7 @@ def train(
       hybrid-mobilenet train cifar10
       hybrid-mobilenet train photos/ --family mp3 --alpha 0.5 --image-size 64
       hybrid-mobilenet train photos/ --balance sampling --keep best
+      hybrid-mobilenet train photos/ --labels labels.csv
       hybrid-mobilenet train --resume runs/digits
       hybrid-mobilenet train --from runs/digits --epochs 10 --learning-rate 1e-3
 
@@ -220,7 +234,9 @@ def train(
         folder = out or start.resolve().with_name(f"{start.resolve().name}-continued")
     else:
         assert data is not None
-        folder = out or Path("runs") / f"{Path(data).stem}-{family}-d{delta}-a{alpha:g}-s{seed}"
+        from ..data.sources import display_name
+
+        folder = out or Path("runs") / f"{Path(display_name(data)).stem}-{family}-d{delta}-a{alpha:g}-s{seed}"
         change(paper_recipe(family, data))  # reports a mistake before the images are read
 
     from ..common.memory import keep_freed_memory
@@ -238,6 +254,10 @@ def train(
         else:
             options: dict[str, Any] = {
                 "data": data,
+                "labels": labels,
+                "config": config,
+                "image_column": image_column,
+                "label_column": label_column,
                 "family": family,
                 "alpha": alpha,
                 "delta": delta,
@@ -251,6 +271,8 @@ def train(
                 setup = Setup(**options, recipe=lambda setup, images: change(default_recipe(setup, images)))
             else:
                 given = {"channels" if name == "in_channels" else name for name in given_options(ctx)}
+                if data is not None:  # how the run's data is read says nothing about other data
+                    given |= {"labels", "config", "image_column", "label_column"}
                 setup = continue_from(start)
                 setup = replace(setup, **{name: value for name, value in options.items() if name in given})
                 assert isinstance(setup.recipe, Recipe)  # the run's

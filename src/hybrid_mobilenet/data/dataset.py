@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..layers.sizes import Size
 from .images import DataError, Item, decode
-from .sources import Source
+from .source import Source
 
 #: A data set is normalised by at most this many of its images, evenly spaced: all of CIFAR, some of a larger one.
 NORMALISATION_SAMPLE = 50_000

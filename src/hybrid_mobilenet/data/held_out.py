@@ -16,6 +16,7 @@ from ..common.messages import listed
 from ..layers.sizes import Size
 from .dataset import ImageDataset, OnProgress
 from .images import DataError, checked_shape
+from .source import AUTOMATIC, Source, SourceOptions
 from .sources import KNOWN, open_source
 from .splits import MEMORY_BOUND, Splits, read_if_fits, with_test
 
@@ -110,17 +111,20 @@ class Evaluated:
 
     Attributes:
         images: in memory, where they fit.
-        which: "held out" from the data that the model was trained on, the source's "test split", or "all" of it.
-        total: number of images in the source, or in its test split.
+        which: "held out" from the data that the model was trained on, the source's "test split" or "validation split",
+            or "all" of it.
+        total: number of images in the source, or in its split.
         used_in_training: number of `images` that the model's training or validation used; None if it is unknown.
         left_out: number of images that were added after the run, and are not in `images`.
+        notes: as of `Splits`.
     """
 
     images: ImageDataset
-    which: Literal["held out", "test split", "all"]
+    which: Literal["held out", "test split", "validation split", "all"]
     total: int
     used_in_training: int | None
     left_out: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def load_to_evaluate(
@@ -128,6 +132,7 @@ def load_to_evaluate(
     run: RunImages | None,
     class_names: tuple[str, ...],
     *,
+    options: SourceOptions = AUTOMATIC,
     image_size: int | Size = 32,
     channels: int = 3,
     progress: OnProgress | None = None,
@@ -136,12 +141,14 @@ def load_to_evaluate(
 
     The test split of the digits is the one that `load_data` holds out. If another source lacks a test split and the
     model was trained on it, the images are those that the run held out, even if files were added, removed, renamed or
-    moved since. `RunImages.is_from` decides whether the model was trained on it.
+    moved since. `RunImages.is_from` decides whether the model was trained on it. If it was not, a validation split
+    serves as the test split.
 
     Args:
         source: as for `load_data`; classes may be empty, and a single class is allowed.
         run: the images of the model's run, if they are known.
         class_names: the model's.
+        options: how to read the source.
         image_size: as for `load_data`.
         channels: as for `load_data`.
         progress: as for `load_data`.
@@ -150,25 +157,34 @@ def load_to_evaluate(
         DataError, ValueError, OSError: as `load_data`; also where images have a class that the model lacks.
     """
     size = checked_shape(image_size, channels)
-    _, train, test = open_source(source, to_evaluate=True)
-    part = test or train
-    images = ImageDataset(part, torch.arange(len(part.labels)), size, channels)
-    which: Literal["held out", "test split", "all"] = "test split" if test else "all"
-    numbered(images, class_names)
-    if test is None and source in KNOWN:
+    opened = open_source(source, options, class_names)
+
+    def whole(part: Source) -> ImageDataset:
+        return ImageDataset(part, torch.arange(len(part.labels)), size, channels)
+
+    which: Literal["held out", "test split", "validation split", "all"] = "all"
+    images = whole(opened.test or opened.train)
+    if opened.test is not None:
+        which = "test split"
+    elif source in KNOWN:
         which, images = "test split", with_test(source, images, progress)[1]
+    elif run is not None and run.is_from(images.contents(progress)):
+        which = "held out"
+    elif opened.validation is not None:
+        which, images = "validation split", whole(opened.validation)
+    numbered(images, class_names)
     total = len(images)
     used, left_out = None, 0
     if run is not None:
         contents = images.contents(progress)
         is_used, is_held_out = run.is_used(contents), run.is_held_out(contents)
-        if which == "all" and run.is_from(contents):
-            which, images = "held out", images.subset(torch.from_numpy(is_held_out))
+        if which == "held out":
+            images = images.subset(torch.from_numpy(is_held_out))
             left_out = int((~(is_used | is_held_out)).sum())
             is_used = is_used[is_held_out]
         used = int(is_used.sum())
     read_if_fits({"test": images}, MEMORY_BOUND, progress)
-    return Evaluated(images, which, total, used, left_out)
+    return Evaluated(images, which, total, used, left_out, opened.notes)
 
 
 def numbered(dataset: ImageDataset, class_names: tuple[str, ...]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..common.messages import near, reason
 from ..layers.sizes import Size
+from .listing import Skipped, Tree, read_tree
 
 Image.init()  # Pillow's table of formats
 
@@ -199,22 +200,26 @@ def _raise(error: DataError | OSError) -> None:
 def image_files(paths: Sequence[Path], report: Report = _raise) -> list[Path]:
     """List the given files, and the image files in the given folders and their subfolders.
 
-    Files in folders are chosen by extension and sorted by name.
+    Files in folders are chosen by extension, in the natural order of their names.
 
     Args:
         paths: files and folders.
         report: called with each of the errors below instead of raising it.
 
     Raises:
-        DataError: if a path does not exist, or a folder contains no images; also as `files_below`.
+        DataError: if a path does not exist, or a folder contains no images; also as `tree_below`.
         OSError: if a folder cannot be listed.
     """
     files: list[Path] = []
     for path in paths:
+        skipped = Skipped()
         try:
-            found = list(files_below(path, report)) if path.is_dir() else [path]
+            found = list(tree_below(path, report, skipped).files()) if path.is_dir() else [path]
             if not found:
-                raise DataError(f"{path} contains no images: give a folder with images such as .jpg or .png files")
+                raise DataError(
+                    f"{path} contains no images{skipped.in_brackets()}: give a folder with images such as .jpg or .png "
+                    "files"
+                )
             if not path.exists() and not path.is_symlink():
                 raise DataError(f"{path} does not exist{near(str(path))}: give an image or a folder of images")
             if not path.is_dir() and not path.is_file():  # reading a pipe would block forever
@@ -226,34 +231,20 @@ def image_files(paths: Sequence[Path], report: Report = _raise) -> list[Path]:
     return files
 
 
-def files_below(folder: Path, report: Report = _raise) -> Iterator[Path]:
-    """Find the image files below a folder, to any depth, by extension, in the order of their names.
-
-    Hidden entries and __MACOSX are skipped. Links to folders are skipped too: they could lead back up.
+def tree_below(folder: Path, report: Report = _raise, skipped: Skipped | None = None) -> Tree:
+    """The image files below a folder, to any depth, chosen by extension. See `listing` for what is left out.
 
     Args:
         folder: where to look.
         report: called with each of the errors below instead of raising it.
+        skipped: receives what is left out.
 
     Raises:
         DataError: if an entry with the extension of an image is not a regular file.
         OSError: if a folder cannot be listed.
     """
-    try:
-        entries = sorted(filter(is_visible, folder.iterdir()))
-    except OSError as error:
-        report(error)
-        return
-    for entry in entries:
-        if entry.is_dir():
-            if not entry.is_symlink():
-                yield from files_below(entry, report)
-        elif entry.suffix.lower() in EXTENSIONS:
-            if entry.is_file():  # reading a pipe would block forever
-                yield entry
-            else:
-                report(DataError(f"{entry} is not a regular file (a broken link?): repair or remove it"))
 
+    def irregular(path: Path) -> None:
+        report(DataError(f"{path} is not a regular file (a broken link?): repair or remove it"))
 
-def is_visible(entry: Path) -> bool:
-    return not entry.name.startswith(".") and entry.name != "__MACOSX"
+    return read_tree(folder, frozenset(EXTENSIONS), Skipped() if skipped is None else skipped, irregular, report)

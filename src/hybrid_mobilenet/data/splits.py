@@ -1,9 +1,10 @@
-"""The images of a source for training, validation and test. What the source does not split is split by content."""
+"""The images of a source for training, validation and test. Splits that the source lacks are made by content."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from ..common.messages import listed
 from ..layers.sizes import Size
 from .dataset import ImageDataset, OnProgress
 from .images import DataError, checked_shape
-from .sources import Source, open_source
+from .source import AUTOMATIC, Source, SourceOptions
+from .sources import display_name, open_source
 
 #: Images that are loaded together stay in memory if their decoded pixels take at most this many bytes.
 MEMORY_BOUND = 1 << 30
@@ -25,10 +27,11 @@ TEST_SEED = 71
 
 @dataclass(frozen=True)
 class Splits:
-    """The images of a source for training, for validation (None if none are held out), and for the final test.
+    """The images of a source for training, for validation (None without validation), and for the final test.
 
     Attributes:
         has_own_test: whether the source has test images of its own; otherwise they were held out.
+        notes: how the source was read, where it could be read in another way, and what was left out; one line each.
     """
 
     train: ImageDataset
@@ -36,6 +39,7 @@ class Splits:
     test: ImageDataset
     name: str
     has_own_test: bool
+    notes: tuple[str, ...] = ()
 
     def with_classes(self, class_names: tuple[str, ...]) -> Splits:
         """The same images, with labels that number the same classes in another order.
@@ -63,21 +67,30 @@ def load_data(
     channels: int = 3,
     validation: float = 0.0,
     seed: int = 0,
+    labels: str | Path | None = None,
+    config: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
     memory_bound: int = MEMORY_BOUND,
     progress: OnProgress | None = None,
 ) -> Splits:
     """Load the images of a source, resized and split.
 
     Args:
-        source: "digits", "cifar10" or "cifar100"; or the path of a folder with one subfolder per class (or train/ and
-            test/ or validation/ with such subfolders), a Parquet file, or a folder of train*.parquet and test*.parquet;
-            or owner/name of an image data set on the Hugging Face Hub. If a source has a validation split but no test
-            split, the validation split is used for the test; if it has both, the validation split is not used.
+        source: "digits", "cifar10" or "cifar100"; or the path of a folder with one subfolder per class (or with folders
+            of training, validation and test images with such subfolders), a Parquet file, or a folder of
+            train*.parquet, validation*.parquet and test*.parquet; or owner/name of an image data set on the Hugging
+            Face Hub.
         image_size: side in pixels or (height, width): see `images.read_image`.
         channels: 3 for RGB, 1 for greyscale.
         validation: share of the training images of every class to hold out for validation, in [0, 1). `_split` says
-            which images are held out, also for the test split of a source without one.
+            which images are held out, also for the test split of a source without one. If the source has a validation
+            split of its own, that is used instead of any share above 0.
         seed: chooses the images held out for validation. Those for test never depend on it: see `TEST_SEED`.
+        labels: a CSV or JSON lines file that names the label of each image of a folder: see `labels.open_labels`.
+        config: configuration of a data set on the Hub.
+        image_column: column of the images in Parquet files and on the Hub, or of the files in `labels`.
+        label_column: column of the labels.
         memory_bound: decoded bytes of all splits above which they are streamed instead.
         progress: called as images are read into memory.
 
@@ -94,56 +107,84 @@ def load_data(
     """
     if not 0 <= validation < 1:  # NaN fails too
         raise ValueError(f"validation is {validation!r}, but must be a fraction: 0 or more, and less than 1")
-    name, train, test, has_own_test = _open(source, image_size, channels, progress)
+    options = SourceOptions(None if labels is None else str(labels), config, image_column, label_column)
+    splits = _open(source, options, image_size, channels, progress)
+    train, held_out = splits.train, splits.validation
     if validation == 0:
-        read_if_fits({"training": train, "test": test}, memory_bound, progress)
-        return Splits(train, None, test, name, has_own_test)
-    train, held_out = _split(
-        train,
-        validation,
-        f"validation {seed}",
-        f"{source}: the validation split",
-        progress,
-        "add images, remove the class, or hold none out (--validation 0)",
-    )
-    read_if_fits({"training": train, "validation": held_out, "test": test}, memory_bound, progress)
-    return Splits(train, held_out, test, name, has_own_test)
+        held_out = None
+    elif held_out is None:
+        train, held_out = _split(
+            train,
+            validation,
+            f"validation {seed}",
+            f"{source}: the validation split",
+            progress,
+            "add images, remove the class, or hold none out (--validation 0)",
+        )
+    parts = {"training": train, "validation": held_out, "test": splits.test}
+    read_if_fits({what: part for what, part in parts.items() if part is not None}, memory_bound, progress)
+    return replace(splits, train=train, validation=held_out)
 
 
 def load_test(
     source: str, *, image_size: int | Size = 32, channels: int = 3, progress: OnProgress | None = None
 ) -> ImageDataset:
     """The test images of a source, as `load_data` gives them, without decoding the others."""
-    _, _, test, _ = _open(source, image_size, channels, progress)
+    test = _open(source, AUTOMATIC, image_size, channels, progress).test
     read_if_fits({"test": test}, MEMORY_BOUND, progress)
     return test
 
 
 def _open(
-    source: str, image_size: int | Size, channels: int, progress: OnProgress | None
-) -> tuple[str, ImageDataset, ImageDataset, bool]:
-    """The source's name, its training and test images (not decoded yet), and whether the test images are its own."""
+    source: str, options: SourceOptions, image_size: int | Size, channels: int, progress: OnProgress | None
+) -> Splits:
+    """The splits of a source, not decoded yet. The validation split is the source's own; without one it is None."""
     size = checked_shape(image_size, channels)
-    name, train, test = open_source(source)
-    if test is not None and test.class_names != train.class_names:
-        only_train = [each for each in train.class_names if each not in test.class_names]
-        only_test = [each for each in test.class_names if each not in train.class_names]
+    opened = open_source(source, options)
+    notes = list(opened.notes)
+    if len(torch.unique(opened.train.labels)) < 2:
         raise DataError(
-            f"{source}: training and test images have different classes (only in training: {listed(only_train)}; only "
-            f"in test: {listed(only_test)}): give both the same, in the same order"
-        )
-    if len(torch.unique(train.labels)) < 2:
-        raise DataError(
-            f"{source}: its training images are of one class only ({listed(train.class_names)}), but a classifier "
-            "needs two or more: add images of another class"
+            f"{source}: its training images are of one class only ({listed(opened.train.class_names)}), but a "
+            "classifier needs two or more: add images of another class"
         )
 
     def whole(part: Source) -> ImageDataset:
         return ImageDataset(part, torch.arange(len(part.labels)), size, channels)
 
+    train = whole(opened.train)
+    own = {"validation": opened.validation, "test": opened.test}
+    for what, part in own.items():
+        if part is not None:
+            notes += match_classes(part, opened.train.class_names, source, what)
+    validation, test = (None if part is None else whole(part) for part in own.values())
     if test is not None:
-        return name, whole(train), whole(test), True
-    return name, *with_test(source, whole(train), progress), False
+        return Splits(train, validation, test, display_name(source), True, tuple(notes))
+    if validation is not None:
+        notes.append(
+            f"{source} has validation images but no test images: {TEST_FRACTION:.0%} of the training images are held "
+            "out for the test"
+        )
+    train, test = with_test(source, train, progress)
+    return Splits(train, validation, test, display_name(source), False, tuple(notes))
+
+
+def match_classes(part: Source, class_names: tuple[str, ...], source: str, what: str) -> list[str]:
+    """Number the classes of a split as the training images do, by name. Returns a note on the classes it lacks.
+
+    Raises:
+        DataError: if it has images of a class without training images.
+    """
+    number = {name: index for index, name in enumerate(class_names)}
+    present = torch.unique(part.labels).tolist()
+    if unknown := [part.class_names[label] for label in present if part.class_names[label] not in number]:
+        raise DataError(
+            f"{source}: there are {what} images of {listed([repr(name) for name in unknown])}, but no training images "
+            f"(the training classes are {listed(class_names)}): add some, or remove the {what} images of this class"
+        )
+    labels = torch.tensor([number.get(name, -1) for name in part.class_names])[part.labels]
+    part.labels, part.class_names = labels, class_names
+    missing = [name for label, name in enumerate(class_names) if not (labels == label).any()]
+    return [f"there are no {what} images of {listed(missing)}"] if missing else []
 
 
 def with_test(source: str, images: ImageDataset, progress: OnProgress | None) -> tuple[ImageDataset, ImageDataset]:

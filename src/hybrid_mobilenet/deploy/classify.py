@@ -13,6 +13,7 @@ from ..common.devices import choose_device
 from ..data.dataset import ImageDataset, OnProgress
 from ..data.held_out import Evaluated, RunImages, load_to_evaluate
 from ..data.images import image_files, read_image
+from ..data.source import AUTOMATIC, SourceOptions
 from ..layers.sizes import Size
 from ..network.model import HybridMobileNet
 from ..training.evaluate import Evaluation, evaluate, probabilities, tally
@@ -162,7 +163,11 @@ def load_classifier(
 
 
 def load_test_images(
-    source: str, model: str, classifier: HybridMobileNet | FileClassifier, progress: OnProgress | None = None
+    source: str,
+    model: str,
+    classifier: HybridMobileNet | FileClassifier,
+    progress: OnProgress | None = None,
+    options: SourceOptions = AUTOMATIC,
 ) -> Evaluated:
     """The images of a source on which to evaluate a model, in the size that it takes; see `load_to_evaluate`.
 
@@ -171,13 +176,14 @@ def load_test_images(
         model: the run folder or exported file of the classifier, whose run may have held images out.
         classifier: the loaded model.
         progress: as for `load_data`.
+        options: how to read the source.
 
     Raises:
         DataError, ValueError, OSError: as `load_to_evaluate`.
     """
     size, channels = image_shape(classifier)
     names, run = classifier.class_names, RunImages.read(model)
-    return load_to_evaluate(source, run, names, image_size=size, channels=channels, progress=progress)
+    return load_to_evaluate(source, run, names, options=options, image_size=size, channels=channels, progress=progress)
 
 
 def image_shape(classifier: HybridMobileNet | FileClassifier) -> tuple[Size, int]:

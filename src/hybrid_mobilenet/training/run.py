@@ -22,7 +22,6 @@ from ..common.files import remove_left_overs, write_atomically
 from ..common.signals import stop_signals
 from ..data.dataset import normalisation
 from ..data.held_out import SPLIT_FILE, RunImages
-from ..data.sources import whole_name
 from ..data.splits import Splits
 from ..network.model import HybridMobileNet
 from .checkpoint import (
@@ -110,7 +109,7 @@ def train(
         359
     """
     out, monitor = Path(out), monitor or Silent()
-    setup = replace(setup, data=whole_name(setup.data))
+    setup = setup.from_anywhere()
     with joined(device) as processes:
         setup, splits, start, chosen = processes.together(
             lambda: _prepare(setup, out, monitor, processes, read, device)
@@ -248,7 +247,7 @@ class _Run:
         self.split_json = processes.together(lambda: _split_json(setup, splits, monitor) if processes.first else b"")
         self.record = asdict(setup) | {"data_fingerprint": splits.train.fingerprint, "processes": processes.size}
         # Machines may keep the same images in different places, so paths may differ: the fingerprint must not.
-        alike = self.record | {"data": None}
+        alike = self.record | {"data": None, "labels": None}
         processes.require_same("settings, data or checkpoint", json.dumps([alike, asdict(progress or Progress())]))
         train = splits.train
         self.recipe = setup.chosen_recipe(train)

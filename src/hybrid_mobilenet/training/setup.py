@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 
 from ..data.dataset import ImageDataset
-from ..data.sources import KNOWN
+from ..data.sources import KNOWN, whole_name
 from ..data.splits import Splits, load_data
 from ..layers.sizes import Size
 from ..network.architecture import Family, Network, resolve
@@ -61,9 +61,14 @@ class Setup:
         delta: depth multiplier.
         image_size: (height, width) in pixels, to which images are resized.
         channels: 3 for RGB, 1 for greyscale.
-        validation: share of the training images of every class that is held out for validation, in [0, 1).
+        validation: share of the training images of every class that is held out for validation, in [0, 1). If the data
+            has a validation split of its own, that is used instead of any share above 0.
         seed: of weights, order of the images, dropout, pooling regions and the validation split; 0 to 2**64 - 1.
         recipe: how the network is trained, or a function that chooses the recipe for the training images.
+        labels: path of a table with the labels of a folder of images, as `load_data` takes it; recorded as absolute.
+        config: configuration of a data set on the Hub.
+        image_column: column of the images.
+        label_column: column of the labels.
         start: "scratch" for random weights, or the folder of a finished run whose weights training starts from: see
             `continue_from`.
         class_names: in the order of the network's outputs; None for the order of the data.
@@ -84,6 +89,10 @@ class Setup:
     validation: float = 0.1
     seed: int = 0
     recipe: Recipe | ChooseRecipe = default_recipe
+    labels: str | None = None
+    config: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
     start: str = SCRATCH
     class_names: tuple[str, ...] | None = None
     log: Log | None = None
@@ -102,6 +111,11 @@ class Setup:
     def chosen_recipe(self, images: ImageDataset) -> Recipe:
         """The recipe for these training images."""
         return self.recipe if isinstance(self.recipe, Recipe) else self.recipe(self, images)
+
+    def from_anywhere(self) -> Setup:
+        """The same setup with absolute paths, so that it can be resumed from any folder."""
+        labels = None if self.labels is None else whole_name(self.labels)
+        return replace(self, data=whole_name(self.data), labels=labels)
 
     def network(self, classes: int) -> Network:
         """The layers of the network for this number of classes.
@@ -128,7 +142,7 @@ class Monitor(Protocol):
         """An epoch is finished; its record is a line of metrics.jsonl."""
 
     def on_note(self, note: str) -> None:
-        """Something was chosen automatically."""
+        """Something was chosen automatically, or left out of the data."""
 
     def on_warning(self, warning: str) -> None:
         """Something is probably wrong."""
@@ -149,19 +163,26 @@ Read = Callable[[Setup, Monitor], Splits]
 
 
 def read_data(setup: Setup, monitor: Monitor) -> Splits:
-    """Read the data of a setup.
+    """Read the data of a setup. The monitor receives notes on how it was read.
 
     Raises:
         DataError: if it cannot be read.
     """
-    return load_data(
+    splits = load_data(
         setup.data,
         image_size=setup.image_size,
         channels=setup.channels,
         validation=setup.validation,
         seed=setup.seed,
+        labels=setup.labels,
+        config=setup.config,
+        image_column=setup.image_column,
+        label_column=setup.label_column,
         progress=monitor.on_data,
     )
+    for note in splits.notes:
+        monitor.on_note(note)
+    return splits
 
 
 def check_setup(setup: Setup, device: str, processes: Processes) -> torch.device:
