@@ -17,6 +17,7 @@ AlphaOption = Annotated[float, typer.Option(help="Width multiplier: scales the c
 DeltaOption = Annotated[int, typer.Option(help="Depth multiplier: outputs of a depthwise layer per input channel.")]
 ImageSizeOption = Annotated[str, typer.Option(metavar="SIDE|HxW", help="Image size in pixels, such as 32 or 24x32.")]
 InChannelsOption = Annotated[int, typer.Option(help="Image channels: 3 for RGB, 1 for greyscale.")]
+SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")]
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A run folder, or a model on the Hugging Face Hub as owner/name.")
 ]

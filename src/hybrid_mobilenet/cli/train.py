@@ -22,6 +22,7 @@ from .options import (
     ImageSizeOption,
     InChannelsOption,
     JsonOption,
+    SkipBadOption,
     parse_image_size,
 )
 from .output import INTERRUPTED, USAGE_ERROR, bold_first, console, print_json
@@ -86,6 +87,7 @@ def train(
     ] = None,
     validation: Annotated[float, typer.Option(help="Share of the training images held out for validation.")] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of weights, image order, regions and validation split.")] = 0,
+    skip_bad: SkipBadOption = False,
     out: Annotated[Path | None, typer.Option(help="Run folder to create.", show_default="runs/DATA-FAMILY-...")] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Continue a stopped run, with the settings it was started with.")
@@ -148,7 +150,7 @@ def train(
             start = partial(training.resume, folder, display, device=device)
         else:
             size = parse_image_size(image_size)
-            setup = Setup(data, family, alpha, delta, size, in_channels, validation, seed, recipe)
+            setup = Setup(data, family, alpha, delta, size, in_channels, validation, seed, recipe, skip_bad)
             start = partial(training.train, setup, folder, display, device=device)
         evaluation = finish(start, folder, is_first)
     if is_first:
@@ -180,9 +182,11 @@ def finish(start: Callable[[], Evaluation], folder: Path, is_first: bool) -> Eva
 
     Raises:
         KeyboardInterrupt: if training was interrupted, and saved.
-        OSError: if something could not be read or written.
+        OSError, DataError: if something could not be read or written.
         typer.Exit: in a process that does not print, or after an error in another process.
     """
+    from ..common.messages import listed
+    from ..data.images import DataError
     from ..training.checkpoint import CHECKPOINT_FILE
     from ..training.processes import OtherProcessFailed
     from ..training.setup import Interrupted
@@ -196,6 +200,11 @@ def finish(start: Callable[[], Evaluation], folder: Path, is_first: bool) -> Eva
         if not is_first:
             raise typer.Exit(INTERRUPTED) from None
         raise KeyboardInterrupt(f"stopped and saved; continue with: {resume}") from None
+    except DataError as error:
+        if not error.images or not (folder / CHECKPOINT_FILE).is_file():
+            raise
+        problem = f"{listed(error.images)} can no longer be read"  # all images could be when the run began
+        raise DataError(f"{problem}: restore the same content, then: {resume}") from error
     except OSError as error:
         if not (folder / CHECKPOINT_FILE).is_file():
             raise

@@ -17,7 +17,7 @@ from ..layers.sizes import Size
 from .dataset import ImageDataset, OnProgress
 from .images import DataError, checked_shape
 from .sources import KNOWN, open_source
-from .splits import MEMORY_BOUND, Splits, read_if_fits, with_test
+from .splits import MEMORY_BOUND, Splits, read, readable, with_test
 
 #: In a run folder: what was held out and trained on. See `RunImages`.
 SPLIT_FILE = "split.json"
@@ -109,6 +109,7 @@ class Evaluated:
         total: number of images in the source, or in its test split.
         used_in_training: number of `images` that the model's training or validation used; None if it is unknown.
         left_out: number of images that were added after the run, and are not in `images`.
+        notes: what else to know about the images, a line each.
     """
 
     images: ImageDataset
@@ -116,6 +117,7 @@ class Evaluated:
     total: int
     used_in_training: int | None
     left_out: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def load_to_evaluate(
@@ -125,6 +127,7 @@ def load_to_evaluate(
     *,
     image_size: int | Size = 32,
     channels: int = 3,
+    skip_bad: bool = False,
     progress: OnProgress | None = None,
 ) -> Evaluated:
     """The images of a source on which to evaluate a trained model: its test split, or all of them if it has none.
@@ -139,6 +142,7 @@ def load_to_evaluate(
         class_names: the model's.
         image_size: as for `load_data`.
         channels: as for `load_data`.
+        skip_bad: as for `load_data`.
         progress: as for `load_data`.
 
     Raises:
@@ -150,6 +154,10 @@ def load_to_evaluate(
     images = ImageDataset(part, torch.arange(len(part.labels)), size, channels)
     which: Literal["held out", "test split", "all"] = "test split" if test else "all"
     numbered(images, class_names)
+    notes: tuple[str, ...] = ()
+    if skip_bad:
+        parts, notes = readable(source, {"test": images}, progress)
+        images = parts["test"]
     if test is None and source in KNOWN:
         which, images = "test split", with_test(source, images, progress)[1]
     total = len(images)
@@ -162,8 +170,8 @@ def load_to_evaluate(
             left_out = int((~(is_used | is_held_out)).sum())
             is_used = is_used[is_held_out]
         used = int(is_used.sum())
-    read_if_fits({"test": images}, MEMORY_BOUND, progress)
-    return Evaluated(images, which, total, used, left_out)
+    read({"test": images}, MEMORY_BOUND, progress)
+    return Evaluated(images, which, total, used, left_out, notes)
 
 
 def numbered(dataset: ImageDataset, class_names: tuple[str, ...]) -> Tensor:

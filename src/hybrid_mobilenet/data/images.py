@@ -52,7 +52,13 @@ Item = tuple[str, Path | bytes | Image.Image]
 
 
 class DataError(ValueError):
-    """Unusable data. The message names the file, folder or argument, the rule and the remedy."""
+    """Unusable data. The message names the file, folder or argument, the rule and the remedy.
+
+    Attributes:
+        images: the names of the images that cannot be read, if that is the error.
+    """
+
+    images: tuple[str, ...] = ()
 
 
 def read_image(image: Path | str | bytes | Image.Image, image_size: int | Size, channels: int) -> Tensor:
@@ -134,11 +140,15 @@ def decode(item: Item, size: Size, channels: int) -> NDArray[np.uint8]:
                 image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
             return np.array(image).reshape(height, width, channels)
     except UnidentifiedImageError:
-        raise DataError(
-            f"{name} is empty or not in a supported format ({', '.join(FORMATS)}): replace or remove it"
-        ) from None
+        raise _unreadable(name, f"is empty or not in a supported format ({', '.join(FORMATS)})") from None
     except Exception as error:  # on damaged data, Pillow's decoders raise almost any exception
-        raise DataError(f"{name} cannot be read as an image ({reason(error)}): replace or remove it") from None
+        raise _unreadable(name, f"cannot be read as an image ({reason(error)})") from None
+
+
+def _unreadable(image: str, problem: str) -> DataError:
+    error = DataError(f"{image} {problem}: replace or remove it")
+    error.images = (image,)
+    return error
 
 
 def _open(stream: BinaryIO, name: str) -> Image.Image:

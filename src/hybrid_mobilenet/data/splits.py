@@ -12,7 +12,7 @@ from ..common.messages import listed
 from ..layers.sizes import Size
 from .dataset import ImageDataset, OnProgress
 from .images import DataError, checked_shape
-from .sources import Source, open_source
+from .sources import open_source
 
 #: Images that are loaded together stay in memory if their decoded pixels take at most this many bytes.
 MEMORY_BOUND = 1 << 30
@@ -29,6 +29,7 @@ class Splits:
 
     Attributes:
         has_own_test: whether the source has test images of its own; otherwise they were held out.
+        notes: what to know about the images, a line each.
     """
 
     train: ImageDataset
@@ -36,6 +37,7 @@ class Splits:
     test: ImageDataset
     name: str
     has_own_test: bool
+    notes: tuple[str, ...] = ()
 
 
 def load_data(
@@ -46,6 +48,7 @@ def load_data(
     validation: float = 0.0,
     seed: int = 0,
     memory_bound: int = MEMORY_BOUND,
+    skip_bad: bool = False,
     progress: OnProgress | None = None,
 ) -> Splits:
     """Load the images of a source, resized and split.
@@ -60,11 +63,15 @@ def load_data(
         validation: share of the training images of every class to hold out for validation, in [0, 1). `_split` says
             which images are held out, also for the test split of a source without one.
         seed: chooses the images held out for validation. Those for test never depend on it: see `TEST_SEED`.
-        memory_bound: decoded bytes of all splits above which they are streamed instead.
-        progress: called as images are read into memory.
+        memory_bound: decoded bytes of all splits above which they are streamed instead. Streamed images are decoded
+            once here, so that damaged ones are found before training.
+        skip_bad: leave images out that cannot be read, as if they were not in the source; `Splits.notes` says how many.
+            The images are then decoded twice.
+        progress: called as images are read.
 
     Raises:
-        DataError: if the source is unknown or its data unusable.
+        DataError: if the source is unknown or its data unusable, or if images cannot be read. With `skip_bad`, only if
+            none of a class can be read.
         ValueError: if another argument is invalid.
         OSError: if a folder cannot be listed.
 
@@ -76,10 +83,10 @@ def load_data(
     """
     if not 0 <= validation < 1:  # NaN fails too
         raise ValueError(f"validation is {validation!r}, but must be a fraction: 0 or more, and less than 1")
-    name, train, test, has_own_test = _open(source, image_size, channels, progress)
+    name, train, test, has_own_test, notes = _open(source, image_size, channels, skip_bad, progress)
     if validation == 0:
-        read_if_fits({"training": train, "test": test}, memory_bound, progress)
-        return Splits(train, None, test, name, has_own_test)
+        read({"training": train, "test": test}, memory_bound, progress)
+        return Splits(train, None, test, name, has_own_test, notes)
     train, held_out = _split(
         train,
         validation,
@@ -88,23 +95,23 @@ def load_data(
         progress,
         "add images, remove the class, or hold none out (--validation 0)",
     )
-    read_if_fits({"training": train, "validation": held_out, "test": test}, memory_bound, progress)
-    return Splits(train, held_out, test, name, has_own_test)
+    read({"training": train, "validation": held_out, "test": test}, memory_bound, progress)
+    return Splits(train, held_out, test, name, has_own_test, notes)
 
 
 def load_test(
     source: str, *, image_size: int | Size = 32, channels: int = 3, progress: OnProgress | None = None
 ) -> ImageDataset:
     """The test images of a source, as `load_data` gives them, without decoding the others."""
-    _, _, test, _ = _open(source, image_size, channels, progress)
-    read_if_fits({"test": test}, MEMORY_BOUND, progress)
+    _, _, test, *_ = _open(source, image_size, channels, False, progress)
+    read({"test": test}, MEMORY_BOUND, progress)
     return test
 
 
 def _open(
-    source: str, image_size: int | Size, channels: int, progress: OnProgress | None
-) -> tuple[str, ImageDataset, ImageDataset, bool]:
-    """The source's name, its training and test images (not decoded yet), and whether the test images are its own."""
+    source: str, image_size: int | Size, channels: int, skip_bad: bool, progress: OnProgress | None
+) -> tuple[str, ImageDataset, ImageDataset, bool, tuple[str, ...]]:
+    """The source's name, its training and test images (not read yet), whether these are its own, and notes."""
     size = checked_shape(image_size, channels)
     name, train, test = open_source(source)
     if test is not None and test.class_names != train.class_names:
@@ -120,12 +127,17 @@ def _open(
             "needs two or more: add images of another class"
         )
 
-    def whole(part: Source) -> ImageDataset:
-        return ImageDataset(part, torch.arange(len(part.labels)), size, channels)
-
+    images = {
+        what: ImageDataset(part, torch.arange(len(part.labels)), size, channels)
+        for what, part in (("training", train), ("test", test))
+        if part is not None
+    }
+    notes: tuple[str, ...] = ()
+    if skip_bad:
+        images, notes = readable(source, images, progress)
     if test is not None:
-        return name, whole(train), whole(test), True
-    return name, *with_test(source, whole(train), progress), False
+        return name, images["training"], images["test"], True, notes
+    return name, *with_test(source, images["training"], progress), False, notes
 
 
 def with_test(source: str, images: ImageDataset, progress: OnProgress | None) -> tuple[ImageDataset, ImageDataset]:
@@ -184,11 +196,50 @@ def _place(content: int, salt: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{salt} {content:016x}".encode()).digest()[:8]) / 2**64
 
 
-def read_if_fits(parts: dict[str, ImageDataset], memory_bound: int, progress: OnProgress | None) -> None:
-    """Read all parts into memory, if they fit in together."""
-    if (
-        sum(len(part) * part.image_size[0] * part.image_size[1] * part.channels for part in parts.values())
-        <= memory_bound
-    ):
-        for what, part in parts.items():
-            part.read(what, progress)
+def readable(
+    source: str, parts: dict[str, ImageDataset], progress: OnProgress | None
+) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:
+    """Leave out the images of all parts that cannot be read; the parts, and a note on what was left out.
+
+    Raises:
+        DataError: if none of the images of a class can be read.
+    """
+    errors: list[DataError] = []
+    kept: dict[str, ImageDataset] = {}
+    for what, part in parts.items():
+        failures = part.read(what, progress, keep=False)
+        is_bad = torch.zeros(len(part), dtype=torch.bool)
+        is_bad[list(failures)] = True
+        for label in torch.unique(part.labels[is_bad]).tolist():
+            of_class = (part.labels == label).nonzero().flatten().tolist()
+            if failures.keys() >= set(of_class):
+                names = listed([name for index in of_class for name in failures[index].images])
+                raise DataError(
+                    f"{source}: none of the {len(of_class)} {what} images of {part.class_names[label]!r} can be read "
+                    f"({names}): replace them, or remove the class"
+                )
+        kept[what] = part.subset(~is_bad) if failures else part
+        errors += failures.values()
+    if not errors:
+        return kept, ()
+    total = sum(map(len, parts.values()))
+    names = listed([name for error in errors for name in error.images])
+    return kept, (f"{len(errors):,} of {total:,} images cannot be read and are left out: {names}",)
+
+
+def read(parts: dict[str, ImageDataset], memory_bound: int, progress: OnProgress | None) -> None:
+    """Decode the images of all parts, and keep them in memory if they fit in together.
+
+    Raises:
+        DataError: if images cannot be read. It names the first one, and says how many others there are.
+    """
+    size = sum(len(part) * part.image_size[0] * part.image_size[1] * part.channels for part in parts.values())
+    failures = [
+        error for what, part in parts.items() for error in part.read(what, progress, size <= memory_bound).values()
+    ]
+    if failures:
+        total, others = sum(map(len, parts.values())), len(failures) - 1
+        more = f" ({others} more of {total:,} images cannot be read either)" if others else ""
+        error = DataError(f"{failures[0]}, or leave unreadable images out with --skip-bad{more}")
+        error.images = tuple(name for failure in failures for name in failure.images)
+        raise error

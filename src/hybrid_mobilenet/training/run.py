@@ -208,7 +208,10 @@ def _read_run(
     chosen = check_device(device, setup.recipe, processes)
     splits = read(setup, monitor)
     if splits.train.fingerprint != fingerprint:
-        raise CheckpointError(f"the data {setup.data!r} has changed since the run in {out} began: start a new run")
+        raise CheckpointError(
+            f"the data {setup.data!r} has changed since the run in {out} began: restore its images as they were, or "
+            "start a new run"
+        )
     return setup, splits, progress, tensors, chosen
 
 
@@ -246,6 +249,8 @@ class _Run:
     def finish(self) -> Evaluation:
         """Train what is left, then write the results."""
         training = self.training
+        for note in self.splits.notes:
+            self.monitor.on_note(note)
         if note := automatic_lengths(self.setup.recipe, len(self.splits.train), training.steps, training.batch_size):
             self.monitor.on_note(note)
         with stop_signals() as self.stop:

@@ -44,6 +44,7 @@ class Setup:
         validation: share of the training images of every class that is held out for validation, in [0, 1).
         seed: of weights, order of the images, dropout, pooling regions and the validation split; 0 to 2**64 - 1.
         recipe: how the network is trained.
+        skip_bad: whether images that cannot be read are left out.
 
     Example:
         >>> from hybrid_mobilenet import Setup
@@ -60,6 +61,7 @@ class Setup:
     validation: float = 0.1
     seed: int = 0
     recipe: Recipe = PAPER
+    skip_bad: bool = False
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Setup:
@@ -124,6 +126,7 @@ def read_data(setup: Setup, monitor: Monitor) -> Splits:
         channels=setup.channels,
         validation=setup.validation,
         seed=setup.seed,
+        skip_bad=setup.skip_bad,
         progress=monitor.on_data,
     )
 
