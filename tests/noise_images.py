@@ -34,7 +34,7 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png_16(values: NDArray[np.uint16], *chunks: bytes) -> bytes:
+def png_16(values: NDArray[np.integer[Any]], *chunks: bytes) -> bytes:
     """A 16-bit PNG, greyscale (h, w), or with 2 to 4 channels (h, w, c), which Pillow cannot write."""
     height, width = values.shape[:2]
     colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[values[0, 0].size]
