@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,9 +53,13 @@ def test_each_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     image_folder(tmp_path / "train", {"a": 5, "b": 5})
     image_folder(tmp_path / "test", {"a": 1, "b": 1})
     opened: list[str] = []
-    read_bytes, open_file = Path.read_bytes, Path.open
-    monkeypatch.setattr(Path, "read_bytes", lambda file: (opened.append(str(file)), read_bytes(file))[1])
-    monkeypatch.setattr(Path, "open", lambda file, *mode: (opened.append(str(file)), open_file(file, *mode))[1])
+    open_file = Path.open  # read_bytes calls it
+
+    def counted(file: Path, *arguments: Any, **options: Any) -> Any:
+        opened.append(str(file))
+        return open_file(file, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", counted)
     calls: list[tuple[str, int, int]] = []
     splits = load_data(str(tmp_path), memory_bound=0, progress=lambda *call: calls.append(call))
     assert calls == [("checking training images", 10, 10), ("checking test images", 2, 2)]

@@ -1,0 +1,124 @@
+"""Images that are damaged before or during a run: real processes, and runs that resume once a file is restored."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from command_line import NETWORK, fails
+from noise_images import image_folder
+from processes import run_python
+
+#: The command line with streamed images, saving after every step. Where a step and a file are given, the file is
+#: damaged when that step of the first epoch has been taken.
+COMMAND_LINE = """
+import sys
+from pathlib import Path
+import hybrid_mobilenet.data.splits as splits
+import hybrid_mobilenet.training.run as training
+from hybrid_mobilenet.cli.app import main
+
+step, file = int(sys.argv.pop(1)), sys.argv.pop(1)
+splits.load_data.__kwdefaults__["memory_bound"] = 0
+training.SAVE_EVERY = 0.0
+save = training.save_checkpoint
+
+def save_and_damage(out, record, progress, *state):
+    save(out, record, progress, *state)
+    if (progress.epoch, progress.step) == (0, step):
+        Path(file).write_bytes(Path(file).read_bytes()[:40])
+
+training.save_checkpoint = save_and_damage
+main()
+"""
+SETTINGS = [*NETWORK, "--epochs", "2", "--batch-size", "8", "--validation", "0.2"]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    root = image_folder(tmp_path / "photos/train", {"a": 20, "b": 20}).parent
+    image_folder(root / "test", {"a": 3, "b": 3})
+    return root
+
+
+def streamed(*arguments: str | Path, damage: tuple[int, Path | str] = (-1, "")) -> object:
+    return run_python("-c", COMMAND_LINE, *map(str, damage), "train", *arguments)
+
+
+@pytest.mark.slow
+def test_an_image_damaged_during_the_run_is_restored_and_the_run_resumes(photos: Path, tmp_path: Path) -> None:
+    out, copy = tmp_path / "run", shutil.copytree(photos, tmp_path / "copy")
+    whole = run_python("-c", COMMAND_LINE, "-1", "", "train", photos, *SETTINGS, "--out", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    used = [f"{content:016x}" for content in _contents(photos / "train")]
+    split = json.loads((tmp_path / "whole/split.json").read_text())
+    files = sorted((photos / "train").rglob("*.png"))
+    damaged = next(file for file, content in zip(files, used, strict=True) if content in split["validation"])
+
+    # Two steps after the start. The validation after the epoch cannot read it.
+    stopped = run_python("-c", COMMAND_LINE, "2", damaged, "train", photos, *SETTINGS, "--out", out)
+    again = run_python("-c", COMMAND_LINE, "-1", "", "train", "--resume", out)
+    for result in (stopped, again):
+        fails(result, f"error: {damaged} can no longer be read: restore the same content, then: ")
+        assert result.stderr.endswith(f"hybrid-mobilenet train --resume {out}\n")
+    shutil.copy(Path(copy) / damaged.relative_to(photos), damaged)  # with another time
+    resumed = run_python("-c", COMMAND_LINE, "-1", "", "train", "--resume", out)
+    assert resumed.returncode == 0, resumed.stderr
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+
+    # Another image in its place is not the same data.
+    shutil.rmtree(out)
+    assert run_python("-c", COMMAND_LINE, "2", damaged, "train", photos, *SETTINGS, "--out", out).returncode == 2
+    shutil.copy(photos / "test/a/000.png", damaged)
+    fails(run_python("-c", COMMAND_LINE, "-1", "", "train", "--resume", out), "has changed since the run")
+
+
+def _contents(folder: Path) -> list[int]:
+    from hybrid_mobilenet.data.splits import load_data
+
+    shutil.copytree(folder, folder.parent.parent / "for contents/train")
+    shutil.copytree(folder, folder.parent.parent / "for contents/test")
+    contents: list[int] = load_data(str(folder.parent.parent / "for contents")).train.contents().tolist()
+    return contents
+
+
+@pytest.mark.slow
+def test_a_damaged_test_image_is_found_before_the_first_step(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    bad = photos / "test/b/001.png"
+    content = bad.read_bytes()
+    bad.write_bytes(content[:40])
+    command = ("train", photos, *SETTINGS, "--out", out)
+    result = run_python("-c", COMMAND_LINE, "-1", "", *command)
+    fails(result, f"error: {bad} cannot be read as an image", "or leave unreadable images out with --skip-bad")
+    assert not out.exists()
+    bad.write_bytes(content)
+    assert run_python("-c", COMMAND_LINE, "-1", "", *command).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_run_without_the_bad_images_resumes(photos: Path, tmp_path: Path) -> None:
+    out, reference = tmp_path / "run", tmp_path / "reference"
+    bad = [photos / "train/a/003.png", photos / "test/b/001.png"]
+    for file in bad:
+        file.write_bytes(file.read_bytes()[:40])
+    note = f"2 of 46 images cannot be read and are left out: {bad[0]}, {bad[1]}"
+    good = photos / "train/b/007.png"
+    content = good.read_bytes()
+    command = ("train", photos, *SETTINGS, "--skip-bad", "--out")
+    whole = run_python("-c", COMMAND_LINE, "-1", "", *command, reference)
+    assert whole.returncode == 0, whole.stderr
+    assert note in whole.stderr
+    assert json.loads((reference / "config.json").read_text())["training"]["skip_bad"] is True
+    stopped = run_python("-c", COMMAND_LINE, "2", good, *command, out)
+    fails_with_note = stopped.stderr.splitlines()
+    assert stopped.returncode == 2
+    assert fails_with_note[-1].startswith(f"error: {good} can no longer be read: restore the same content")
+    good.write_bytes(content)
+    resumed = run_python("-c", COMMAND_LINE, "-1", "", "train", "--resume", out)
+    assert resumed.returncode == 0, resumed.stderr
+    assert note in resumed.stderr
+    assert (out / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
