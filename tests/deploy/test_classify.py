@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 import hybrid_mobilenet
@@ -19,7 +20,7 @@ from hybrid_mobilenet.data.images import DataError, read_image
 from hybrid_mobilenet.deploy import classify
 from hybrid_mobilenet.deploy.classify import Prediction, evaluate_classifier, load_classifier
 from hybrid_mobilenet.deploy.export import export
-from hybrid_mobilenet.deploy.runtimes import FileClassifier
+from hybrid_mobilenet.deploy.runtimes import FileClassifier, Outputs
 from hybrid_mobilenet.training.evaluate import evaluate, probabilities
 from networks import network
 from processes import run_python
@@ -107,20 +108,26 @@ def test_images_are_predicted_as_they_are_found_in_batches(
     assert isinstance(classifier, FileClassifier)
     (photos / "b.png").write_bytes(b"")
     files = [photos / f"{name}.png" for name in "abc"] * 40
-    found, sizes = 0, []
+    found: list[Path] = []
+    sizes: list[int] = []
     run = classifier.run
-    monkeypatch.setattr(classifier, "run", lambda images: (sizes.append(len(images)), run(images))[1])
+
+    def counted(images: NDArray[np.uint8]) -> Outputs:
+        sizes.append(len(images))
+        return run(images)
+
+    monkeypatch.setattr(classifier, "run", counted)
 
     def finding() -> Iterator[Path]:
-        nonlocal found
-        for found, file in enumerate(files, 1):
+        for file in files:
+            found.append(file)
             yield file
 
     results = classify.predictions(classifier, finding(), top=1)
     first = next(results)
     assert isinstance(first, Prediction)
     assert first.file == files[0]
-    assert (found, sizes) == (classify.AHEAD + 1, [1])
+    assert (len(found), sizes) == (classify.AHEAD + 1, [1])
     everything = [first, *results]
     # Of three images, the second is damaged.
     assert sizes == [1, 1, 3, 5, 11, 21, 21, 17]
