@@ -3,22 +3,66 @@
 Usage: python run_litert.py model.tflite image.png
 """
 
+import io
 import json
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-about = json.loads(zipfile.ZipFile(sys.argv[1]).read("metadata.json"))
-interpreter = Interpreter(sys.argv[1])
-interpreter.allocate_tensors()
-height, width = json.loads(about["image_size"])
-image = Image.open(sys.argv[2]).convert("RGB" if about["in_channels"] == "3" else "L")
-pixels = np.array(ImageOps.fit(image, (width, height))).reshape(1, height, width, -1)
-interpreter.set_tensor(interpreter.get_input_details()[0]["index"], pixels)
-interpreter.invoke()
-logits, probabilities = (interpreter.get_tensor(output["index"]) for output in interpreter.get_output_details())
-best = probabilities[0].argmax()
-print(json.loads(about["class_names"])[best], f"{probabilities[0][best]:.1%}")
+
+def scaled(values: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """16-bit values, which use 8, 12, 14 or 16 bits, as 8 bits."""
+    limit = next(limit for limit in (255, 4095, 16383, 65535) if values.max(initial=0) <= limit)
+    return np.rint(values * (255 / limit)).astype(np.uint8)
+
+
+def read_image(path: str, height: int, width: int, channels: int) -> NDArray[np.uint8]:
+    """An image as the network was trained on: uint8 (1, height, width, channels)."""
+    content = Path(path).read_bytes()
+    file = Image.open(io.BytesIO(content))
+    layout = file.tile[0].args if file.tile else None
+    image: Image.Image = file
+    pixels = np.asarray(image)
+    deep = None
+    if image.mode.startswith("I"):  # 16-bit greyscale
+        deep = scaled(pixels.astype(float))
+    elif layout in ("RGB;16B", "RGBA;16B") and pixels[..., :3].max() < 64:
+        # A 16-bit colour PNG that is dark. Pillow reads the high bytes, and in the other byte order the low bytes.
+        again = Image.open(io.BytesIO(content))
+        again.tile = [again.tile[0]._replace(args=layout[:-1] + "L")]
+        values = 256.0 * pixels + np.asarray(again)
+        deep = np.concatenate([scaled(values[..., :3]), scaled(values[..., 3:])], axis=-1)
+    if deep is not None:
+        exif = image.info.get("exif", b"")
+        image = Image.fromarray(deep)
+        image.info["exif"] = exif
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    if image.mode != "L":
+        image = image.convert("RGB")
+    image = ImageOps.fit(image.convert("RGB" if channels == 3 else "L"), (width, height))
+    return np.asarray(image).reshape(1, height, width, channels)
+
+
+def main(model: str, file: str) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    about = json.loads(zipfile.ZipFile(model).read("metadata.json"))
+    interpreter = Interpreter(model)
+    interpreter.allocate_tensors()
+    height, width = json.loads(about["image_size"])
+    pixels = read_image(file, height, width, int(about["in_channels"]))
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], pixels)
+    interpreter.invoke()
+    _, probabilities = (interpreter.get_tensor(output["index"]) for output in interpreter.get_output_details())
+    best = probabilities[0].argmax()
+    print(json.loads(about["class_names"])[best], f"{probabilities[0][best]:.1%}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,20 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_16(values: NDArray[np.integer[Any]], *chunks: bytes) -> bytes:
+    """A 16-bit PNG, greyscale (h, w), or with 2 to 4 channels (h, w, c), which Pillow cannot write."""
+    height, width = values.shape[:2]
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[values[0, 0].size]
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    content = [png_chunk(b"IHDR", header), *chunks, png_chunk(b"IDAT", zlib.compress(rows)), png_chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(content)
 
 
 def image_folder(root: Path, counts: dict[str, int], size: int = 8, seed: int = 0) -> Path:

@@ -28,12 +28,14 @@ def run_python(
     environment: dict[str, str] | None = None,
     cwd: Path | None = None,
     timeout: float = 300,
+    errors: str = "strict",
 ) -> subprocess.CompletedProcess[str]:
     """Run Python with these arguments to its end. `environment` comes on top of ENVIRONMENT."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
+        errors=errors,
         env=ENVIRONMENT | (environment or {}),
         cwd=cwd,
         check=False,

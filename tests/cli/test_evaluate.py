@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
@@ -234,7 +236,7 @@ def test_rows_appear_as_they_come_and_ctrl_c_keeps_them(as_json: bool, model: Pa
     assert 1 <= len(names) < 2000
     missing, interrupted = stderr.splitlines()
     assert missing.startswith(f"error: {many_images / 'missing.png'} does not exist")
-    assert interrupted == f"error: interrupted after {len(names):,} of 2,000 images"
+    assert interrupted == f"error: interrupted after {len(names):,} images"
 
 
 @pytest.mark.slow
@@ -255,7 +257,7 @@ def test_rows_on_a_terminal(model: Path, many_images: Path) -> None:
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).splitlines()
     *rows, interrupted = plain[2:]
     assert [row.split()[0] for row in rows] == [str(many_images / f"{index:04}.png") for index in range(len(rows))]
-    assert interrupted == f"error: interrupted after {len(rows):,} of 2,000 images"
+    assert interrupted == f"error: interrupted after {len(rows):,} images"
 
 
 @pytest.mark.slow
@@ -282,6 +284,67 @@ def test_only_bad_images(model: Path, tmp_path: Path) -> None:
     fails(invoke("predict", model, tmp_path / "bad.png"), "bad.png is empty", "replace or remove it")
     result = invoke("predict", model, tmp_path / "bad.png", "--json")
     assert (result.exit_code, json.loads(result.stdout)) == (2, [])
+
+
+def test_predict_csv(model: Path, images: Path, tmp_path: Path) -> None:
+    names = ["plain.png", 'a, "b".png', "two\nlines.png", "caf\udce9.png"]  # the last is not UTF-8
+    for name in names:
+        shutil.copy(images / "digit 0.png", tmp_path / name)
+    files = [tmp_path / name for name in names]
+    result = run_command("predict", model, *files, tmp_path / "none.png", "--csv", errors="surrogateescape")
+    assert result.returncode == 2
+    assert re.fullmatch(r"error: .*none.png does not exist[^\n]*\n", result.stderr)
+    header, *rows = csv.reader(io.StringIO(result.stdout))
+    assert header == ["file", "class", "probability"]
+    records = json.loads(invoke("predict", model, *files, "--json").stdout)
+    assert [row[0] for row in rows] == list(map(str, files))
+    for row, record in zip(rows, records, strict=True):
+        assert (row[1], float(row[2])) == (record["class"], record["probabilities"][record["class"]])
+
+
+def test_predict_csv_of_several_classes(model: Path, images: Path) -> None:
+    header, *rows = csv.reader(io.StringIO(invoke("predict", model, images, "--csv", "--top", "3").stdout))
+    assert header == ["file", "class", "probability", "class2", "probability2", "class3", "probability3"]
+    records = json.loads(invoke("predict", model, images, "--json").stdout)
+    for row, record in zip(rows, records, strict=True):
+        assert dict(zip(row[1::2], map(float, row[2::2]), strict=True)) == record["probabilities"]
+    header, *_ = csv.reader(io.StringIO(invoke("predict", model, images, "--csv", "--top", "99").stdout))
+    assert len(header) == 1 + 2 * 10
+    fails(invoke("predict", model, images, "--csv", "--json"), "--csv and --json are two formats")
+
+
+@pytest.mark.slow
+def test_a_reader_may_close_the_pipe(model: Path, many_images: Path) -> None:
+    for form in ("--csv", "--json"):
+        process = start_command("predict", model, many_images, form)
+        assert process.stdout
+        assert process.stderr
+        with process:
+            process.stdout.readline()
+            process.stdout.close()  # as `head` does
+            assert process.stderr.read() == ""
+        assert process.returncode == 1
+
+
+def test_predict_patterns(model: Path, images: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(images, tmp_path / "photos [1]"))
+    (folder / "deep").mkdir()
+    shutil.copy(images / "digit 0.png", folder / "deep" / "photo[1].png")
+    shutil.copy(images / "digit 0.png", folder / "photo1.png")
+    (folder / "notes.txt").write_text("no image")
+
+    def predicted(*arguments: str | Path) -> list[str]:
+        result = invoke("predict", model, *arguments, "--json")
+        assert (result.exit_code, result.stderr) == (0, "")
+        return [str(Path(record["file"]).relative_to(folder)) for record in json.loads(result.stdout)]
+
+    digits = [f"digit {index}.png" for index in range(3)]
+    assert predicted(folder / "digit*.png") == digits
+    assert predicted(folder / "**/*.png") == ["deep/photo[1].png", *digits, "photo1.png"]
+    assert predicted(folder / "*") == ["deep/photo[1].png", *digits, "photo1.png"]
+    assert predicted(folder / "photo[1].png", folder / "deep/photo[1].png") == ["photo1.png", "deep/photo[1].png"]
+    fails(invoke("predict", model, folder / "*.jpg"), "*.jpg is not a file, and as a pattern it matches no images")
+    fails(invoke("predict", model, folder / "**.png"), "**.png is not a file, and as a pattern it matches no images")
 
 
 def gigapixel(path: Path) -> None:

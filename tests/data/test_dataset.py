@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,16 +24,50 @@ from noise_images import all_pixels, image_folder, noise, parquet
 def test_damaged_images_are_named_and_counted(tmp_path: Path) -> None:
     image_folder(tmp_path / "train", {"a": 5, "b": 5})
     image_folder(tmp_path / "test", {"a": 1, "b": 1})
-    for name in ("a/003.png", "b/000.png", "b/004.png"):
-        file = tmp_path / "train" / name
+    whole = load_data(str(tmp_path), memory_bound=0).train
+    names = ("train/a/003.png", "train/b/000.png", "test/b/000.png")
+    for name in names:
+        file = tmp_path / name
         file.write_bytes(file.read_bytes()[:80])
-    with pytest.raises(
-        DataError, match=r"^.*a/003.png cannot .* \(2 more of 10 training images cannot be read either\)$"
-    ):
+    for memory_bound in (0, MEMORY_BOUND):  # streamed images are checked too
+        with pytest.raises(
+            DataError,
+            match=r"^.*a/003.png cannot .*: replace or remove it, or leave unreadable images out with --skip-bad "
+            r"\(2 more of 12 images cannot be read either\)$",
+        ) as raised:
+            load_data(str(tmp_path), memory_bound=memory_bound)
+        assert raised.value.images == tuple(str(tmp_path / name) for name in names)
+    with pytest.raises(DataError, match=r"\.png cannot be read as an image") as raised:
+        all_pixels(whole)  # damaged since it was loaded
+    assert raised.value.images == (str(tmp_path / names[0]),)
+
+
+def test_one_damaged_image(tmp_path: Path) -> None:
+    image_folder(tmp_path, {"a": 5, "b": 5})
+    (tmp_path / "a/003.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"a/003.png is empty .* or leave unreadable images out with --skip-bad$"):
         load_data(str(tmp_path))
-    streamed = load_data(str(tmp_path), memory_bound=0).train
-    with pytest.raises(DataError, match=r"\.png cannot be read as an image"):
-        all_pixels(streamed)
+
+
+def test_each_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_folder(tmp_path / "train", {"a": 5, "b": 5})
+    image_folder(tmp_path / "test", {"a": 1, "b": 1})
+    opened: list[str] = []
+    open_file = Path.open  # read_bytes calls it
+
+    def counted(file: Path, *arguments: Any, **options: Any) -> Any:
+        opened.append(str(file))
+        return open_file(file, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", counted)
+    calls: list[tuple[str, int, int]] = []
+    splits = load_data(str(tmp_path), memory_bound=0, progress=lambda *call: calls.append(call))
+    assert calls == [("checking training images", 10, 10), ("checking test images", 2, 2)]
+    assert normalisation(splits.train)
+    assert len(splits.train.contents()) == 10
+    monkeypatch.undo()
+    assert sorted(set(opened)) == sorted(map(str, tmp_path.rglob("*.png")))
+    assert len(opened) in (12, 24)  # read_bytes may call open
 
 
 # Memory, fingerprints, normalisation
@@ -119,20 +154,31 @@ def test_fingerprint_changes_with_size_and_class_name(tmp_path: Path) -> None:
 
 
 def test_fingerprint_of_streamed_files(tmp_path: Path) -> None:
-    root = image_folder(tmp_path, {"a": 4, "b": 4})
+    root = image_folder(tmp_path, {"a": 6, "b": 6})
+    for part in ("train", "test"):
+        (root / part).mkdir()
+        for name in ("a", "b"):
+            (root / part / name).mkdir()
+            for file in sorted((root / name).glob("*.png"))[: 4 if part == "train" else 6]:
+                file.rename(root / part / name / file.name)
 
     def fingerprint() -> str:
         return load_data(str(root), memory_bound=0).train.fingerprint
 
     before = fingerprint()
     assert fingerprint() == before
-    for file in root.glob("a/*.png"):
-        file.write_bytes(file.read_bytes() + b"x")
+    one = root / "train/a/001.png"
+    content = one.read_bytes()
+    one.write_bytes(content + b"x")
     longer = fingerprint()
-    assert longer != before
-    for file in root.glob("a/*.png"):
-        file.rename(file.with_name("x" + file.name))
-    assert fingerprint() not in (before, longer)
+    one.write_bytes(content + b"y")  # of the same size
+    assert len({before, longer, fingerprint()}) == 3
+    one.write_bytes(content)  # restored
+    (root / "test/a/004.png").write_bytes(content)
+    one.rename(one.with_name("001 (restored).png"))  # in the same place
+    assert fingerprint() == before
+    one.with_name("001 (restored).png").rename(one.with_name("9.png"))
+    assert fingerprint() != before
 
 
 def test_classes_in_another_order(tmp_path: Path) -> None:
@@ -160,12 +206,13 @@ def test_normalisation() -> None:
 
 
 def test_normalisation_is_computed_from_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    streamed = load_data("digits", image_size=8, memory_bound=0).train
     monkeypatch.setattr(data, "NORMALISATION_SAMPLE", 100)
-    mean, std = normalisation(streamed)
-    chosen = streamed.batch(torch.arange(100) * len(streamed) // 100)[:, 0].double() / 255
-    assert mean == pytest.approx((chosen.mean().item(),) * 3)
-    assert std == pytest.approx((chosen.std(correction=0).item(),) * 3)
+    for memory_bound in (0, MEMORY_BOUND):
+        digits = load_data("digits", image_size=8, memory_bound=memory_bound).train
+        mean, std = normalisation(digits)
+        chosen = digits.batch(torch.arange(100) * len(digits) // 100)[:, 0].double() / 255
+        assert mean == pytest.approx((chosen.mean().item(),) * 3)
+        assert std == pytest.approx((chosen.std(correction=0).item(),) * 3)
 
 
 # A DataLoader

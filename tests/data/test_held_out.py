@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.data.dataset import ImageDataset
-from hybrid_mobilenet.data.held_out import RunImages
+from hybrid_mobilenet.data.held_out import RunImages, load_to_evaluate
+from hybrid_mobilenet.data.images import DataError
 from hybrid_mobilenet.data.splits import Splits, load_data
 from hybrid_mobilenet.deploy import classify
 from hybrid_mobilenet.training import evaluate as evaluation
@@ -397,3 +398,13 @@ def test_an_exported_file(run: Run, tmp_path: Path) -> None:
 def test_the_run_s_own_data(contents: list[int], is_own: bool) -> None:
     run = RunImages(*(np.array(part, np.uint64) for part in ([1, 2, 3, 4], [5], [6, 7, 8])))
     assert run.is_from(np.array(contents, np.uint64)) == is_own
+
+
+def test_images_that_cannot_be_read_are_left_out_of_an_evaluation(tmp_path: Path) -> None:
+    root = image_folder(tmp_path, {"a": 4, "b": 4})
+    (root / "b/001.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"b/001.png is empty .* --skip-bad$"):
+        load_to_evaluate(str(root), None, ("a", "b"), image_size=8)
+    evaluated = load_to_evaluate(str(root), None, ("a", "b"), image_size=8, skip_bad=True)
+    assert (evaluated.total, len(evaluated.images)) == (7, 7)
+    assert evaluated.notes == (f"1 of 8 images cannot be read and are left out: {root}/b/001.png",)

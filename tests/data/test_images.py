@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from hybrid_mobilenet.data.images import DataError, image_files, read_image
 from hybrid_mobilenet.data.splits import load_data
-from noise_images import GOOD_PNG, encoded, image_folder, noise
+from noise_images import GOOD_PNG, encoded, image_folder, noise, png_16, png_chunk
 from processes import run_python
 
 
@@ -93,12 +93,78 @@ def test_16_bits_are_scaled_not_clipped(kind: str) -> None:
     assert read[0].tolist() == [[0, 0, 1], [1, 128, 255]]  # round(value / 257)
 
 
+def test_the_largest_value_decides_which_bits_16_bit_images_use() -> None:
+    for bits, largest in ((8, 255), (12, 256), (12, 4095), (14, 4096), (14, 16383), (16, 16384), (16, 65535)):
+        values = np.array([[0, largest // 3], [largest // 2, largest]], np.uint16)
+        wanted = np.rint(values / (2**bits - 1) * 255).astype(int).tolist()
+        for content in (*(encoded(Image.fromarray(values), kind) for kind in ("PNG", "TIFF", "PPM")), png_16(values)):
+            assert read_image(content, 2, 1)[0].tolist() == wanted, (bits, largest)
+        assert read_image(Image.fromarray(values), 2, 1)[0].tolist() == wanted
+
+
+def test_12_bit_images_of_one_camera_are_scaled_alike() -> None:
+    dim, bright = (read_image(png_16(np.full((2, 2), value, np.uint16)), 2, 1) for value in (500, 4000))
+    assert (dim[0, 0, 0].item(), bright[0, 0, 0].item()) == (31, 249)
+
+
+def tiff_16(values: NDArray[np.uint16], order: str, compressed: bool) -> bytes:
+    """A TIFF file of 16-bit RGB, which Pillow cannot write, in a byte order: "<" or ">"."""
+    height, width, _ = values.shape
+    # libtiff does not accept every compression of 16-bit colour, but Deflate is one.
+    pixels = values.astype(f"{order}u2").tobytes()
+    pixels = zlib.compress(pixels) if compressed else pixels
+    tags = {
+        256: width, 257: height, 258: 0, 259: 8 if compressed else 1, 262: 2, 273: 0, 277: 3, 278: height,
+        279: len(pixels),
+    }  # fmt: skip
+    after = 8 + 2 + 12 * len(tags) + 4
+    tags[258], tags[273] = after, after + 6
+    start = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, 8)
+    entries = b"".join(
+        struct.pack(f"{order}HHII", tag, 3, 3, value) if tag == 258 else struct.pack(f"{order}HHII", tag, 4, 1, value)
+        for tag, value in tags.items()
+    )
+    bits = struct.pack(f"{order}HHH", 16, 16, 16)
+    return start + struct.pack(f"{order}H", len(tags)) + entries + b"\0" * 4 + bits + pixels
+
+
+@pytest.mark.parametrize("bits", [8, 12, 14])
+def test_16_bit_colour_that_uses_a_part_of_its_range(bits: int) -> None:
+    values = np.random.default_rng(bits).integers(0, 2**bits, (5, 7, 3)).astype(np.uint16)
+    values[0, 0, 0] = 2**bits - 1
+    wanted = np.rint(values / (2**bits - 1) * 255).astype(int).tolist()
+    files = {"PNG": png_16(values)}
+    for order in "<>":
+        files |= {f"TIFF {order} {packed}": tiff_16(values, order, packed) for packed in (False, True)}
+    for kind, content in files.items():
+        assert read_image(content, (5, 7), 3).permute(1, 2, 0).tolist() == wanted, kind
+    full = values * 2 ** (16 - bits)
+    for content in (png_16(full), tiff_16(full, "<", True)):
+        assert np.array_equal(read_image(content, (5, 7), 3).permute(1, 2, 0).numpy(), full >> 8)
+
+
 def test_16_bit_transparency() -> None:
-    content = encoded(Image.fromarray(np.full((2, 2), 300, np.uint16)))
-    key = b"tRNS" + struct.pack(">H", 300)
-    chunk = struct.pack(">I", 2) + key + struct.pack(">I", zlib.crc32(key))
-    assert one_pixel(content) == [1, 1, 1]
-    assert one_pixel(content[:33] + chunk + content[33:]) == [255, 255, 255]
+    key = png_chunk(b"tRNS", struct.pack(">H", 65535))
+    values = np.array([[0, 2048], [4095, 65535]], np.uint16)  # 12 bits, and a value for what is transparent
+    assert read_image(png_16(values), 2, 1)[0].tolist() == [[0, 8], [16, 255]]
+    assert read_image(png_16(values, key), 2, 1)[0].tolist() == [[0, 128], [255, 255]]
+    colour = np.repeat(values[:, :, None], 3, 2)
+    colour[1, 1] = 300
+    key = png_chunk(b"tRNS", struct.pack(">HHH", 300, 300, 300))
+    assert read_image(png_16(colour), 2, 3)[0].tolist() == [[0, 128], [255, 19]]
+    assert read_image(png_16(colour, key), 2, 3)[0].tolist() == [[0, 128], [255, 255]]
+    for opaque in (4095, 65535):
+        alpha = np.array([[0, opaque], [opaque, opaque]], np.uint16)
+        with_alpha = np.concatenate([colour, alpha[:, :, None]], 2)
+        assert read_image(png_16(with_alpha), 2, 3)[0].tolist() == [[255, 128], [255, 19]]
+
+
+def test_a_declared_range_is_used() -> None:
+    values = np.array([[0, 100], [500, 1000]], np.uint16)
+    grey = b"P5 2 2 4095\n" + values.astype(">u2").tobytes()
+    assert read_image(grey, 2, 1)[0].tolist() == [[0, 6], [31, 62]]
+    jpeg_2000 = encoded(Image.fromarray(values * 16), "JPEG2000")  # declares 16 bits
+    assert read_image(jpeg_2000, 2, 1)[0].tolist() == [[0, 6], [31, 62]]
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
@@ -111,11 +177,12 @@ def test_32_bits_have_no_range(mode: str) -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_exif_orientation_is_applied(dtype: type) -> None:
-    upright: NDArray[Any] = np.arange(12).reshape(3, 4).astype(dtype) * (257 if dtype is np.uint16 else 1)
+    upright: NDArray[Any] = np.arange(12).reshape(3, 4).astype(dtype) * (5461 if dtype is np.uint16 else 1)
     exif = Image.Exif()
     exif[0x0112] = 6  # stored a quarter turn to the left of upright
     stored = Image.fromarray(np.ascontiguousarray(np.rot90(upright)))
-    assert read_image(encoded(stored, exif=exif), (3, 4), 1)[0].tolist() == np.arange(12).reshape(3, 4).tolist()
+    wanted = np.rint(upright / 257) if dtype is np.uint16 else upright
+    assert read_image(encoded(stored, exif=exif), (3, 4), 1)[0].tolist() == wanted.tolist()
 
 
 def test_centre_is_cropped_and_resized_with_antialiasing() -> None:

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -14,8 +16,8 @@ from sklearn.datasets import load_digits
 from hybrid_mobilenet.data import dataset
 from hybrid_mobilenet.data.dataset import ImageDataset
 from hybrid_mobilenet.data.images import DataError
-from hybrid_mobilenet.data.splits import load_data, load_test
-from noise_images import all_pixels, class_labels, image_folder, noise
+from hybrid_mobilenet.data.splits import MEMORY_BOUND, load_data, load_test
+from noise_images import all_pixels, class_labels, image_folder, noise, parquet
 from processes import run_python
 
 
@@ -169,3 +171,70 @@ def test_load_test_reads_only_test_images(tmp_path: Path) -> None:
     assert (test.labels.tolist(), test.image_size, test.channels) == ([0, 1], (7, 8), 1)
 
     assert load_test("digits", image_size=8).fingerprint == load_data("digits", image_size=8).test.fingerprint
+
+
+# Images that cannot be read
+
+
+def damage(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).write_bytes((root / name).read_bytes()[:80])
+
+
+@pytest.mark.parametrize("memory_bound", [0, MEMORY_BOUND], ids=["streamed", "in memory"])
+def test_skip_bad_gives_what_the_folder_without_the_bad_images_gives(memory_bound: int, tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "photos", {"a": 12, "b": 9, "c": 5})
+    bad = ["a/002.png", "b/000.png", "b/001.png", "c/003.png", "c/004.png"]
+    damage(root, *bad)
+    options = {"image_size": 8, "validation": 0.3, "memory_bound": memory_bound}
+    skipped = load_data(str(root), skip_bad=True, **options)  # type: ignore[arg-type]
+    first = ", ".join(str(root / name) for name in bad[:4])
+    assert skipped.notes == (f"5 of 26 images cannot be read and are left out: {first} and 1 more",)
+    for name in bad:
+        (root / name).unlink()
+    without = load_data(str(root), **options)  # type: ignore[arg-type]
+    assert without.notes == ()
+    for part in ("train", "validation", "test"):
+        ours, theirs = getattr(skipped, part), getattr(without, part)
+        assert len(ours) == len(theirs) > 0
+        assert ours.fingerprint == theirs.fingerprint
+        assert torch.equal(all_pixels(ours), all_pixels(theirs))
+        assert (ours.pixels is None) == (memory_bound == 0)
+        assert (ours.contents() == theirs.contents()).all()
+
+
+def test_skip_bad_of_a_source_with_its_own_test_images(tmp_path: Path) -> None:
+    image_folder(tmp_path / "train", {"a": 5, "b": 5})
+    image_folder(tmp_path / "test", {"a": 2, "b": 2})
+    assert load_data(str(tmp_path), skip_bad=True).notes == ()
+    damage(tmp_path, "train/a/001.png", "test/b/000.png")
+    splits = load_data(str(tmp_path), skip_bad=True)
+    assert (len(splits.train), len(splits.test)) == (9, 3)
+    assert splits.notes == (
+        f"2 of 14 images cannot be read and are left out: {tmp_path}/train/a/001.png, {tmp_path}/test/b/000.png",
+    )
+
+
+def test_skip_bad_of_a_table(tmp_path: Path) -> None:
+    parquet(tmp_path / "train.parquet", [0, 1] * 4, names=["a", "b"])
+    table = pq.read_table(tmp_path / "train.parquet")
+    images = table["image"].to_pylist()
+    images[3]["bytes"] = images[3]["bytes"][:70]
+    table = table.set_column(0, "image", pa.array(images, table.schema.field("image").type))
+    pq.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=r"train.parquet, row 3 cannot be read .*--skip-bad$"):
+        load_data(str(tmp_path))
+    splits = load_data(str(tmp_path), skip_bad=True)
+    assert len(splits.train) + len(splits.test) == 7
+    assert splits.notes == (f"1 of 8 images cannot be read and are left out: {tmp_path}/train.parquet, row 3",)
+
+
+def test_a_class_of_which_nothing_can_be_read(tmp_path: Path) -> None:
+    root = image_folder(tmp_path, {"a": 6, "b": 3})
+    damage(root, "a/000.png", "b/000.png", "b/001.png", "b/002.png")
+    with pytest.raises(
+        DataError,
+        match=r"none of the 3 training images of 'b' can be read \(.*b/000.png, .*b/001.png, .*b/002.png\): "
+        r"replace them, or remove the class$",
+    ):
+        load_data(str(root), skip_bad=True)

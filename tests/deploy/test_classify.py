@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import doctest
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 import hybrid_mobilenet
@@ -16,8 +18,9 @@ from command_line import invoke
 from hybrid_mobilenet import HybridMobileNet, predict
 from hybrid_mobilenet.data.images import DataError, read_image
 from hybrid_mobilenet.deploy import classify
-from hybrid_mobilenet.deploy.classify import evaluate_classifier, load_classifier
+from hybrid_mobilenet.deploy.classify import Prediction, evaluate_classifier, load_classifier
 from hybrid_mobilenet.deploy.export import export
+from hybrid_mobilenet.deploy.runtimes import FileClassifier, Outputs
 from hybrid_mobilenet.training.evaluate import evaluate, probabilities
 from networks import network
 from processes import run_python
@@ -50,7 +53,7 @@ def test_a_model_in_memory(model: HybridMobileNet, photos: Path) -> None:
     predictions = predict(model, photos)
     assert [each.file for each in predictions] == [photos / name for name in ("a.png", "b.png", "c.png")]
     for each in predictions:
-        assert each.probabilities == expected(model, each.file)
+        assert each.probabilities == pytest.approx(expected(model, each.file), abs=1e-6)  # of a batch: other rounding
         assert list(each.probabilities) == list(expected(model, each.file))  # most probable first
         assert each.class_name == next(iter(each.probabilities))
         assert sum(each.probabilities.values()) == pytest.approx(1, abs=1e-6)
@@ -95,6 +98,60 @@ def test_the_command_prints_what_the_function_returns(model: HybridMobileNet, ph
     model.save_pretrained(tmp_path / "run")
     printed = json.loads(invoke("predict", tmp_path / "run", photos, "--top", "2", "--json").stdout)
     assert printed == [each.record() for each in predict(tmp_path / "run", photos, top=2)]
+
+
+def test_images_are_predicted_as_they_are_found_in_batches(
+    model: HybridMobileNet, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(model, "onnx", tmp_path)
+    classifier = load_classifier(tmp_path / "model.onnx")
+    assert isinstance(classifier, FileClassifier)
+    (photos / "b.png").write_bytes(b"")
+    files = [photos / f"{name}.png" for name in "abc"] * 40
+    found: list[Path] = []
+    sizes: list[int] = []
+    run = classifier.run
+
+    def counted(images: NDArray[np.uint8]) -> Outputs:
+        sizes.append(len(images))
+        return run(images)
+
+    monkeypatch.setattr(classifier, "run", counted)
+
+    def finding() -> Iterator[Path]:
+        for file in files:
+            found.append(file)
+            yield file
+
+    results = classify.predictions(classifier, finding(), top=1)
+    first = next(results)
+    assert isinstance(first, Prediction)
+    assert first.file == files[0]
+    assert (len(found), sizes) == (classify.AHEAD + 1, [1])
+    everything = [first, *results]
+    # Of three images, the second is damaged.
+    assert sizes == [1, 1, 3, 5, 11, 21, 21, 17]
+    assert len(everything) == len(files)
+    alone = {file: predict(tmp_path / "model.onnx", file, top=1)[0] for file in set(files) - {photos / "b.png"}}
+    for file, result in zip(files, everything, strict=True):
+        if isinstance(result, DataError):
+            assert result.images == (str(file),) == (str(photos / "b.png"),)
+        else:
+            assert result.file == file
+            assert result.probabilities == pytest.approx(alone[file].probabilities, abs=1e-6)
+
+
+def test_random_regions_are_drawn_for_each_image(model: HybridMobileNet, photos: Path) -> None:
+    torch.manual_seed(1)
+    together = predict(model, photos, passes=2)
+    torch.manual_seed(1)
+    assert together == [predict(model, photos / name, passes=2)[0] for name in ("a.png", "b.png", "c.png")]
+
+
+def test_patterns(model: HybridMobileNet, photos: Path) -> None:
+    assert predict(model, photos / "[ac].png") == predict(model, [photos / "a.png", photos / "c.png"])
+    with pytest.raises(DataError, match="matches no images"):
+        predict(model, str(photos / "*.jpg"))
 
 
 def test_what_cannot_be_predicted(model: HybridMobileNet, photos: Path, tmp_path: Path) -> None:

@@ -132,20 +132,23 @@ def read_images(
     from ..deploy.classify import image_shape, load_test_images
 
     size, channels = image_shape(network)
+    skip_bad = bool(network.training_record.get("skip_bad"))
     test, is_whole = None, False
     record = network.training_record
     # The data that the model was trained on is read as then.
     is_own = data is None or whole_name(data) == record.get("data")
     options = SourceOptions(**{each.name: record.get(each.name) for each in fields(SourceOptions) if is_own})
     if data is not None:
-        evaluated = load_test_images(data, model, network, display.on_data, options)
+        evaluated = load_test_images(data, model, network, options, skip_bad, display.on_data)
         test, is_whole = evaluated.images, evaluated.which == "all"
     source = data or record.get("data")
     not_calibrated = "it is calibrated on training images: name them with --data"
     if not is_calibrated or source is None:
         return ExportImages(test, None, not_calibrated)
     try:
-        splits = load_data(source, image_size=size, channels=channels, progress=display.on_data, **asdict(options))
+        splits = load_data(
+            source, image_size=size, channels=channels, skip_bad=skip_bad, progress=display.on_data, **asdict(options)
+        )
     except (DataError, OSError) as error:
         if data is not None:
             raise

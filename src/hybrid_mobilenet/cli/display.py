@@ -58,8 +58,11 @@ class RunDisplay:
         if self._console.is_terminal:
             self._bars.stop()
 
-    def counter(self, what: str, total: int, unit: str = "images") -> Callable[[int], None]:
-        """Show a bar for `total` images or other units. Call the returned function with the number just done."""
+    def counter(self, what: str, total: int | None, unit: str = "images") -> Callable[[int], None]:
+        """Show a bar for `total` images or other units; None if it is unknown.
+
+        Call the returned function with the number just done.
+        """
         self._show(what, total)
         self._bars.update(self._task, unit=unit)
         return lambda count: self._bars.advance(self._task, count)
@@ -94,8 +97,9 @@ class RunDisplay:
     def on_warning(self, warning: str) -> None:
         self.warnings.append(warning)
 
-    def _show(self, what: str, total: int, completed: int = 0) -> None:
-        self._bars.reset(self._task, description=what, total=total, completed=completed, visible=True)
+    def _show(self, what: str, total: int | None, completed: int = 0) -> None:
+        self._bars.reset(self._task, description=what, completed=completed, visible=True)
+        self._bars.tasks[0].total = total  # reset would ignore None
         self._bars.refresh()  # at once: an export captures stderr for a while
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from io import TextIOWrapper
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +25,7 @@ from .options import (
     LabelsOption,
     ModelOrFileArgument,
     PassesOption,
+    SkipBadOption,
 )
 from .output import TABLE_WIDTH, bold_first, console, json_list, print_json, report_problems, table
 
@@ -43,6 +47,7 @@ def evaluate(
     label_column: LabelColumnOption = None,
     passes: PassesOption = 1,
     seed: Annotated[int, typer.Option(help="Seed of the random regions, for several passes.")] = 0,
+    skip_bad: SkipBadOption = False,
     device: DeviceOption = "auto",
     out: Annotated[
         Path | None,
@@ -83,7 +88,7 @@ def evaluate(
     picture = out or (Path(model) / CONFUSION_FILE if Path(model).is_dir() else None)
     with RunDisplay(shown=not as_json) as display:
         options = SourceOptions(labels, config, image_column, label_column)
-        evaluated = load_test_images(data, model, classifier, display.on_data, options)
+        evaluated = load_test_images(data, model, classifier, options, skip_bad, display.on_data)
         test = evaluated.images
         result = evaluate_classifier(classifier, test, passes, seed, display.counter("evaluating", len(test)))
     if as_json:
@@ -163,84 +168,126 @@ def class_table(result: Evaluation) -> Table:
 
 def predict(
     model: ModelOrFileArgument,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Images, or folders of images.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE", help="Images, folders of images, or patterns like 'photos/*.jpg'."),
+    ],
     *,
-    top: Annotated[int, typer.Option(help="Number of classes to print for each image.")] = 3,
+    top: Annotated[
+        int | None, typer.Option(help="Number of classes for each image.", show_default="3, or 1 with --csv")
+    ] = None,
     passes: PassesOption = 1,
     device: DeviceOption = "auto",
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV: file,class,probability.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Predict the classes of images, with probabilities.
 
-    Results are printed one by one, and Ctrl-C keeps those already printed.
-    A file that cannot be read as an image is reported on stderr; the others are
-    predicted, and the exit status is 2.
+    Results are printed as they come, in the order of the files, and Ctrl-C
+    keeps those already printed. A file that cannot be read as an image is
+    reported on stderr; the others are predicted, and the exit status is 2.
+
+    With --csv --top 2, the columns class2 and probability2 follow.
 
     Examples:
       hybrid-mobilenet predict runs/digits photo.png
       hybrid-mobilenet predict runs/digits holiday/ --top 1 --json
+      hybrid-mobilenet predict runs/digits 'photos/**/*.jpg' --csv > photos.csv
       hybrid-mobilenet predict runs/digits/export/model.onnx photo.png
     """
-    from ..data.images import DataError, image_files
-    from ..deploy.classify import check_top, load_classifier, predict_file
+    from ..data.images import DataError
+    from ..data.patterns import find_images
+    from ..deploy.classify import check_top, load_classifier, predictions
     from .display import RunDisplay
 
+    if as_csv and as_json:
+        raise ValueError("--csv and --json are two formats of the same output: give one of them")
+    top = (1 if as_csv else 3) if top is None else top
     check_top(top)
     classifier = load_classifier(model, passes, device)
     problems: list[str] = []
-    paths = image_files(files, lambda error: problems.append(one_line(error)))
-    printer = console(TABLE_WIDTH)
-    rows = PredictionRows(paths, classifier.class_names, top, printer.width)
+    paths = find_images(files, lambda error: problems.append(one_line(error)))
+    printed: AbstractContextManager[Callable[[Prediction], None]]
+    if as_json:
+        printed = json_rows()
+    elif as_csv:
+        printed = csv_rows(min(top, len(classifier.class_names)))
+    else:
+        first = list(islice(paths, PredictionRows.MEASURED))
+        paths = chain(first, paths)
+        printed = nullcontext(PredictionRows(first, classifier.class_names, top).print)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names that are not UTF-8 are printed as they are
     count = 0
     with (
         # On a terminal, a progress bar would disturb the rows, which show the progress anyway.
-        RunDisplay(shown=not as_json and not sys.stdout.isatty()) as display,
-        json_list() if as_json else nullcontext() as add,
+        RunDisplay(shown=not as_json and not as_csv and not sys.stdout.isatty()) as display,
+        printed as add,
         stop_signals() as stop,
+        closing(predictions(classifier, paths, passes, top)) as results,
     ):
-        done = display.counter("predicting", len(paths))
-        for path in paths:
+        done = display.counter("predicting", None)
+        for result in results:
             if stop.is_set():
                 break
-            try:
-                prediction = predict_file(classifier, path, passes, top)
-            except (DataError, OSError) as error:
-                problems.append(one_line(error))
+            if isinstance(result, DataError):
+                problems.append(one_line(result))
             else:
-                if add:
-                    add(prediction.record())
-                else:
-                    printer.print(rows.row(prediction))
+                add(result)
             count += 1
             done(1)
-    interrupted = f"interrupted after {count:,} of {len(paths):,} images" if count < len(paths) else ""
+        interrupted = f"interrupted after {count:,} images" if stop.is_set() else ""
     report_problems(problems, interrupted)
+
+
+@contextmanager
+def json_rows() -> Iterator[Callable[[Prediction], None]]:
+    """Print predictions as a JSON list."""
+    with json_list() as add:
+        yield lambda prediction: add(prediction.record())
+
+
+@contextmanager
+def csv_rows(top: int) -> Iterator[Callable[[Prediction], None]]:
+    """Print predictions as CSV, with a header, and with the `top` most probable classes. Each row is flushed."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    ranks = ["", *range(2, top + 1)]
+    writer.writerow(["file", *(f"{column}{rank}" for rank in ranks for column in ("class", "probability"))])
+
+    def add(prediction: Prediction) -> None:
+        writer.writerow([prediction.file, *chain.from_iterable(prediction.probabilities.items())])
+        sys.stdout.flush()
+
+    yield add
 
 
 class PredictionRows:
     """The rows of a table of predictions, which are printed one by one.
 
     Args:
-        paths: all files that may get a row. Column widths are chosen for all of them.
+        paths: the first files. Column widths are chosen for them; longer names are folded.
         class_names: all classes that may be predicted.
         top: classes per row.
-        width: of the table, in terminal columns.
     """
 
-    def __init__(self, paths: Sequence[Path], class_names: Sequence[str], top: int, width: int) -> None:
+    #: Files for which column widths are chosen.
+    MEASURED = 200
+
+    def __init__(self, paths: Sequence[Path], class_names: Sequence[str], top: int) -> None:
         from rich.cells import cell_len
 
+        self._console = console(TABLE_WIDTH)
         name = max(map(cell_len, ("Class", *class_names)))
         then = (top - 1) * (name + len(" 99.9%, "))
-        left = width - 3 * len("  ") - len("Probability")
+        left = self._console.width - 3 * len("  ") - len("Probability")
         self._class = min(name, left // 4)
         self._file = min(
             max(map(cell_len, ("File", *map(str, paths)))), left - self._class - min(max(then, len("Then")), left // 3)
         )
         self._is_first = True
 
-    def row(self, prediction: Prediction) -> Table:
-        """A file with its most probable classes, best first. The first row comes with the headings."""
+    def print(self, prediction: Prediction) -> None:
+        """Print a file with its most probable classes, best first. The first row comes with the headings."""
         rows = table("File", "Class", "Probability", "Then", left=2)
         rows.show_header, self._is_first = self._is_first, False
         for column, width in zip(rows.columns, (self._file, self._class, len("Probability")), strict=False):
@@ -249,4 +296,4 @@ class PredictionRows:
         (name, probability), *others = prediction.probabilities.items()
         then = ", ".join(f"{other} {share:.1%}" for other, share in others)
         rows.add_row(str(prediction.file), name, f"{probability:.1%}", then)
-        return rows
+        self._console.print(rows)

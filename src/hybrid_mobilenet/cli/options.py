@@ -28,6 +28,7 @@ ImageColumnOption = Annotated[
     str | None, typer.Option(metavar="NAME", help="Column of the images, or of the files in --labels.")
 ]
 LabelColumnOption = Annotated[str | None, typer.Option(metavar="NAME", help="Column of the labels.")]
+SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")]
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A run folder, or a model on the Hugging Face Hub as owner/name.")
 ]

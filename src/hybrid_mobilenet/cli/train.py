@@ -38,6 +38,7 @@ from .options import (
     JsonOption,
     LabelColumnOption,
     LabelsOption,
+    SkipBadOption,
     parse_image_size,
 )
 from .output import INTERRUPTED, USAGE_ERROR, bold_first, console, print_json
@@ -152,6 +153,7 @@ def train(
         typer.Option(help="Share of the training images held out for validation, if DATA has no validation split."),
     ] = 0.1,
     seed: Annotated[int, typer.Option(help="Seed of weights, image order, regions and validation split.")] = 0,
+    skip_bad: SkipBadOption = False,
     out: Annotated[
         Path | None, typer.Option(help="Run folder to create.", show_default="runs/DATA-FAMILY-..., or RUN-continued")
     ] = None,
@@ -258,6 +260,7 @@ def train(
                 "config": config,
                 "image_column": image_column,
                 "label_column": label_column,
+                "skip_bad": skip_bad,
                 "family": family,
                 "alpha": alpha,
                 "delta": delta,
@@ -272,7 +275,7 @@ def train(
             else:
                 given = {"channels" if name == "in_channels" else name for name in given_options(ctx)}
                 if data is not None:  # how the run's data is read says nothing about other data
-                    given |= {"labels", "config", "image_column", "label_column"}
+                    given |= {"labels", "config", "image_column", "label_column", "skip_bad"}
                 setup = continue_from(start)
                 setup = replace(setup, **{name: value for name, value in options.items() if name in given})
                 assert isinstance(setup.recipe, Recipe)  # the run's
@@ -327,9 +330,11 @@ def finish(start: Callable[[], Evaluation], folder: Path, is_first: bool) -> Eva
 
     Raises:
         KeyboardInterrupt: if training was interrupted, and saved.
-        OSError: if something could not be read or written.
+        OSError, DataError: if something could not be read or written.
         typer.Exit: in a process that does not print, or after an error in another process.
     """
+    from ..common.messages import listed
+    from ..data.images import DataError
     from ..training.checkpoint import CHECKPOINT_FILE
     from ..training.processes import OtherProcessFailed
     from ..training.setup import Interrupted
@@ -343,6 +348,11 @@ def finish(start: Callable[[], Evaluation], folder: Path, is_first: bool) -> Eva
         if not is_first:
             raise typer.Exit(INTERRUPTED) from None
         raise KeyboardInterrupt(f"stopped and saved; continue with: {resume}") from None
+    except DataError as error:
+        if not error.images or not (folder / CHECKPOINT_FILE).is_file():
+            raise
+        problem = f"{listed(error.images)} can no longer be read"  # all images could be when the run began
+        raise DataError(f"{problem}: restore the same content, then: {resume}") from error
     except OSError as error:
         if not (folder / CHECKPOINT_FILE).is_file():
             raise

@@ -6,9 +6,11 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from copy import copy
 from functools import cache, cached_property
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,6 +29,9 @@ OnProgress = Callable[[str, int, int], None]
 """Called with the current activity, the number of images done, and the total."""
 
 _READ_AT_ONCE = 256
+#: Images handed to a thread at once. Handing over small images one by one costs a fifth of the time.
+_TOGETHER = 8
+_HASHED_TOGETHER = 32
 
 
 class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
@@ -66,6 +71,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         self._source = source
         self._rows = rows
         self._contents: NDArray[np.uint64] | None = None
+        self._levels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -103,8 +109,8 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         if self.pixels is not None:
             return self.pixels.index_select(0, indices).permute(0, 3, 1, 2)
         pixels = np.empty((len(indices), *self.image_size, self.channels), np.uint8)
-        if failures := self._decode(indices, pixels):
-            raise failures[0]
+        if failures := self._decode(self._source.fetch(self._rows[indices].tolist()), pixels):
+            raise next(iter(failures.values()))
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
     def labelled(self, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,61 +153,99 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         """
         if self._contents is None:
             found: list[int] = []
-            together = _READ_AT_ONCE // 8
             for rows in torch.split(self._rows, _READ_AT_ONCE):
                 items = self._source.fetch(rows.tolist())
-                parts = [items[start : start + together] for start in range(0, len(items), together)]
+                parts = [items[start : start + _HASHED_TOGETHER] for start in range(0, len(items), _HASHED_TOGETHER)]
                 found += chain.from_iterable(_pool().map(lambda part: list(map(_content, part)), parts))
                 if progress is not None:
                     progress("comparing images", len(found), len(self))
             self._contents = np.array(found, np.uint64)
         return self._contents
 
-    def read(self, what: str, progress: OnProgress | None) -> None:
-        """Decode all images into memory. `what` names them in progress reports and errors.
+    def read(self, what: str, progress: OnProgress | None, keep: bool = True) -> dict[int, DataError]:
+        """Decode all images once, to find those that cannot be read.
 
-        Raises:
-            DataError: if images cannot be read. It names the first one, and says how many others there are.
+        The files are read once: `contents` and `normalisation` use what was read here.
+
+        Args:
+            what: names the images in progress reports.
+            progress: called with the number of images done.
+            keep: whether to keep the images in memory.
+
+        Returns:
+            By its index, the error of each image that cannot be read. If there is one, no image is kept.
         """
-        pixels = np.empty((len(self), *self.image_size, self.channels), np.uint8)
-        failures: list[DataError] = []
+        pixels = np.empty((len(self) if keep else _READ_AT_ONCE, *self.image_size, self.channels), np.uint8)
+        failures: dict[int, DataError] = {}
+        contents = np.empty(len(self), np.uint64)
+        is_sampled = torch.zeros(len(self), dtype=torch.bool)
+        is_sampled[_sample(len(self))] = True
+        levels = torch.zeros(self.channels, 256, dtype=torch.int64)
         for start in range(0, len(self), _READ_AT_ONCE):
             stop = min(start + _READ_AT_ONCE, len(self))
-            failures += self._decode(torch.arange(start, stop), pixels[start:stop])
+            items = self._source.fetch(self._rows[start:stop].tolist())
+            out = pixels[start:stop] if keep else pixels[: stop - start]
+            hashes = contents[start:stop] if self._contents is None else None
+            failures |= {start + index: error for index, error in self._decode(items, out, hashes).items()}
+            levels += _levels(torch.from_numpy(out)[is_sampled[start:stop]])
             if progress is not None:
-                progress(f"reading {what} images", stop, len(self))
-        if failures:
-            others = f" ({len(failures) - 1} more of {len(self)} {what} images cannot be read either)"
-            raise DataError(f"{failures[0]}{others if len(failures) > 1 else ''}")
-        self.pixels = torch.from_numpy(pixels)
+                progress(f"{'reading' if keep else 'checking'} {what} images", stop, len(self))
+        if self._contents is None:
+            self._contents = contents
+        if not failures:
+            self._levels = levels
+            self.pixels = torch.from_numpy(pixels) if keep else None
+        return failures
+
+    def levels(self) -> Tensor:
+        """How often each channel has each value, int64 (channels, 256), in `NORMALISATION_SAMPLE` images."""
+        if self._levels is None:
+            levels = torch.zeros(self.channels, 256, dtype=torch.int64)
+            for indices in torch.split(_sample(len(self)), _READ_AT_ONCE):
+                levels += _levels(self.batch(indices).permute(0, 2, 3, 1))
+            self._levels = levels
+        return self._levels
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over class names, labels and content: the pixels in memory, or names and sizes of streamed files."""
+        """SHA-256 over class names, labels and content: the pixels in memory, or the hashes of streamed images.
+
+        It does not depend on the place and the names of files, so a file that was damaged may be restored.
+        """
         digest = hashlib.sha256(repr((self.class_names, self.image_size, self.channels)).encode())
         digest.update(self.labels.numpy().astype("<i8").tobytes())
         if self.pixels is not None:
             digest.update(self.pixels.numpy().data)
         else:
-            files = [(file.name, file.stat().st_size) for file in self._source.files]
-            digest.update(repr((self._rows.tolist(), files)).encode())
+            digest.update(self.contents().astype("<u8").tobytes())
         return digest.hexdigest()
 
-    def _decode(self, indices: Tensor, out: NDArray[np.uint8]) -> list[DataError]:
-        """Decode images into `out`, uint8 (b, height, width, channels), by a few threads; returns what went wrong."""
-        items = self._source.fetch(self._rows[indices].tolist())
-        together = 8  # handing small images to a thread one by one costs a fifth of the time
+    def _decode(
+        self, items: list[Item], out: NDArray[np.uint8], contents: NDArray[np.uint64] | None = None
+    ) -> dict[int, DataError]:
+        """Decode images in a few threads; the errors by index.
 
-        def decode_some(start: int) -> list[DataError]:
-            failures = []
-            for row in range(start, min(start + together, len(items))):
+        Args:
+            items: the images.
+            out: is filled with pixels, uint8 (b, height, width, channels).
+            contents: is filled with the hashes of the images, uint64 (b,), if it is given.
+        """
+
+        def decode_some(start: int) -> dict[int, DataError]:
+            failures = {}
+            for index in range(start, min(start + _TOGETHER, len(items))):
+                item = items[index]
+                if contents is not None:
+                    item = _loaded(item)  # the file is read once
+                    contents[index] = _content(item)
                 try:
-                    out[row] = decode(items[row], self.image_size, self.channels)
+                    out[index] = decode(item, self.image_size, self.channels)
                 except DataError as error:
-                    failures.append(error)
+                    failures[index] = error
             return failures
 
-        return [failure for some in _pool().map(decode_some, range(0, len(items), together)) for failure in some]
+        some = _pool().map(decode_some, range(0, len(items), _TOGETHER))
+        return {index: error for failures in some for index, error in failures.items()}
 
 
 def _free_memory(device: torch.device) -> int:
@@ -219,17 +263,32 @@ def _pool_of(_process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
 
 
+def _loaded(item: Item) -> Item:
+    """An image with the content of its file. If the file cannot be read, decoding it raises the error."""
+    name, raw = item
+    if isinstance(raw, Path):
+        with suppress(OSError):
+            return name, raw.read_bytes()
+    return item
+
+
 def _content(item: Item) -> int:
     """See `ImageDataset.contents`."""
-    name, raw = item
-    if isinstance(raw, Image.Image):
-        raw = raw.tobytes()
-    try:
-        content = raw if isinstance(raw, bytes) else raw.read_bytes()
-    except OSError:
-        content = b""
+    name, raw = _loaded(item)
+    content = raw.tobytes() if isinstance(raw, Image.Image) else raw if isinstance(raw, bytes) else b""
     # Empty or unreadable files are not duplicates of each other. Decoding them raises the error.
     return int.from_bytes(hashlib.sha256(content or name.encode()).digest()[:8])
+
+
+def _sample(images: int) -> Tensor:
+    """The indices of up to `NORMALISATION_SAMPLE` images, evenly spaced."""
+    sample = min(images, NORMALISATION_SAMPLE)
+    return torch.arange(sample) * images // max(sample, 1)
+
+
+def _levels(pixels: Tensor) -> Tensor:
+    """How often each channel of uint8 (n, height, width, channels) has each value, int64 (channels, 256)."""
+    return torch.stack([torch.bincount(values, minlength=256) for values in pixels.flatten(0, 2).T])
 
 
 def check_dataset(dataset: object) -> None:
@@ -249,12 +308,7 @@ def normalisation(dataset: ImageDataset) -> tuple[tuple[float, ...], tuple[float
 
     The deviation of a constant channel is set to one grey level, so that it is never zero.
     """
-    sample = min(len(dataset), NORMALISATION_SAMPLE)
-    counts = torch.zeros(dataset.channels, 256, dtype=torch.int64)
-    for indices in torch.split(torch.arange(sample) * len(dataset) // sample, _READ_AT_ONCE):
-        by_channel = dataset.batch(indices).transpose(0, 1).flatten(1)
-        for channel in range(dataset.channels):
-            counts[channel] += torch.bincount(by_channel[channel], minlength=256)
+    counts = dataset.levels()
     share = counts.double() / counts.sum(1, keepdim=True)
     levels = torch.arange(256, dtype=torch.float64) / 255
     mean = share @ levels

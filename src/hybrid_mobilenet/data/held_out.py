@@ -18,7 +18,7 @@ from .dataset import ImageDataset, OnProgress
 from .images import DataError, checked_shape
 from .source import AUTOMATIC, Source, SourceOptions
 from .sources import KNOWN, open_source
-from .splits import MEMORY_BOUND, Splits, read_if_fits, with_test
+from .splits import MEMORY_BOUND, Splits, read, readable, with_test
 
 #: In a run folder: what was held out and trained on. See `RunImages`.
 SPLIT_FILE = "split.json"
@@ -135,6 +135,7 @@ def load_to_evaluate(
     options: SourceOptions = AUTOMATIC,
     image_size: int | Size = 32,
     channels: int = 3,
+    skip_bad: bool = False,
     progress: OnProgress | None = None,
 ) -> Evaluated:
     """The images of a source on which to evaluate a trained model: its test split, or all of them if it has none.
@@ -151,6 +152,7 @@ def load_to_evaluate(
         options: how to read the source.
         image_size: as for `load_data`.
         channels: as for `load_data`.
+        skip_bad: as for `load_data`.
         progress: as for `load_data`.
 
     Raises:
@@ -158,12 +160,16 @@ def load_to_evaluate(
     """
     size = checked_shape(image_size, channels)
     opened = open_source(source, options, class_names)
+    notes = opened.notes
 
     def whole(part: Source) -> ImageDataset:
         return ImageDataset(part, torch.arange(len(part.labels)), size, channels)
 
     which: Literal["held out", "test split", "validation split", "all"] = "all"
     images = whole(opened.test or opened.train)
+    if skip_bad:
+        parts, bad = readable(source, {"test": images}, progress)
+        images, notes = parts["test"], (*notes, *bad)
     if opened.test is not None:
         which = "test split"
     elif source in KNOWN:
@@ -183,8 +189,8 @@ def load_to_evaluate(
             left_out = int((~(is_used | is_held_out)).sum())
             is_used = is_used[is_held_out]
         used = int(is_used.sum())
-    read_if_fits({"test": images}, MEMORY_BOUND, progress)
-    return Evaluated(images, which, total, used, left_out, opened.notes)
+    read({"test": images}, MEMORY_BOUND, progress)
+    return Evaluated(images, which, total, used, left_out, notes)
 
 
 def numbered(dataset: ImageDataset, class_names: tuple[str, ...]) -> Tensor:

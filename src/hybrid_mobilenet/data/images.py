@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
@@ -32,6 +33,10 @@ EXTENSIONS = tuple(sorted(extension for extension, name in Image.registered_exte
 #: pictures of 200 million pixels.
 JPEG_MARGIN = 3
 
+#: The ranges that 16-bit pixels may use, by their largest value: 8, 12, 14 and 16 bits. 10 bits is left out, since dim
+#: images of 12-bit cameras would be scaled unlike the others.
+RANGES = (255, 4095, 16383, 65535)
+
 #: The transposition that turns an image upright, by EXIF orientation.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -48,16 +53,30 @@ Item = tuple[str, Path | bytes | Image.Image]
 
 
 class DataError(ValueError):
-    """Unusable data. The message names the file, folder or argument, the rule and the remedy."""
+    """Unusable data. The message names the file, folder or argument, the rule and the remedy.
+
+    Attributes:
+        images: the names of the images that cannot be read, if that is the error.
+    """
+
+    images: tuple[str, ...] = ()
 
 
 def read_image(image: Path | str | bytes | Image.Image, image_size: int | Size, channels: int) -> Tensor:
     """Read an image and preprocess it for a network.
 
-    The EXIF orientation is applied, unless the EXIF block is damaged. Transparent images are composited on white.
-    16-bit greyscale is scaled to 8 bits. The image is converted to RGB or greyscale, cropped at the centre to the
-    requested aspect ratio, and resized with antialiased bicubic interpolation. An image that already has the requested
-    size keeps its pixels. Animations give their first frame.
+    The EXIF orientation is applied, unless the EXIF block is damaged. Transparent images are composited on white. The
+    image is converted to RGB or greyscale, cropped at the centre to the requested aspect ratio, and resized with
+    antialiased bicubic interpolation. An image that already has the requested size keeps its pixels. Animations give
+    their first frame.
+
+    16-bit pixels are scaled to 8 bits. Cameras and scanners often store 12 bits in 16, and no common format says so.
+    Therefore the largest value of the image decides: the range is the smallest of 8, 12, 14 and 16 bits that contains
+    it. The rule depends on nothing but the image, so training and prediction agree; a true 16-bit image whose largest
+    value is below a quarter of the range becomes brighter. Where the file declares a range, that range is used: 12-bit
+    TIFF, JPEG 2000, and PGM or PPM with another maximum than 65535. Pillow keeps only the upper 8 bits of 16-bit
+    greyscale with an alpha channel and of 16-bit CMYK, so these are not scaled. PNG's sBIT chunk and TIFF's
+    MaxSampleValue are ignored: the first describes values that already fill the range, the second is often wrong.
 
     The limit is `PIL.Image.MAX_IMAGE_PIXELS` (89 million) pixels, checked before decoding. A JPEG may have
     `JPEG_MARGIN` times as many. Above the limit it is decoded at half its width and height, but not below the requested
@@ -104,28 +123,33 @@ def decode(item: Item, size: Size, channels: int) -> NDArray[np.uint8]:
     """
     name, raw = item
     height, width = size
+    mode = "RGB" if channels == 3 else "L"
     try:
         with ExitStack() as opened:
+            stream: BinaryIO | None = None
             if isinstance(raw, Image.Image):
                 original = raw
             else:
-                stream: BinaryIO = io.BytesIO(raw) if isinstance(raw, bytes) else raw.open("rb")
+                stream = io.BytesIO(raw) if isinstance(raw, bytes) else raw.open("rb")
                 opened.enter_context(stream)
                 original = opened.enter_context(_open(stream, "" if isinstance(raw, bytes) else str(raw)))
                 _check_pixels(original, max(size))
-            original.load()
+            image = _to_8_bits(original, stream)
             transposition = _transposition(original)
-            image = _to_8_bits(original if transposition is None else original.transpose(transposition))
-            image = _to_mode(image, "RGB" if channels == 3 else "L")
+            image = _to_mode(image if transposition is None else image.transpose(transposition), mode)
             if image.size != (width, height):
                 image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
             return np.array(image).reshape(height, width, channels)
     except UnidentifiedImageError:
-        raise DataError(
-            f"{name} is empty or not in a supported format ({', '.join(FORMATS)}): replace or remove it"
-        ) from None
+        raise _unreadable(name, f"is empty or not in a supported format ({', '.join(FORMATS)})") from None
     except Exception as error:  # on damaged data, Pillow's decoders raise almost any exception
-        raise DataError(f"{name} cannot be read as an image ({reason(error)}): replace or remove it") from None
+        raise _unreadable(name, f"cannot be read as an image ({reason(error)})") from None
+
+
+def _unreadable(image: str, problem: str) -> DataError:
+    error = DataError(f"{image} {problem}: replace or remove it")
+    error.images = (image,)
+    return error
 
 
 def _open(stream: BinaryIO, name: str) -> Image.Image:
@@ -169,20 +193,80 @@ def _transposition(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Convert an image to mode L or RGB."""
+def _to_8_bits(image: Image.Image, stream: BinaryIO | None) -> Image.Image:
+    """Decode an image from its file, if it has one, and convert it to mode L or RGB."""
+    tiles = list(getattr(image, "tile", ()))  # how the file is decoded; decoding empties the list
+    image.load()
     if image.mode == "F" or image.mode.startswith("I"):
         # Pillow would clip 16-bit greyscale to 0..255. Some formats store it in 32 bits.
         values = np.asarray(image).astype(np.float64)
-        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        if image.mode == "F" or values.min() < 0 or values.max() > RANGES[-1]:
             raise ValueError("32-bit pixels have no defined range: save it with 8 or 16 bits")
-        if "transparency" in image.info:
-            values[values == image.info["transparency"]] = 65535
-        return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+        is_visible = values != image.info.get("transparency", -1)
+        pixels = _scaled(values, _declared_range(tiles) or _range(values[is_visible]))
+        pixels[~is_visible] = 255
+        return Image.fromarray(pixels)
+    is_16_bit = bool(tiles) and _rawmode(tiles[0]) in _COLOUR_16
+    if stream is not None and is_16_bit and np.asarray(image)[..., :3].max() <= RANGES[-2] >> 8:
+        image = _dark_colour(image, stream, tiles)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "L" else _to_mode(image, "RGB")
+
+
+def _rawmode(tile: Any) -> str:
+    """Pillow's name for the layout of the pixels in a file."""
+    return str(tile.args if isinstance(tile.args, str) else tile.args[0])
+
+
+#: The layouts of 16-bit colour, of which Pillow keeps the high bytes, and the same layouts in the other byte order.
+_COLOUR_16 = {
+    f"{mode};16{order}": f"{mode};16{other}"
+    for mode in ("RGB", "RGBA")
+    for order, other in (("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L"))
+}
+
+
+def _dark_colour(image: Image.Image, stream: BinaryIO, tiles: Sequence[Any]) -> Image.Image:
+    """Scale a 16-bit RGB or RGBA image that uses 14 bits or less to 8 bits. `image` has the high bytes of its values.
+
+    Decoded in the other byte order, the file gives the low bytes.
+    """
+    stream.seek(0)
+    again = _open(stream, "")
+    assert isinstance(again, ImageFile.ImageFile)
+    again.tile = [
+        tile._replace(args=(_COLOUR_16[_rawmode(tile)], *(() if isinstance(tile.args, str) else tile.args[1:])))
+        for tile in tiles
+    ]
+    again.load()
+    values = np.asarray(image).astype(np.float64) * 256 + np.asarray(again)
+    is_visible = (values[..., :3] != image.info.get("transparency", -1)).any(-1)
+    pixels = _scaled(values[..., :3], _range(values[..., :3][is_visible]))
+    pixels[~is_visible] = 255
+    if image.mode == "RGBA":
+        alpha = values[..., 3:]
+        pixels = np.concatenate([pixels, _scaled(alpha, _range(alpha))], -1)
+    return Image.fromarray(pixels)
+
+
+def _range(values: NDArray[np.float64]) -> int:
+    """The smallest of `RANGES` that contains all values."""
+    largest = values.max(initial=0)
+    return next(limit for limit in RANGES if largest <= limit)
+
+
+def _declared_range(tiles: Sequence[Any]) -> int | None:
+    """The range that a file declares for its 16-bit greyscale, after Pillow's conversion; None if it declares none."""
+    if tiles and tiles[0].codec_name in ("jpeg2k", "ppm", "ppm_plain"):  # Pillow scales the declared range to 16 bits
+        return RANGES[-1]
+    return 4095 if tiles and _rawmode(tiles[0]) == "I;12" else None
+
+
+def _scaled(values: NDArray[np.float64], limit: int) -> NDArray[np.uint8]:
+    """Scale 0..limit to 0..255."""
+    return np.rint(values * (255 / limit)).astype(np.uint8)
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:

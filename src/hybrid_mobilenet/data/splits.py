@@ -72,6 +72,7 @@ def load_data(
     image_column: str | None = None,
     label_column: str | None = None,
     memory_bound: int = MEMORY_BOUND,
+    skip_bad: bool = False,
     progress: OnProgress | None = None,
 ) -> Splits:
     """Load the images of a source, resized and split.
@@ -91,11 +92,15 @@ def load_data(
         config: configuration of a data set on the Hub.
         image_column: column of the images in Parquet files and on the Hub, or of the files in `labels`.
         label_column: column of the labels.
-        memory_bound: decoded bytes of all splits above which they are streamed instead.
-        progress: called as images are read into memory.
+        memory_bound: decoded bytes of all splits above which they are streamed instead. Streamed images are decoded
+            once here, so that damaged ones are found before training.
+        skip_bad: leave images out that cannot be read, as if they were not in the source; `Splits.notes` says how many.
+            The images are then decoded twice.
+        progress: called as images are read.
 
     Raises:
-        DataError: if the source is unknown or its data unusable.
+        DataError: if the source is unknown or its data unusable, or if images cannot be read. With `skip_bad`, only if
+            none of a class can be read.
         ValueError: if another argument is invalid.
         OSError: if a folder cannot be listed.
 
@@ -108,7 +113,7 @@ def load_data(
     if not 0 <= validation < 1:  # NaN fails too
         raise ValueError(f"validation is {validation!r}, but must be a fraction: 0 or more, and less than 1")
     options = SourceOptions(None if labels is None else str(labels), config, image_column, label_column)
-    splits = _open(source, options, image_size, channels, progress)
+    splits = _open(source, options, image_size, channels, skip_bad, progress)
     train, held_out = splits.train, splits.validation
     if validation == 0:
         held_out = None
@@ -122,7 +127,7 @@ def load_data(
             "add images, remove the class, or hold none out (--validation 0)",
         )
     parts = {"training": train, "validation": held_out, "test": splits.test}
-    read_if_fits({what: part for what, part in parts.items() if part is not None}, memory_bound, progress)
+    read({what: part for what, part in parts.items() if part is not None}, memory_bound, progress)
     return replace(splits, train=train, validation=held_out)
 
 
@@ -130,13 +135,18 @@ def load_test(
     source: str, *, image_size: int | Size = 32, channels: int = 3, progress: OnProgress | None = None
 ) -> ImageDataset:
     """The test images of a source, as `load_data` gives them, without decoding the others."""
-    test = _open(source, AUTOMATIC, image_size, channels, progress).test
-    read_if_fits({"test": test}, MEMORY_BOUND, progress)
+    test = _open(source, AUTOMATIC, image_size, channels, False, progress).test
+    read({"test": test}, MEMORY_BOUND, progress)
     return test
 
 
 def _open(
-    source: str, options: SourceOptions, image_size: int | Size, channels: int, progress: OnProgress | None
+    source: str,
+    options: SourceOptions,
+    image_size: int | Size,
+    channels: int,
+    skip_bad: bool,
+    progress: OnProgress | None,
 ) -> Splits:
     """The splits of a source, not decoded yet. The validation split is the source's own; without one it is None."""
     size = checked_shape(image_size, channels)
@@ -148,15 +158,20 @@ def _open(
             "classifier needs two or more: add images of another class"
         )
 
-    def whole(part: Source) -> ImageDataset:
-        return ImageDataset(part, torch.arange(len(part.labels)), size, channels)
-
-    train = whole(opened.train)
-    own = {"validation": opened.validation, "test": opened.test}
-    for what, part in own.items():
-        if part is not None:
+    parts = {"training": opened.train, "validation": opened.validation, "test": opened.test}
+    for what, part in parts.items():
+        if what != "training" and part is not None:
             notes += match_classes(part, opened.train.class_names, source, what)
-    validation, test = (None if part is None else whole(part) for part in own.values())
+    images = {
+        what: ImageDataset(part, torch.arange(len(part.labels)), size, channels)
+        for what, part in parts.items()
+        if part is not None
+    }
+    if skip_bad:
+        images, bad = readable(source, images, progress)
+        notes += bad
+    train, validation, test = (images.get(what) for what in parts)
+    assert train is not None
     if test is not None:
         return Splits(train, validation, test, display_name(source), True, tuple(notes))
     if validation is not None:
@@ -243,11 +258,50 @@ def _place(content: int, salt: str) -> float:
     return int.from_bytes(hashlib.sha256(f"{salt} {content:016x}".encode()).digest()[:8]) / 2**64
 
 
-def read_if_fits(parts: dict[str, ImageDataset], memory_bound: int, progress: OnProgress | None) -> None:
-    """Read all parts into memory, if they fit in together."""
-    if (
-        sum(len(part) * part.image_size[0] * part.image_size[1] * part.channels for part in parts.values())
-        <= memory_bound
-    ):
-        for what, part in parts.items():
-            part.read(what, progress)
+def readable(
+    source: str, parts: dict[str, ImageDataset], progress: OnProgress | None
+) -> tuple[dict[str, ImageDataset], tuple[str, ...]]:
+    """Leave out the images of all parts that cannot be read; the parts, and a note on what was left out.
+
+    Raises:
+        DataError: if none of the images of a class can be read.
+    """
+    errors: list[DataError] = []
+    kept: dict[str, ImageDataset] = {}
+    for what, part in parts.items():
+        failures = part.read(what, progress, keep=False)
+        is_bad = torch.zeros(len(part), dtype=torch.bool)
+        is_bad[list(failures)] = True
+        for label in torch.unique(part.labels[is_bad]).tolist():
+            of_class = (part.labels == label).nonzero().flatten().tolist()
+            if failures.keys() >= set(of_class):
+                names = listed([name for index in of_class for name in failures[index].images])
+                raise DataError(
+                    f"{source}: none of the {len(of_class)} {what} images of {part.class_names[label]!r} can be read "
+                    f"({names}): replace them, or remove the class"
+                )
+        kept[what] = part.subset(~is_bad) if failures else part
+        errors += failures.values()
+    if not errors:
+        return kept, ()
+    total = sum(map(len, parts.values()))
+    names = listed([name for error in errors for name in error.images])
+    return kept, (f"{len(errors):,} of {total:,} images cannot be read and are left out: {names}",)
+
+
+def read(parts: dict[str, ImageDataset], memory_bound: int, progress: OnProgress | None) -> None:
+    """Decode the images of all parts, and keep them in memory if they fit in together.
+
+    Raises:
+        DataError: if images cannot be read. It names the first one, and says how many others there are.
+    """
+    size = sum(len(part) * part.image_size[0] * part.image_size[1] * part.channels for part in parts.values())
+    failures = [
+        error for what, part in parts.items() for error in part.read(what, progress, size <= memory_bound).values()
+    ]
+    if failures:
+        total, others = sum(map(len, parts.values())), len(failures) - 1
+        more = f" ({others} more of {total:,} images cannot be read either)" if others else ""
+        error = DataError(f"{failures[0]}, or leave unreadable images out with --skip-bad{more}")
+        error.images = tuple(name for failure in failures for name in failure.images)
+        raise error

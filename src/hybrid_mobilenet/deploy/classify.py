@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..common.devices import choose_device
 from ..data.dataset import ImageDataset, OnProgress
 from ..data.held_out import Evaluated, RunImages, load_to_evaluate
-from ..data.images import image_files, read_image
+from ..data.images import DataError, read_image
+from ..data.patterns import find_images
 from ..data.source import AUTOMATIC, SourceOptions
 from ..layers.sizes import Size
 from ..network.model import HybridMobileNet
 from ..training.evaluate import Evaluation, evaluate, probabilities, tally
-from .runtimes import FileClassifier, OnnxClassifier, is_exported, open_file
+from .runtimes import FileClassifier, OnnxClassifier, SingleImageClassifier, is_exported, open_file
+
+#: Images of a forward pass. The first passes have 1, 2, 4, ... images, so that the first result is there at once.
+LARGEST_BATCH = 32
+#: Images that are decoded ahead.
+AHEAD = 2 * LARGEST_BATCH
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,8 @@ def predict(
 
     Args:
         model: a model, a run folder, a model on the Hub as "owner/name", or an exported file.
-        images: an image file or a folder of images, or several of them. Folders are searched to any depth.
+        images: an image file, a folder of images, a pattern such as "photos/*.jpg", or several of them. Folders are
+            searched to any depth.
         passes: forward passes to average, each with new random pooling regions (Graham, 2014); 1 uses the fixed
             regions. More than 1 needs a model with fractional max pooling that is not an exported file.
         top: number of classes in a prediction; all if None.
@@ -64,7 +76,7 @@ def predict(
         One prediction per file, in the order of `images`; the files in a folder are sorted by name.
 
     Raises:
-        DataError: if a file does not exist or is not a readable image, or a folder holds no image.
+        DataError: if a file does not exist or is not a readable image, or a folder or pattern has no images.
         OSError: if a file or folder cannot be read.
         ValueError: if the model cannot be loaded, or `passes`, `top` or `device` is invalid for it.
 
@@ -80,20 +92,91 @@ def predict(
     check_top(top)
     classifier = load_classifier(model, passes, device)
     several = [images] if isinstance(images, (str, Path)) else images
-    return [predict_file(classifier, path, passes, top) for path in image_files([Path(each) for each in several])]
+    results = []
+    for result in predictions(classifier, find_images(several), passes, top):
+        if isinstance(result, DataError):
+            raise result
+        results.append(result)
+    return results
 
 
-def predict_file(
-    classifier: HybridMobileNet | FileClassifier, file: Path, passes: int = 1, top: int | None = None
-) -> Prediction:
-    """Predict the classes of one image file; arguments and errors as for `predict`."""
-    image = read_image(file, *image_shape(classifier))[None]
-    if isinstance(classifier, FileClassifier):
-        p = classifier.probabilities(image)[0]
-    else:
-        p = probabilities(classifier, image, passes)[0]
+def predictions(
+    classifier: HybridMobileNet | FileClassifier, files: Iterable[Path], passes: int = 1, top: int | None = None
+) -> Generator[Prediction | DataError, None, None]:
+    """Predict the classes of image files as they are found, in their order.
+
+    The next images are decoded in threads meanwhile. Images are classified in batches, except by runtimes for single
+    images, and where several passes draw random regions.
+
+    Args:
+        classifier: from `load_classifier`.
+        files: the images, which may be a generator.
+        passes: as for `predict`.
+        top: as for `predict`.
+
+    Yields:
+        For each file its prediction, or the error if it cannot be read.
+    """
+    single = passes > 1 or isinstance(classifier, SingleImageClassifier)
+    size = 1
+    batch: list[tuple[Path, Tensor | DataError]] = []
+    with closing(_decoded(files, *image_shape(classifier))) as images:
+        for image in images:
+            batch.append(image)
+            if len(batch) == size:
+                yield from _classified(classifier, batch, passes, top)
+                batch, size = [], 1 if single else min(2 * size, LARGEST_BATCH)
+        yield from _classified(classifier, batch, passes, top)
+
+
+def _decoded(
+    files: Iterable[Path], size: Size, channels: int
+) -> Generator[tuple[Path, Tensor | DataError], None, None]:
+    """Each file with its image, uint8 (channels, height, width), or its error; decoded ahead in threads."""
+
+    def read(file: Path) -> Tensor | DataError:
+        try:
+            return read_image(file, size, channels)
+        except DataError as error:
+            return error
+
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
+    ahead: deque[tuple[Path, Future[Tensor | DataError]]] = deque()
+    try:
+        for file in files:
+            ahead.append((file, pool.submit(read, file)))
+            if len(ahead) > AHEAD:
+                first, image = ahead.popleft()
+                yield first, image.result()
+        for file, image in ahead:
+            yield file, image.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _classified(
+    classifier: HybridMobileNet | FileClassifier,
+    batch: Sequence[tuple[Path, Tensor | DataError]],
+    passes: int,
+    top: int | None,
+) -> Iterator[Prediction | DataError]:
+    """The predictions and errors of a batch of `_decoded` images."""
+    images = [image.permute(1, 2, 0) for _, image in batch if isinstance(image, Tensor)]
+    p = torch.empty(0)
+    if images:
+        together = torch.stack(images).permute(0, 3, 1, 2)  # channels-last, as in training
+        if isinstance(classifier, FileClassifier):
+            p = classifier.probabilities(together)
+        else:
+            p = probabilities(classifier, together, passes)
+    rows = iter(p)
+    for file, image in batch:
+        yield image if isinstance(image, DataError) else _prediction(file, next(rows), classifier.class_names, top)
+
+
+def _prediction(file: Path, p: Tensor, class_names: Sequence[str], top: int | None) -> Prediction:
     ranked = torch.argsort(p, descending=True, stable=True)[:top].tolist()
-    by_name = {classifier.class_names[index]: p[index].item() for index in ranked}
+    by_name = {class_names[index]: p[index].item() for index in ranked}
     return Prediction(file, next(iter(by_name)), by_name)
 
 
@@ -166,8 +249,9 @@ def load_test_images(
     source: str,
     model: str,
     classifier: HybridMobileNet | FileClassifier,
-    progress: OnProgress | None = None,
     options: SourceOptions = AUTOMATIC,
+    skip_bad: bool = False,
+    progress: OnProgress | None = None,
 ) -> Evaluated:
     """The images of a source on which to evaluate a model, in the size that it takes; see `load_to_evaluate`.
 
@@ -175,6 +259,7 @@ def load_test_images(
         source: as for `load_data`.
         model: the run folder or exported file of the classifier, whose run may have held images out.
         classifier: the loaded model.
+        skip_bad: as for `load_data`.
         progress: as for `load_data`.
         options: how to read the source.
 
@@ -183,7 +268,16 @@ def load_test_images(
     """
     size, channels = image_shape(classifier)
     names, run = classifier.class_names, RunImages.read(model)
-    return load_to_evaluate(source, run, names, options=options, image_size=size, channels=channels, progress=progress)
+    return load_to_evaluate(
+        source,
+        run,
+        names,
+        options=options,
+        image_size=size,
+        channels=channels,
+        skip_bad=skip_bad,
+        progress=progress,
+    )
 
 
 def image_shape(classifier: HybridMobileNet | FileClassifier) -> tuple[Size, int]:

@@ -225,7 +225,10 @@ def _read_run(
     chosen = check_setup(setup, device, processes)
     splits = _read_splits(setup, monitor, read)
     if splits.train.fingerprint != fingerprint:
-        raise CheckpointError(f"the data {setup.data!r} has changed since the run in {out} began: start a new run")
+        raise CheckpointError(
+            f"the data {setup.data!r} has changed since the run in {out} began: restore its images as they were, or "
+            "start a new run"
+        )
     return setup, splits, progress, tensors, chosen
 
 

@@ -69,6 +69,7 @@ class Setup:
         config: configuration of a data set on the Hub.
         image_column: column of the images.
         label_column: column of the labels.
+        skip_bad: whether images that cannot be read are left out.
         start: "scratch" for random weights, or the folder of a finished run whose weights training starts from: see
             `continue_from`.
         class_names: in the order of the network's outputs; None for the order of the data.
@@ -93,6 +94,7 @@ class Setup:
     config: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    skip_bad: bool = False
     start: str = SCRATCH
     class_names: tuple[str, ...] | None = None
     log: Log | None = None
@@ -178,6 +180,7 @@ def read_data(setup: Setup, monitor: Monitor) -> Splits:
         config=setup.config,
         image_column=setup.image_column,
         label_column=setup.label_column,
+        skip_bad=setup.skip_bad,
         progress=monitor.on_data,
     )
     for note in splits.notes:
