@@ -140,7 +140,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
             for rows in torch.split(self._rows, _READ_AT_ONCE):
                 items = self._source.fetch(rows.tolist())
                 parts = [items[start : start + together] for start in range(0, len(items), together)]
-                found += chain.from_iterable(_pool().map(lambda part: list(map(_content, part)), parts))
+                found += chain.from_iterable(_pool().map(lambda part: list(map(content_hash, part)), parts))
                 if progress is not None:
                     progress("comparing images", len(found), len(self))
             self._contents = np.array(found, np.uint64)
@@ -208,8 +208,8 @@ def _pool_of(_process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
 
 
-def _content(item: Item) -> int:
-    """See `ImageDataset.contents`."""
+def content_hash(item: Item) -> int:
+    """A hash of an encoded image, as in `ImageDataset.contents`."""
     name, raw = item
     if isinstance(raw, Image.Image):
         raw = raw.tobytes()

@@ -110,7 +110,7 @@ def decode(item: Item, size: Size, channels: int) -> NDArray[np.uint8]:
             else:
                 stream: BinaryIO = io.BytesIO(raw) if isinstance(raw, bytes) else raw.open("rb")
                 opened.enter_context(stream)
-                original = opened.enter_context(_open(stream, "" if isinstance(raw, bytes) else str(raw)))
+                original = opened.enter_context(open_image(stream, "" if isinstance(raw, bytes) else str(raw)))
                 _check_pixels(original, max(size))
             original.load()
             transposition = _transposition(original)
@@ -127,7 +127,7 @@ def decode(item: Item, size: Size, channels: int) -> NDArray[np.uint8]:
         raise DataError(f"{name} cannot be read as an image ({reason(error)}): replace or remove it") from None
 
 
-def _open(stream: BinaryIO, name: str) -> Image.Image:
+def open_image(stream: BinaryIO, name: str) -> Image.Image:
     """Open an image without decoding it, as `Image.open` does, but without its check of the size.
 
     Whether that check warns or fails depends on settings of the whole process, and images are read in several threads.
