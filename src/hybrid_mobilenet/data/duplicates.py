@@ -24,6 +24,8 @@ MIN_CORRELATION = 0.97
 MIN_CONTRAST = 4.0
 #: Side of the thumbnails in pixels.
 THUMBNAIL = 8
+#: A smaller image has hardly more detail than its thumbnail: many handwritten digits of 8x8 pixels would look alike.
+MIN_SIDE = 16
 
 _HASH_SIDE = 8
 _REPORT_EVERY = 256

@@ -20,7 +20,7 @@ from PIL import ExifTags, Image
 
 from ..layers.sizes import Size
 from .dataset import OnProgress, content_hash
-from .duplicates import MIN_CONTRAST, THUMBNAIL, Group, duplicate_groups, look, look_alikes
+from .duplicates import MIN_CONTRAST, MIN_SIDE, THUMBNAIL, Group, duplicate_groups, look, look_alikes
 from .images import DataError, Item, decode, open_image
 from .sources import Source, open_source
 from .splits import Splits
@@ -170,7 +170,8 @@ def inspect(source: str, progress: OnProgress | None = None) -> Inspection:
             unreadable[image] = str(seen)
         else:
             sizes[image], traits[image] = seen.size, seen.traits
-            hashes[image], thumbnails[image] = seen.hash, seen.thumbnail
+            if min(seen.size) >= MIN_SIDE:  # the others have no contrast and look like no other
+                hashes[image], thumbnails[image] = seen.hash, seen.thumbnail
             formats[seen.format] += 1
     seconds = time.perf_counter() - started
 
