@@ -99,9 +99,9 @@ def print_report(report: Report, out: Console) -> None:
         for group in report.groups[:GROUPS]:
             members = group.members[:MEMBERS]
             named = zip(members, report.names(members), strict=True)
-            shown = ", ".join(f"{name} ({report.place(image)})" for image, name in named)
-            more = f" ... {len(group.members) - MEMBERS:,} more, see --json" if len(group.members) > MEMBERS else ""
-            print_lines(out, [f"{'equal' if group.is_exact else 'alike'}: {shown}{more}"])
+            listing = ", ".join(f"{name} ({report.place(image)})" for image, name in named)
+            rest = f" ... {len(group.members) - MEMBERS:,} more, see --json" if len(group.members) > MEMBERS else ""
+            print_lines(out, [f"{'equal' if group.is_exact else 'alike'}: {listing}{rest}"])
         if len(report.groups) > GROUPS:
             print_lines(out, [f"... {len(report.groups) - GROUPS:,} more groups, see --json or --html"])
     if report.plan:
@@ -125,7 +125,7 @@ def print_lines(out: Console, lines: list[str]) -> None:
     from rich.padding import Padding
 
     for line in lines:
-        out.print(Padding(line, (0, 0, 0, 2)))
+        out.print(Padding(line, (0, 0, 0, 2), expand=False))
 
 
 def class_table(report: Report) -> Table:
