@@ -35,7 +35,8 @@ h2 { margin: 0 0 .5rem; font-size: 1.15rem; }
 h3 { margin: 1rem 0 .25rem; font-size: 1rem; }
 section { margin: 1rem 0; padding: 1rem; background: var(--card); border: 1px solid var(--line); border-radius: .5rem; }
 table { border-collapse: collapse; width: 100%; }
-th, td { padding: .2rem .4rem; text-align: left; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
+th, td { padding: .2rem .4rem; text-align: left; border-bottom: 1px solid var(--line); }
+.text { min-width: 4rem; }
 .number { text-align: right; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 .share { width: 30%; }
 .share div { height: .7rem; background: var(--bar); border-radius: .2rem; }
@@ -102,14 +103,15 @@ def _list(lines: Sequence[str]) -> str:
     return f"<ul>\n{items}\n</ul>" if items else ""
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
-    """A table of cells that are HTML. The first `left` columns are text, the others numbers."""
+def _table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells that are HTML. Columns have a heading and a class of STYLE."""
 
-    def row(cells: Sequence[str], tag: str) -> str:
-        kinds = ["" if index < left else ' class="number"' for index in range(len(cells))]
-        return f"<tr>{''.join(f'<{tag}{kind}>{cell}</{tag}>' for cell, kind in zip(cells, kinds, strict=True))}</tr>"
+    def row(tag: str, cells: Iterable[str]) -> str:
+        row = (f'<{tag} class="{kind}">{cell}</{tag}>' for cell, (_, kind) in zip(cells, columns, strict=True))
+        return f"<tr>{''.join(row)}</tr>"
 
-    return "\n".join(["<table>", row(columns, "th"), *(row(cells, "td") for cells in rows), "</table>"])
+    lines = [row("th", (heading for heading, _ in columns)), *(row("td", cells) for cells in rows)]
+    return "\n".join(["<table>", *lines, "</table>"])
 
 
 def _classes(report: Report) -> str:
@@ -123,14 +125,14 @@ def _classes(report: Report) -> str:
         for name, counts in zip(report.inspection.class_names, report.counts, strict=True)
     ]
     rows.append(["all", "", *(f"{sum(column):,}" for column in zip(*report.counts, strict=True))])
-    counted = _table(["Class", "", *map(str.capitalize, SPLITS)], rows, left=2)
-    counted = counted.replace("<td><div", '<td class="share"><div')
-    return _section("Classes", counted + _list(balance_in_words(report)))
+    columns = [("Class", "text"), ("", "share"), *((split.capitalize(), "number") for split in SPLITS)]
+    return _section("Classes", _table(columns, rows) + _list(balance_in_words(report)))
 
 
 def _duplicates(report: Report) -> str:
     rows = [[how, where, f"{groups:,}", f"{images:,}"] for how, where, groups, images in kinds(report)]
-    parts = [_table(["Images", "Where", "Groups", "Images"], rows, left=2)]
+    columns = [("Images", "text"), ("Where", "text"), ("Groups", "number"), ("Images", "number")]
+    parts = [_table(columns, rows)]
     for group in report.groups[:GROUPS]:
         how = "equal" if group.is_exact else "alike"
         members = group.members[:MEMBERS]

@@ -20,7 +20,7 @@ from PIL import Image
 MAX_DISTANCE = 20
 #: Least correlation between the thumbnails of two images that look alike.
 MIN_CORRELATION = 0.97
-#: A thumbnail whose standard deviation is below this many grey levels shows nothing that could be compared.
+#: A thumbnail with less `contrast` than this shows nothing that could be compared.
 MIN_CONTRAST = 4.0
 #: Side of the thumbnails in pixels.
 THUMBNAIL = 8
@@ -62,7 +62,7 @@ def look_alikes(
         int64 (n,): the number of the first image of each one's group.
     """
     group = np.arange(len(hashes))
-    order = np.flatnonzero([thumbnail.std() >= MIN_CONTRAST for thumbnail in thumbnails])
+    order = np.flatnonzero([contrast(thumbnail) >= MIN_CONTRAST for thumbnail in thumbnails])
     rows, columns = np.ascontiguousarray(hashes[order, 0]), np.ascontiguousarray(hashes[order, 1])
     differing, distance = np.empty(len(order), np.uint64), np.empty(len(order), np.uint8)
     for place, image in enumerate(order.tolist()):
@@ -87,10 +87,16 @@ def look_alikes(
     return group
 
 
+def contrast(pixels: NDArray[np.uint8]) -> float:
+    """Standard deviation from the mean colour, in grey levels. `pixels` are RGB values of any shape."""
+    colours = pixels.reshape(-1, 3).astype(np.float32)
+    return float((colours - colours.mean(0)).std())
+
+
 def _normalised(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Thumbnails with mean 0 and length 1, so that the product of two is their correlation."""
-    values = thumbnails.astype(np.float32)
-    values -= values.mean(1, keepdims=True)
+    """Differences from each thumbnail's mean colour, scaled to length 1: the product of two is their correlation."""
+    colours = thumbnails.reshape(len(thumbnails), -1, 3).astype(np.float32)
+    values = (colours - colours.mean(1, keepdims=True)).reshape(len(thumbnails), -1)
     values /= np.linalg.norm(values, axis=1, keepdims=True)
     return values
 

@@ -20,7 +20,7 @@ from PIL import ExifTags, Image
 
 from ..layers.sizes import Size
 from .dataset import OnProgress, content_hash
-from .duplicates import MIN_CONTRAST, MIN_SIDE, THUMBNAIL, Group, duplicate_groups, look, look_alikes
+from .duplicates import MIN_CONTRAST, MIN_SIDE, THUMBNAIL, Group, contrast, duplicate_groups, look, look_alikes
 from .images import DataError, Item, decode, open_image
 from .sources import Source, open_source
 from .splits import Splits
@@ -235,7 +235,7 @@ def _examine(item: Item) -> tuple[int, _Seen | DataError]:
         assert isinstance(raw, bytes)  # a file that cannot be read is an error above
         with open_image(io.BytesIO(raw), "") as opened:
             size, kind, traits = _header(opened)
-    return content, _Seen(size, kind, (*traits, bool(pixels.std() < MIN_CONTRAST)), *look(pixels))
+    return content, _Seen(size, kind, (*traits, contrast(pixels) < MIN_CONTRAST), *look(pixels))
 
 
 def _header(image: Image.Image) -> tuple[Size, str, tuple[bool, ...]]:
