@@ -64,7 +64,7 @@ def test_the_estimate_adds_reading_steps_and_evaluations(monkeypatch: pytest.Mon
 class Lengths(Quiet):
     """Records the lengths of an epoch."""
 
-    def on_start(self, epoch: int, epochs: int, step: int, steps: int, batch_size: int) -> None:
+    def on_start(self, epoch: int, epochs: int, step: int, steps: int, batch_size: int) -> None:  # noqa: ARG002
         self.lengths = epochs, steps, batch_size
 
 

@@ -176,7 +176,7 @@ def training_in_words(plan: Plan) -> list[str]:
 
 def portion(count: int, total: int) -> str:
     """A number with its percentage."""
-    return f"{count:,} ({count / total:.0%})" if count * 200 >= total else f"{count:,}"
+    return f"{count:,} ({count / total:.0%})" if count * 100 >= total else f"{count:,}"
 
 
 def cut(things: Sequence[str], limit: int) -> str:

@@ -19,7 +19,7 @@ from PIL import Image
 #: Largest number of differing bits, of 128, between the hashes of two images that look alike.
 MAX_DISTANCE = 20
 #: Least correlation between the thumbnails of two images that look alike.
-MIN_CORRELATION = 0.97
+MIN_CORRELATION = 0.95
 #: A thumbnail with less `contrast` than this shows nothing that could be compared.
 MIN_CONTRAST = 4.0
 #: Side of the thumbnails in pixels.
@@ -96,7 +96,8 @@ def contrast(pixels: NDArray[np.uint8]) -> float:
 def _normalised(thumbnails: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Differences from each thumbnail's mean colour, scaled to length 1: the product of two is their correlation."""
     colours = thumbnails.reshape(len(thumbnails), -1, 3).astype(np.float32)
-    values = (colours - colours.mean(1, keepdims=True)).reshape(len(thumbnails), -1)
+    colours -= colours.mean(1, keepdims=True)
+    values: NDArray[np.float32] = colours.reshape(len(thumbnails), -1)
     values /= np.linalg.norm(values, axis=1, keepdims=True)
     return values
 
