@@ -103,7 +103,8 @@ class Inspection:
 
     def groups(self, split: NDArray[np.int64]) -> list[Group]:
         """Images that are equal or look alike, the worst groups first. `split` is from `assigned`."""
-        return duplicate_groups(self.contents, self.alike, self.labels, split)
+        groups = duplicate_groups(self.contents, self.alike, self.labels, split)
+        return [group for group in groups if group.members[0] not in self.unreadable]  # equal ones are unreadable too
 
     def extremes(self) -> list[Size]:
         """Width and height of the image with the fewest pixels, the median and the most; empty without images."""
