@@ -23,6 +23,7 @@ from .output import INTERRUPTED, fail
 #: The file in this folder that defines each command, in the order of --help. The function is named as the command.
 FILES = {
     "train": "train",
+    "check": "check",
     "evaluate": "evaluate",
     "predict": "evaluate",
     "export": "deploy",

@@ -156,7 +156,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
             for rows in torch.split(self._rows, _READ_AT_ONCE):
                 items = self._source.fetch(rows.tolist())
                 parts = [items[start : start + _HASHED_TOGETHER] for start in range(0, len(items), _HASHED_TOGETHER)]
-                found += chain.from_iterable(_pool().map(lambda part: list(map(_content, part)), parts))
+                found += chain.from_iterable(_pool().map(lambda part: list(map(content_hash, part)), parts))
                 if progress is not None:
                     progress("comparing images", len(found), len(self))
             self._contents = np.array(found, np.uint64)
@@ -237,7 +237,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
                 item = items[index]
                 if contents is not None:
                     item = _loaded(item)  # the file is read once
-                    contents[index] = _content(item)
+                    contents[index] = content_hash(item)
                 try:
                     out[index] = decode(item, self.image_size, self.channels)
                 except DataError as error:
@@ -272,8 +272,8 @@ def _loaded(item: Item) -> Item:
     return item
 
 
-def _content(item: Item) -> int:
-    """See `ImageDataset.contents`."""
+def content_hash(item: Item) -> int:
+    """A hash of an encoded image, as in `ImageDataset.contents`."""
     name, raw = _loaded(item)
     content = raw.tobytes() if isinstance(raw, Image.Image) else raw if isinstance(raw, bytes) else b""
     # Empty or unreadable files are not duplicates of each other. Decoding them raises the error.

@@ -132,7 +132,7 @@ def decode(item: Item, size: Size, channels: int) -> NDArray[np.uint8]:
             else:
                 stream = io.BytesIO(raw) if isinstance(raw, bytes) else raw.open("rb")
                 opened.enter_context(stream)
-                original = opened.enter_context(_open(stream, "" if isinstance(raw, bytes) else str(raw)))
+                original = opened.enter_context(open_image(stream, "" if isinstance(raw, bytes) else str(raw)))
                 _check_pixels(original, max(size))
             image = _to_8_bits(original, stream)
             transposition = _transposition(original)
@@ -152,7 +152,7 @@ def _unreadable(image: str, problem: str) -> DataError:
     return error
 
 
-def _open(stream: BinaryIO, name: str) -> Image.Image:
+def open_image(stream: BinaryIO, name: str) -> Image.Image:
     """Open an image without decoding it, as `Image.open` does, but without its check of the size.
 
     Whether that check warns or fails depends on settings of the whole process, and images are read in several threads.
@@ -234,7 +234,7 @@ def _dark_colour(image: Image.Image, stream: BinaryIO, tiles: Sequence[Any]) -> 
     Decoded in the other byte order, the file gives the low bytes.
     """
     stream.seek(0)
-    again = _open(stream, "")
+    again = open_image(stream, "")
     assert isinstance(again, ImageFile.ImageFile)
     again.tile = [
         tile._replace(args=(_COLOUR_16[_rawmode(tile)], *(() if isinstance(tile.args, str) else tile.args[1:])))

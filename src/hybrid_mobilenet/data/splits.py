@@ -110,9 +110,36 @@ def load_data(
         >>> [len(part) for part in (digits.train, digits.validation, digits.test)]
         [1305, 133, 359]
     """
+    options = SourceOptions(None if labels is None else str(labels), config, image_column, label_column)
+    splits = split_source(
+        source,
+        options,
+        image_size=image_size,
+        channels=channels,
+        validation=validation,
+        seed=seed,
+        skip_bad=skip_bad,
+        progress=progress,
+    )
+    parts = {"training": splits.train, "validation": splits.validation, "test": splits.test}
+    read({what: part for what, part in parts.items() if part is not None}, memory_bound, progress)
+    return splits
+
+
+def split_source(
+    source: str,
+    options: SourceOptions = AUTOMATIC,
+    *,
+    image_size: int | Size = 32,
+    channels: int = 3,
+    validation: float = 0.0,
+    seed: int = 0,
+    skip_bad: bool = False,
+    progress: OnProgress | None = None,
+) -> Splits:
+    """The splits that `load_data` makes of a source, not decoded yet; arguments and errors as there."""
     if not 0 <= validation < 1:  # NaN fails too
         raise ValueError(f"validation is {validation!r}, but must be a fraction: 0 or more, and less than 1")
-    options = SourceOptions(None if labels is None else str(labels), config, image_column, label_column)
     splits = _open(source, options, image_size, channels, skip_bad, progress)
     train, held_out = splits.train, splits.validation
     if validation == 0:
@@ -126,8 +153,6 @@ def load_data(
             progress,
             "add images, remove the class, or hold none out (--validation 0)",
         )
-    parts = {"training": train, "validation": held_out, "test": splits.test}
-    read({what: part for what, part in parts.items() if part is not None}, memory_bound, progress)
     return replace(splits, train=train, validation=held_out)
 
 

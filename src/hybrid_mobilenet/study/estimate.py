@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.synchronize import Barrier
 from statistics import mean
 from typing import Any
@@ -21,32 +20,14 @@ from ..common.memory import keep_freed_memory
 from ..data.splits import load_test
 from ..network.architecture import Network
 from ..training.checkpoint import CHECKPOINT_FILE, read_checkpoint
-from ..training.cuda_graph import CapturedSteps
-from ..training.evaluate import BATCH_SIZE, probabilities
 from ..training.recipe import Recipe
 from ..training.run import EVALUATION_FILE
-from ..training.setup import build_model
-from ..training.step import make_optimizer, train_step, training_settings
+from ..training.speed import Speed, measure_speed
 from .grid import DATA_SETS, Run
 from .reproduce import PASSES, Folders
 
-#: Untimed calls: the first compiles, the second still fills caches.
-WARM_UP = 2
-#: Calls are timed for at least this many seconds, and at least this often.
-SECONDS, AT_LEAST = 2.0, 3
-
-
-@dataclass(frozen=True)
-class Speed:
-    """The measured speed of a network.
-
-    Attributes:
-        step: seconds of a training step.
-        image: seconds to evaluate an image in one pass.
-    """
-
-    step: float
-    image: float
+#: Steps and evaluations of a network are timed for this many seconds each.
+SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -126,55 +107,10 @@ def seconds_in_all(estimates: Sequence[Estimate], jobs: int) -> float:
 
 
 def measure(run: Run, device: str = "auto") -> Speed:
-    """Train a few steps of a run's network and evaluate a batch, both on noise, which takes as long as images."""
-    chosen = choose_device(device)
-    with training_settings(chosen):
-        return _measure(run, chosen)
-
-
-def _measure(run: Run, device: torch.device) -> Speed:
-    recipe, network = run.recipe, run.network
-    model = build_model(network, recipe).to(device)
-    optimizer = make_optimizer(model, recipe)
-    train = partial(train_step, model, optimizer, precision=recipe.precision)
-
-    def noise(count: int) -> torch.Tensor:
-        images = torch.randint(256, (count, network.in_channels, *network.image_size), dtype=torch.uint8)
-        return images.to(device, memory_format=torch.channels_last)
-
+    """Train a few steps of a run's network and evaluate a batch, both on noise."""
     data = DATA_SETS[run.data]
-    batch = noise(min(recipe.batch_size, data.train_images))
-    labels = torch.randint(network.classes, (len(batch),)).to(device)
-
-    take: Callable[[], tuple[torch.Tensor, torch.Tensor]] = partial(train, batch, labels)
-    if batch.is_cuda:  # as in training
-        captured = CapturedSteps(
-            model, optimizer, lambda _: (batch, labels), lambda images, labels, _: train(images, labels), 1, len(batch)
-        )
-        captured.schedule(torch.zeros(1, len(batch), dtype=torch.int64), [recipe.learning_rate])
-        captured.capture()
-        take = captured.take
-
-    def step() -> None:
-        take()[0].item()  # waits for the device
-
-    test_batch = noise(min(BATCH_SIZE, data.test_images))
-
-    def evaluate() -> None:
-        probabilities(model, test_batch).sum().item()
-
-    return Speed(_mean_seconds(step), _mean_seconds(evaluate) / len(test_batch))
-
-
-def _mean_seconds(act: Callable[[], None]) -> float:
-    """The mean, not the median: time lost to other programs is part of the estimate."""
-    for _ in range(WARM_UP):
-        act()
-    count, started = 0, time.perf_counter()
-    while count < AT_LEAST or time.perf_counter() - started < SECONDS:
-        act()
-        count += 1
-    return (time.perf_counter() - started) / count
+    batch_size = min(run.recipe.batch_size, data.train_images)
+    return measure_speed(run.network, run.recipe, batch_size, data.test_images, choose_device(device), SECONDS)
 
 
 @contextmanager

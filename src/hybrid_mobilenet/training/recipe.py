@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -213,6 +214,13 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 }
 
 
+#: Below this number of images per class, augmentation is "strong" by default.
+FEW_IMAGES = 50
+#: Steps for 1,000 images of a user's own, and the fewest for any number.
+STEPS_FOR_1000 = 3000
+FEWEST_STEPS = 1500
+
+
 def own_recipe(family: Family, images: int, class_names: Sequence[str]) -> Recipe:
     """The default recipe for a user's own images.
 
@@ -232,12 +240,17 @@ def own_recipe(family: Family, images: int, class_names: Sequence[str]) -> Recip
         'none'
     """
     recipe = paper_recipe(family, "")
-    augmentation = AUGMENTATIONS["medium"]
+    augmentation = AUGMENTATIONS["strong" if images < FEW_IMAGES * len(class_names) else "medium"]
     if changes_when_mirrored(class_names):
         augmentation = replace(augmentation, flips="none")
     # With augmentation, random regions are too much of a good thing: see docs/LOG.md.
     fixed_epochs = recipe.epochs if family == "fmp" else 0
-    return replace(recipe, fixed_epochs=fixed_epochs, least_steps=LEAST_STEPS, augmentation=augmentation)
+    return replace(recipe, fixed_epochs=fixed_epochs, least_steps=own_steps(images), augmentation=augmentation)
+
+
+def own_steps(images: int) -> int:
+    """The least number of steps for this number of a user's own images, in proportion to its square root."""
+    return max(FEWEST_STEPS, round(STEPS_FOR_1000 * math.sqrt(images / 1000)))
 
 
 def changes_when_mirrored(class_names: Sequence[str]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 
 from ..data.dataset import ImageDataset
+from ..data.source import SourceOptions
 from ..data.sources import KNOWN, whole_name
 from ..data.splits import Splits, load_data
 from ..layers.sizes import Size
@@ -109,6 +110,11 @@ class Setup:
             "class_names": None if names is None else tuple(names),
         }
         return cls(**{**record, **changed})
+
+    @property
+    def source_options(self) -> SourceOptions:
+        """How to read the data."""
+        return SourceOptions(self.labels, self.config, self.image_column, self.label_column)
 
     def chosen_recipe(self, images: ImageDataset) -> Recipe:
         """The recipe for these training images."""
