@@ -200,7 +200,7 @@ def train(
         if resume is not None:
             act = partial(training.resume, folder, display, device=device)
         else:
-            options = {
+            options: dict[str, Any] = {
                 "data": data,
                 "family": family,
                 "alpha": alpha,
