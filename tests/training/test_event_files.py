@@ -38,7 +38,7 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
 def check(run: Path) -> None:
     """Compare the events with metrics.jsonl."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    expected = {
+    expected: dict[str, Any] = {
         tag: [(line["epoch"], pytest.approx(line[name], rel=1e-6)) for line in lines] for name, tag in TAGS.items()
     }
     assert scalars(run) == expected

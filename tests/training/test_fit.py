@@ -81,7 +81,12 @@ def test_balanced_sampling_repeats_images_of_small_classes(monkeypatch: pytest.M
     assert counts[0] < 10
     seen: list[torch.Tensor] = []
     labelled = ImageDataset.labelled
-    monkeypatch.setattr(ImageDataset, "labelled", lambda self, rows: (seen.append(rows), labelled(self, rows))[1])
+
+    def watched(dataset: ImageDataset, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(rows)
+        return labelled(dataset, rows)
+
+    monkeypatch.setattr(ImageDataset, "labelled", watched)
     recipe = replace(RECIPE, epochs=2, batch_size=100, balance="sampling")
     fit(network(), train, recipe, seed=1, device="cpu")
     drawn = torch.bincount(train.labels[torch.cat(seen)])
@@ -93,8 +98,7 @@ def test_balanced_sampling_repeats_images_of_small_classes(monkeypatch: pytest.M
 def losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Validation losses of the epochs to come, in place of those of the model. The model's weights are real."""
     values: list[float] = []
-    real = fit_module.evaluate
-    monkeypatch.setattr(fit_module, "evaluate", lambda *a, **b: replace(real(*a, **b), loss=values.pop(0)))
+    monkeypatch.setattr(fit_module, "evaluate", lambda *a, **b: replace(evaluate(*a, **b), loss=values.pop(0)))
     return values
 
 

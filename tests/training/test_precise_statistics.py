@@ -9,7 +9,6 @@ from torch import nn
 from hybrid_mobilenet.data.splits import load_data
 from hybrid_mobilenet.network.architecture import FAMILIES, Family
 from hybrid_mobilenet.network.model import HybridMobileNet
-from hybrid_mobilenet.training.batches import balanced_batches
 from hybrid_mobilenet.training.precise_statistics import set_precise_statistics
 
 
@@ -37,21 +36,6 @@ def test_statistics_are_those_of_the_training_images(family: Family) -> None:
     with torch.no_grad():
         by_batch = model(batch)
     assert (by_statistics - by_batch).abs().max() < 1e-3 * by_batch.std()
-
-
-def test_statistics_of_balanced_training_are_those_of_balanced_images() -> None:
-    torch.manual_seed(0)
-    digits = load_data("digits", image_size=16).train
-    images = digits.subset((digits.labels > 0) | (torch.arange(len(digits)) % 20 == 0))
-    images.read("training", None)
-    model = HybridMobileNet("mp3", 0.25, 2, 10, 3, 16)
-    set_precise_statistics(model, images, len(images), balance="sampling")
-    drawn = balanced_batches(images.labels, 1, len(images), torch.Generator().manual_seed(0))[0]
-    x = images.batch(drawn).float() / 255
-    convolution, norm = model.get_submodule("features.conv.conv"), model.get_submodule("features.conv.norm")
-    assert isinstance(norm, nn.BatchNorm2d)
-    assert norm.running_mean is not None
-    assert torch.allclose(norm.running_mean, convolution((x - model.mean) / model.std).mean((0, 2, 3)), atol=1e-4)
 
 
 def test_statistics_of_several_batches_are_those_of_all_images() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -130,8 +132,13 @@ def test_other_data_has_the_same_classes_in_the_order_of_the_model(
     setup = replace(continue_from(tmp_path / "run"), data=str(other), recipe=replace(LOW, batch_size=8))
     assert setup.class_names == ("b", "a")
     seen: list[Training] = []
-    step = Training.train_one_epoch
-    monkeypatch.setattr(Training, "train_one_epoch", lambda self, after: (seen.append(self), step(self, after))[1])
+    train_one_epoch = Training.train_one_epoch
+
+    def watched(training: Training, after_step: Callable[[], None]) -> dict[str, Any]:
+        seen.append(training)
+        return train_one_epoch(training, after_step)
+
+    monkeypatch.setattr(Training, "train_one_epoch", watched)
     out = stopped(tmp_path / "more", 1, kill, Killed, setup)
     evaluation = resume(out, Quiet())
     names = load_data(str(other), image_size=8, validation=0.1).train

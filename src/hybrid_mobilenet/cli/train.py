@@ -149,9 +149,12 @@ def train(
         recipe_option("keep", "Weights of the last epoch, or of the best: the one with the lowest validation loss."),
     ] = None,
     validation: Annotated[
-        float,
-        typer.Option(help="Share of the training images held out for validation, if DATA has no validation split."),
-    ] = 0.1,
+        float | None,
+        typer.Option(
+            help="Share of the training images held out for validation, if DATA has no validation split.",
+            show_default="0.1; 0 for fewer than 2,000 images of your own",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights, image order, regions and validation split.")] = 0,
     skip_bad: SkipBadOption = False,
     out: Annotated[
@@ -242,6 +245,7 @@ def train(
         change(paper_recipe(family, data))  # reports a mistake before the images are read
 
     from ..common.memory import keep_freed_memory
+    from ..data.splits import VALIDATION_FRACTION
     from ..training import run as training
     from ..training.processes import rank
     from ..training.setup import Setup, default_recipe
@@ -254,6 +258,8 @@ def train(
         if resume is not None:
             act = partial(training.resume, folder, display, device=device)
         else:
+            if validation is None and (patience or keep == "best"):
+                validation = VALIDATION_FRACTION
             options: dict[str, Any] = {
                 "data": data,
                 "labels": labels,

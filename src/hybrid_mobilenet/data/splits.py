@@ -14,10 +14,15 @@ from ..layers.sizes import Size
 from .dataset import ImageDataset, OnProgress
 from .images import DataError, checked_shape
 from .source import AUTOMATIC, Source, SourceOptions
-from .sources import display_name, open_source
+from .sources import KNOWN, display_name, open_source
 
 #: Images that are loaded together stay in memory if their decoded pixels take at most this many bytes.
 MEMORY_BOUND = 1 << 30
+
+#: Without a validation split, this share of every class is held out by default. Fewer images of one's own than this are
+#: all needed for training.
+VALIDATION_FRACTION = 0.1
+ENOUGH_FOR_VALIDATION = 2000
 
 #: Without a test split, about this share of every class is held out. The seed does not depend on the training seed, so
 #: that results can be compared. Of the seeds 0 to 199, it splits the digits most evenly.
@@ -65,7 +70,7 @@ def load_data(
     *,
     image_size: int | Size = 32,
     channels: int = 3,
-    validation: float = 0.0,
+    validation: float | None = 0.0,
     seed: int = 0,
     labels: str | Path | None = None,
     config: str | None = None,
@@ -86,7 +91,8 @@ def load_data(
         channels: 3 for RGB, 1 for greyscale.
         validation: share of the training images of every class to hold out for validation, in [0, 1). `_split` says
             which images are held out, also for the test split of a source without one. If the source has a validation
-            split of its own, that is used instead of any share above 0.
+            split of its own, that is used instead of any share above 0. None holds out `VALIDATION_FRACTION`, but none
+            of fewer than `ENOUGH_FOR_VALIDATION` images of one's own.
         seed: chooses the images held out for validation. Those for test never depend on it: see `TEST_SEED`.
         labels: a CSV or JSON lines file that names the label of each image of a folder: see `labels.open_labels`.
         config: configuration of a data set on the Hub.
@@ -132,16 +138,19 @@ def split_source(
     *,
     image_size: int | Size = 32,
     channels: int = 3,
-    validation: float = 0.0,
+    validation: float | None = 0.0,
     seed: int = 0,
     skip_bad: bool = False,
     progress: OnProgress | None = None,
 ) -> Splits:
     """The splits that `load_data` makes of a source, not decoded yet; arguments and errors as there."""
-    if not 0 <= validation < 1:  # NaN fails too
+    if validation is not None and not 0 <= validation < 1:  # NaN fails too
         raise ValueError(f"validation is {validation!r}, but must be a fraction: 0 or more, and less than 1")
     splits = _open(source, options, image_size, channels, skip_bad, progress)
     train, held_out = splits.train, splits.validation
+    if validation is None:
+        is_enough = source in KNOWN or len(train) >= ENOUGH_FOR_VALIDATION
+        validation = VALIDATION_FRACTION if is_enough or held_out is not None else 0.0
     if validation == 0:
         held_out = None
     elif held_out is None:

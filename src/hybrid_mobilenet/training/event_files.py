@@ -46,7 +46,7 @@ class EventFiles:
     def __init__(self, folder: Path, first: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(folder, purge_step=first)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(folder, purge_step=first)
 
     def __enter__(self) -> Self:
         return self
@@ -54,11 +54,11 @@ class EventFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
     def add(self, record: dict[str, Any]) -> None:
         """Write an epoch's record, a line of metrics.jsonl, at once."""
         for name, tag in TAGS.items():
             if name in record:
-                self._writer.add_scalar(tag, record[name], record["epoch"])  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(tag, record[name], record["epoch"])
+        self._writer.flush()

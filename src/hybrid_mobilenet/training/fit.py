@@ -303,8 +303,12 @@ class Training:
         return self.step(*augment(images, labels, self.recipe.augmentation, classes, draws))
 
     def set_precise_statistics(self, images: int) -> None:
-        """Recompute the statistics of batch normalisation for the present weights, over some training images."""
-        set_precise_statistics(self.model, self.dataset, images, self.seed, self.processes, self.recipe.balance)
+        """Recompute the statistics of batch normalisation for the present weights, over some training images.
+
+        With balanced sampling too, these are in the proportions of the data: with as many images of every class, a
+        network that has memorised those of a small class recognises few others of it. docs/LOG.md has the figures.
+        """
+        set_precise_statistics(self.model, self.dataset, images, self.seed, self.processes)
 
     def settle(self) -> None:
         """Make `progress` complete, for a checkpoint.

@@ -16,10 +16,8 @@ from torch import Tensor, nn
 from ..data.dataset import ImageDataset
 from ..network.architecture import CONVOLUTIONS
 from ..network.model import HybridMobileNet
-from .batches import balanced_batches
 from .evaluate import ALONE, BATCH_SIZE, in_eval
 from .processes import Processes
-from .recipe import Balance
 
 #: Training images used at the end of a run. docs/LOG.md has the results of other numbers.
 FINAL_IMAGES = 4096
@@ -29,12 +27,7 @@ VALIDATION_IMAGES = 512
 
 @torch.no_grad()
 def set_precise_statistics(
-    model: HybridMobileNet,
-    dataset: ImageDataset,
-    images: int,
-    seed: int = 0,
-    processes: Processes = ALONE,
-    balance: Balance = "none",
+    model: HybridMobileNet, dataset: ImageDataset, images: int, seed: int = 0, processes: Processes = ALONE
 ) -> None:
     """Replace the running statistics of batch normalisation by those of the present weights over training images.
 
@@ -46,7 +39,6 @@ def set_precise_statistics(
         images: number of images, 2 or more, drawn at random; all if there are fewer.
         seed: of the draw.
         processes: share the work, and end with the same statistics.
-        balance: that of training, so that the statistics are of images in the same proportions.
 
     Raises:
         DataError: if an image of a streamed data set cannot be read.
@@ -57,12 +49,7 @@ def set_precise_statistics(
     momenta = [norm.momentum for norm in norms]
     # Pixels per image of the map that each channel's statistics are taken over.
     pixels = torch.tensor([math.prod(layer.out_size) for layer in layers]).repeat_interleave(torch.tensor(channels))
-    generator = torch.Generator().manual_seed(seed)
-    images = min(images, len(dataset))
-    if balance == "sampling":
-        drawn = balanced_batches(dataset.labels.cpu(), 1, images, generator)[0]
-    else:
-        drawn = torch.randperm(len(dataset), generator=generator)[:images]
+    drawn = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:images]
     # Batches of equal size: a last batch of one or two images would give poor statistics.
     batches = drawn.to(dataset.labels.device).tensor_split(math.ceil(len(drawn) / BATCH_SIZE))
     sums = torch.zeros(2, sum(channels), dtype=torch.float64)

@@ -46,6 +46,7 @@ from .setup import (
     automatic_lengths,
     build_model,
     check_setup,
+    check_validation,
     choose_batch_size,
     imbalance,
     read_data,
@@ -141,6 +142,7 @@ def _prepare(
     recipe = setup.chosen_recipe(splits.train)
     setup = replace(setup, recipe=recipe)
     check_setup(setup, device, processes)
+    check_validation(recipe, has_validation=splits.validation is not None)
     choose_batch_size(recipe, len(splits.train), processes)
     try:
         if processes.first:

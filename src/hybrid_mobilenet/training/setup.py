@@ -63,7 +63,7 @@ class Setup:
         image_size: (height, width) in pixels, to which images are resized.
         channels: 3 for RGB, 1 for greyscale.
         validation: share of the training images of every class that is held out for validation, in [0, 1). If the data
-            has a validation split of its own, that is used instead of any share above 0.
+            has a validation split of its own, that is used instead of any share above 0. None chooses: see `load_data`.
         seed: of weights, order of the images, dropout, pooling regions and the validation split; 0 to 2**64 - 1.
         recipe: how the network is trained, or a function that chooses the recipe for the training images.
         labels: path of a table with the labels of a folder of images, as `load_data` takes it; recorded as absolute.
@@ -88,7 +88,7 @@ class Setup:
     delta: int = 2
     image_size: Size = (32, 32)
     channels: int = 3
-    validation: float = 0.1
+    validation: float | None = None
     seed: int = 0
     recipe: Recipe | ChooseRecipe = default_recipe
     labels: str | None = None
@@ -210,7 +210,7 @@ def check_setup(setup: Setup, device: str, processes: Processes) -> torch.device
         check_tensorboard()
     if not isinstance(setup.recipe, Recipe):
         return check_device(device, PAPER, processes)
-    check_validation(setup.recipe, has_validation=setup.validation > 0)
+    check_validation(setup.recipe, has_validation=setup.validation != 0)
     return check_device(device, setup.recipe, processes)
 
 

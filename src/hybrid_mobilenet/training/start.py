@@ -72,15 +72,16 @@ def read_start(setup: Setup) -> HybridMobileNet | None:
     if setup.start == SCRATCH:
         return None
     model = HybridMobileNet.from_pretrained(Path(setup.start).resolve())
-    given = setup.network(model.network.classes).choices()
+    network = model.network
+    expected = network.choices() | {"activation": model.activation, "overlapping": model.overlapping}
+    given = setup.network(network.classes).choices()
     if isinstance(setup.recipe, Recipe):  # else it is not chosen yet
-        given |= {name: getattr(setup.recipe, name) for name in ("activation", "overlapping")}
+        given |= {"activation": setup.recipe.activation, "overlapping": setup.recipe.overlapping}
     for name, value in given.items():
-        trained = getattr(model, name) if hasattr(model, name) else getattr(model.network, name)
-        if value != trained:
+        if value != expected[name]:
             raise ValueError(
-                f"{name} is {value!r}, but {trained!r} in the network of {setup.start}, whose weights are for that: "
-                "leave it out, or start from scratch"
+                f"{name} is {value!r}, but {expected[name]!r} in the network of {setup.start}, whose weights are for "
+                "that: leave it out, or start from scratch"
             )
     return model
 
