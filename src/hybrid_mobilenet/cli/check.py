@@ -176,7 +176,7 @@ def duplicate_table(report: Report) -> Table:
     """The number of groups of each kind."""
     from .check_report import kinds
 
-    rows = table("Images", "Where", "Groups", "Images", left=2)
+    rows = table("How", "Where", "Groups", "Images", left=2)
     for how, where, groups, images in kinds(report):
         rows.add_row(how, where, f"{groups:,}", f"{images:,}")
     return rows

@@ -131,7 +131,7 @@ def _classes(report: Report) -> str:
 
 def _duplicates(report: Report) -> str:
     rows = [[how, where, f"{groups:,}", f"{images:,}"] for how, where, groups, images in kinds(report)]
-    columns = [("Images", "text"), ("Where", "text"), ("Groups", "number"), ("Images", "number")]
+    columns = [("How", "text"), ("Where", "text"), ("Groups", "number"), ("Images", "number")]
     parts = [_table(columns, rows)]
     for group in report.groups[:GROUPS]:
         how = "equal" if group.is_exact else "alike"
