@@ -11,6 +11,9 @@ import pytest
 from PIL import Image
 
 from command_line import NETWORK, fails, invoke
+from hybrid_mobilenet.cli.deploy import read_images
+from hybrid_mobilenet.cli.display import RunDisplay
+from hybrid_mobilenet.network.model import HybridMobileNet
 from noise_images import noise, parquet
 from runs import SMALL, Killed, kill, stopped
 
@@ -96,6 +99,13 @@ def test_labels_in_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     result = invoke("evaluate", run, "photos", "--labels", "labels.csv", "--label-column", "breed", "--json")
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["tested"] == "held out"
+    with RunDisplay(shown=False) as display:  # as an export reads its images
+        model = HybridMobileNet.from_pretrained(run)
+        for data in ("photos", None):
+            exported = read_images(model, str(run), data, is_calibrated=True, display=display)
+            assert exported.calibration is not None
+            assert exported.calibration.class_names == ("cat", "dog")
+            assert (exported.test and len(exported.test)) == (evaluation["images"] if data else None)
     setup = replace(SMALL, data="photos", validation=0.0, labels="labels.csv", label_column="breed")
     run = stopped(Path("stopped"), 1, kill, Killed, setup).resolve()
     (tmp_path / "elsewhere").mkdir()
