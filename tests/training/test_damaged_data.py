@@ -83,7 +83,7 @@ def test_a_damaged_test_image_is_found_before_the_first_step(photos: Path, tmp_p
     bad = photos / "test/b/001.png"
     content = bad.read_bytes()
     bad.write_bytes(content[:40])
-    command = (photos, *SETTINGS, "--out", out)
+    command: tuple[str | Path, ...] = (photos, *SETTINGS, "--out", out)
     result = train(*command)
     fails(result, f"error: {bad} ", "or leave unreadable images out with --skip-bad")
     assert not out.exists()
@@ -100,7 +100,7 @@ def test_a_run_without_the_bad_images_resumes(photos: Path, tmp_path: Path) -> N
     note = f"2 of 46 images cannot be read and are left out: {bad[0]}, {bad[1]}"
     good = photos / "train/b/007.png"
     content = good.read_bytes()
-    command = (photos, *SETTINGS, "--skip-bad", "--out")
+    command: tuple[str | Path, ...] = (photos, *SETTINGS, "--skip-bad", "--out")
     whole = train(*command, reference)
     assert whole.returncode == 0, whole.stderr
     assert note in whole.stderr

@@ -193,7 +193,7 @@ def metadata(model: HybridMobileNet) -> dict[str, str]:
         "preprocessing": (
             f"images: uint8 (N, {height}, {width}, {network.in_channels}), {colours}, 0..255; upright by EXIF, "
             f"composited on white, 16 bits scaled to 8; crop the centre to the shape of {height}x{width} and resize it "
-            "(bicubic, antialiased); normalisation is in the graph"
+            "to that size (bicubic, antialiased); normalisation is in the graph"
         ),
         "outputs": "logits and probabilities: float32 (N, classes), in the order of class_names",
     }
