@@ -1,10 +1,11 @@
-"""How long to train on few images: validation accuracy by images per class, batch size and number of steps.
+"""How to train on few images: validation accuracy by images per class, batch size, number of steps, and settings.
 
-    HYBRID_MOBILENET_DATA=... python benchmarks/small_folders.py --per-class 100 --steps 500 1000 2000 --batch-size 32
+    HYBRID_MOBILENET_DATA=... python benchmarks/small_folders.py --per-class 100 --steps 2000 3000 \\
+        --settings '{}' '{"averaging": 0.998}' '{"augmentation": {"shift": 0.125, "flips": "horizontal"}}'
 
-Images for training and validation are drawn from the training images of CIFAR-10 or of the digits. Test images are not
-used. Each run appends a line of JSON to runs/small-folders.jsonl, and recorded runs are not repeated. The results are
-in docs/LOG.md.
+The recipe is the default for images of one's own, changed by each of the settings. Images for training and validation
+are drawn from the training images of CIFAR-10 or of the digits. Test images are not used. Each run appends a line of
+JSON to runs/small-folders.jsonl, and recorded runs are not repeated. The results are in docs/LOG.md.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import itertools
 import json
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ import torch
 from hybrid_mobilenet.cli.display import RunDisplay
 from hybrid_mobilenet.data.dataset import ImageDataset
 from hybrid_mobilenet.data.splits import Splits, load_data
-from hybrid_mobilenet.training.recipe import paper_recipe
+from hybrid_mobilenet.training.recipe import Recipe, own_recipe
 from hybrid_mobilenet.training.run import train
 from hybrid_mobilenet.training.setup import Monitor, Setup
 
@@ -56,7 +57,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=("cifar10", "digits"), default="cifar10")
     parser.add_argument("--per-class", type=int, nargs="+", default=[5, 20, 100, 500])
-    parser.add_argument("--steps", type=int, nargs="+", default=[0, 500, 1000, 2000, 4000])
+    parser.add_argument("--steps", type=int, nargs="+", default=[0], help="minimum numbers of steps; 0: the recipe's")
+    parser.add_argument("--settings", nargs="+", default=["{}"], help="settings of the recipe to change, as JSON")
     parser.add_argument("--batch-size", type=int, nargs="+", default=[64])
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--draws", type=int, nargs="+", default=[0])
@@ -66,8 +68,9 @@ def main() -> None:
     done = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
     keys = {json.dumps(json.loads(line)["run"]) for line in done}
     everything = load_data(options.data).train
-    grid = itertools.product(options.draws, options.per_class, options.batch_size, options.steps)
-    for draw, per_class, batch_size, steps in grid:
+    settings = map(json.loads, options.settings)
+    grid = itertools.product(options.draws, options.per_class, options.batch_size, options.steps, settings)
+    for draw, per_class, batch_size, steps, changes in grid:
         run = {
             "data": options.data,
             "family": options.family,
@@ -75,13 +78,15 @@ def main() -> None:
             "batch_size": batch_size,
             "epochs": options.epochs,
             "least_steps": steps,
+            "settings": changes,
             "draw": draw,
         }
         if json.dumps(run) in keys:
             continue
         images, validation = sample(everything, per_class, draw)
-        recipe = paper_recipe(options.family, options.data).with_epochs(options.epochs)
-        recipe = replace(recipe, batch_size=batch_size, least_steps=steps)
+        recipe = own_recipe(options.family, len(images), images.class_names).with_epochs(options.epochs)
+        recipe = replace(recipe, batch_size=batch_size, least_steps=steps or recipe.least_steps)
+        recipe = Recipe.from_record(asdict(recipe) | changes)
         splits = Splits(images, None, validation, options.data, True)
 
         def read(_setup: Setup, _monitor: Monitor, splits: Splits = splits) -> Splits:

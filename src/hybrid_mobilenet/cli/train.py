@@ -184,9 +184,10 @@ def train(
     training images is held out for testing. With --labels, a table gives the
     label of each image. Notes say what was left out.
 
-    Without --epochs, small data sets are trained for at least 4,000 steps:
-    an epoch then repeats the images. The run is saved after every epoch,
-    every 5 minutes and on Ctrl-C, and --resume continues it.
+    Images of your own are augmented, as --augmentation says. Without
+    --epochs they are trained for at least 3,000 steps: an epoch of few
+    images repeats them. The run is saved after every epoch, every 5 minutes
+    and on Ctrl-C, and --resume continues it.
 
     --patience saves time, but rarely helps: the learning rate falls over all
     epochs, and the network is usually best at their end. After an early stop

@@ -166,7 +166,8 @@ def derived_seed(seed: int, number: int) -> int:
     return (seed * 1_000_003 + number) % SEEDS
 
 
-#: Minimum number of steps of the command `train` without --epochs. Ours, chosen on validation images: see docs/LOG.md.
+#: Minimum number of steps on the built-in data sets, without --epochs. Ours, chosen on validation images: see
+#: docs/LOG.md.
 LEAST_STEPS = 4000
 
 #: The default recipe of each family, with which its rows of the paper's tables are reproduced. Random regions need
@@ -216,13 +217,12 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 #: Below this number of images per class, augmentation is "strong" by default.
 FEW_IMAGES = 50
-#: Steps for 1,000 images of a user's own, and the fewest for any number.
-STEPS_FOR_1000 = 3000
-FEWEST_STEPS = 1500
+#: Minimum number of steps for up to 1,000 images of one's own.
+OWN_STEPS = 3000
 
 
 def own_recipe(family: Family, images: int, class_names: Sequence[str]) -> Recipe:
-    """The default recipe for a user's own images.
+    """The default recipe for images of one's own: that of the paper, with augmentation and at least `own_steps`.
 
     Args:
         family: "mobilenet", "mp3" or "fmp".
@@ -249,8 +249,8 @@ def own_recipe(family: Family, images: int, class_names: Sequence[str]) -> Recip
 
 
 def own_steps(images: int) -> int:
-    """The least number of steps for this number of a user's own images, in proportion to its square root."""
-    return max(FEWEST_STEPS, round(STEPS_FOR_1000 * math.sqrt(images / 1000)))
+    """The minimum number of steps for images of one's own. Above 1,000 images it grows with the square root."""
+    return round(OWN_STEPS * math.sqrt(max(1.0, images / 1000)))
 
 
 def changes_when_mirrored(class_names: Sequence[str]) -> bool:
