@@ -67,7 +67,9 @@ def test_json_has_everything(tmp_path: Path) -> None:
     found = json.loads(text)
     assert status == 1
     assert len(found["unreadable"]) == 7
-    assert found["refusals"] == ["7 of 27 images cannot be read: repair or remove them"]
+    assert found["refusals"] == [
+        "7 of 27 images cannot be read: repair or remove them, or leave them out with --skip-bad"
+    ]
     assert found["training"]["seconds"] is None
 
 

@@ -30,7 +30,7 @@ def _measures_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def report_of(folder: Path) -> Report:
-    return make_report(Setup(str(folder), delta=1, image_size=(8, 8)), None, "cpu")
+    return make_report(Setup(str(folder), delta=1, image_size=(8, 8), validation=0.1), None, "cpu")
 
 
 def test_a_good_folder(tmp_path: Path) -> None:
@@ -75,7 +75,9 @@ def test_unreadable_images_are_a_refusal(tmp_path: Path) -> None:
     root = image_folder(tmp_path / "photos", {"a": 10, "b": 10})
     (root / "a/bad.png").write_bytes(b"no image")
     report = report_of(root)
-    assert report.refusals == ("1 of 21 images cannot be read: repair or remove them",)
+    assert report.refusals == (
+        "1 of 21 images cannot be read: repair or remove them, or leave them out with --skip-bad",
+    )
     assert report.seconds is None
     assert report.plan is not None
     assert record(report)["train_would_start"] is False
@@ -93,7 +95,7 @@ def test_what_training_refuses_is_a_refusal(tmp_path: Path) -> None:
     image_folder(tmp_path / "two/train", {"a": 5, "b": 5})
     image_folder(tmp_path / "two/test", {"a": 5, "c": 5})
     different = report_of(tmp_path / "two")
-    assert "different classes" in different.refusals[0]
+    assert "there are test images of 'c', but no training images" in different.refusals[0]
     assert balance_in_words(different) == ["without training images: c"]
 
 

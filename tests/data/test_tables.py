@@ -179,7 +179,7 @@ def test_columns_are_chosen_by_name_where_several_fit(tmp_path: Path) -> None:
         ({"image": pa.array([], pa.binary()), "label": pa.array([], pa.int64())}, "corresponds to no data"),
         (
             {"image": [b"", b""] * 2, "label": [0, 1] * 2},
-            r"a.parquet, row \d is empty or .* \(1 more of 2 training images",
+            r"a.parquet, row \d is empty or .* \(3 more of 4 images",
         ),
         ({"image": [None] * 4, "label": [0, 1] * 2}, "has no image column"),
         (

@@ -53,7 +53,7 @@ def test_a_model_in_memory(model: HybridMobileNet, photos: Path) -> None:
     predictions = predict(model, photos)
     assert [each.file for each in predictions] == [photos / name for name in ("a.png", "b.png", "c.png")]
     for each in predictions:
-        assert each.probabilities == pytest.approx(expected(model, each.file), abs=1e-6)  # of a batch: other rounding
+        assert each.probabilities == pytest.approx(expected(model, each.file), abs=1e-5)  # of a batch: other rounding
         assert list(each.probabilities) == list(expected(model, each.file))  # most probable first
         assert each.class_name == next(iter(each.probabilities))
         assert sum(each.probabilities.values()) == pytest.approx(1, abs=1e-6)
@@ -90,7 +90,7 @@ def test_passes_are_averaged(model: HybridMobileNet, photos: Path) -> None:
     torch.manual_seed(1)
     image = read_image(photos / "a.png", (16, 16), 3)[None]
     p = dict(zip(NAMES, probabilities(model, image, 3)[0].tolist(), strict=True))
-    assert several[0].probabilities == p
+    assert several[0].probabilities == pytest.approx(p, abs=1e-5)  # in another memory format: other rounding
     assert several != predict(model, photos / "a.png")
 
 

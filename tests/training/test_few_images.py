@@ -64,7 +64,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_a_small_folder_is_learnt_in_few_steps(folder: Path, tmp_path: Path) -> None:
     """In 45 steps, of as many as 30 images of each class used to be given, running statistics lag far behind."""
-    options = ["--epochs", "15", "--batch-size", "32", "--out", str(tmp_path / "run"), "--json"]
+    options = ["--epochs", "15", "--batch-size", "32", "--validation", "0.1", "--augmentation", "none"]
+    options += ["--out", str(tmp_path / "run"), "--json"]
     done = run_command("train", folder, *options)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["accuracy"] == 1
@@ -121,7 +122,8 @@ def test_the_command_says_so_last(as_json: bool, folder: Path, tmp_path: Path) -
     shutil.copytree(folder, tmp_path / "data" / "train")
     for name, other in zip(COLOURS, [*COLOURS][1:] + [*COLOURS][:1], strict=True):
         shutil.copytree(folder / name, tmp_path / "data" / "test" / other)
-    options = ["--epochs", "15", "--batch-size", "32", "--out", str(tmp_path / "run")] + ["--json"] * as_json
+    options = ["--epochs", "15", "--batch-size", "32", "--augmentation", "none"]
+    options += ["--out", str(tmp_path / "run")] + ["--json"] * as_json
     done = CliRunner().invoke(cli.app, ["train", str(tmp_path / "data"), *options])
     assert done.exit_code == 0, done.stderr
     if as_json:

@@ -113,7 +113,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A folder of two classes, and a run on it."""
     root = tmp_path_factory.mktemp("photos")
     folder = image_folder(root / "photos", {"a": 40, "b": 40}, size=8)
-    train(Setup(str(folder), "fmp", 0.25, 1, (8, 8), recipe=replace(RECIPE, epochs=1)), root / "run", Quiet())
+    setup = Setup(str(folder), "fmp", 0.25, 1, (8, 8), validation=0.1, recipe=replace(RECIPE, epochs=1))
+    train(setup, root / "run", Quiet())
     return Path(folder), root / "run"
 
 

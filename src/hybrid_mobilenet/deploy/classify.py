@@ -64,7 +64,7 @@ def predict(
 
     Args:
         model: a model, a run folder, a model on the Hub as "owner/name", or an exported file.
-        images: an image file, a folder of images, a pattern such as "photos/*.jpg", or several of them. Folders are
+        images: an image file, a folder of images, a pattern such as ``"photos/*.jpg"``, or several of them. Folders are
             searched to any depth.
         passes: forward passes to average, each with new random pooling regions (Graham, 2014); 1 uses the fixed
             regions. More than 1 needs a model with fractional max pooling that is not an exported file.

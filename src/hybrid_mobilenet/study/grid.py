@@ -39,7 +39,9 @@ TRAINING = 2
 
 #: Settings of a recipe that no row of the paper uses. At their default they are not part of the fingerprint, so that
 #: adding one does not make older records invalid.
-LATER_SETTINGS = frozenset({"optimizer", "warm_up", "label_smoothing", "averaging", "augmentation", "balance", "patience", "keep"})
+LATER_SETTINGS = frozenset(
+    {"optimizer", "warm_up", "label_smoothing", "averaging", "augmentation", "balance", "patience", "keep"}
+)
 
 #: Family, delta and alpha of the paper's configurations, in the order of its tables.
 CONFIGURATIONS: tuple[tuple[Family, int, float], ...] = tuple(

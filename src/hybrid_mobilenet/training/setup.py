@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -90,7 +90,7 @@ class Setup:
     channels: int = 3
     validation: float | None = None
     seed: int = 0
-    recipe: Recipe | ChooseRecipe = default_recipe
+    recipe: Recipe | ChooseRecipe = field(default_factory=lambda: default_recipe)  # a plain default would be a method
     labels: str | None = None
     config: str | None = None
     image_column: str | None = None
