@@ -1,6 +1,6 @@
-"""How to train on few images: validation accuracy by images per class, batch size, number of steps, and settings.
+r"""How to train on few images: validation accuracy by images per class, batch size, number of steps, and settings.
 
-    HYBRID_MOBILENET_DATA=... python benchmarks/small_folders.py --per-class 100 --steps 2000 3000 \\
+    HYBRID_MOBILENET_DATA=... python benchmarks/small_folders.py --per-class 100 --steps 2000 3000 \
         --settings '{}' '{"averaging": 0.998}' '{"augmentation": {"shift": 0.125, "flips": "horizontal"}}'
 
 The recipe is the default for images of one's own, changed by each of the settings. Images for training and validation

@@ -49,8 +49,9 @@ def test_bad_data_is_a_page_and_status_1(tmp_path: Path) -> None:
     words = " ".join(text.split())
     assert status == 1
     assert "Unreadable: 7" in words
-    assert "bad4.png" in words
-    assert "bad5.png" not in words
+    unbroken = "".join(words.split())  # long paths are folded
+    assert "bad4.png" in unbroken
+    assert "bad5.png" not in unbroken
     assert "... 2 more, see --json" in words
     assert "equal in different classes (a wrong label?) 9 18" in words
     assert words.count("equal: a/copy") == 6
