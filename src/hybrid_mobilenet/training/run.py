@@ -210,7 +210,7 @@ def _read_run(
         )
     record, progress, tensors = read_checkpoint(out)
     try:
-        fingerprint = record.pop("data_fingerprint")
+        fingerprints = {name: record.pop(name) for name in ("data_fingerprint", "validation_fingerprint")}
         before = record.pop("processes", 1)
         setup = Setup.from_record(record)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -226,7 +226,7 @@ def _read_run(
         )
     chosen = check_setup(setup, device, processes)
     splits = _read_splits(setup, monitor, read)
-    if splits.train.fingerprint != fingerprint:
+    if _fingerprints(splits) != fingerprints:
         raise CheckpointError(
             f"the data {setup.data!r} has changed since the run in {out} began: restore its images as they were, or "
             "start a new run"
@@ -250,7 +250,7 @@ class _Run:
         self.setup, self.splits, self.out, self.monitor, self.processes = setup, splits, out, monitor, processes
         # Which images these are is computed now, since their folder may change during the run.
         self.split_json = processes.together(lambda: _split_json(setup, splits, monitor) if processes.first else b"")
-        self.record = asdict(setup) | {"data_fingerprint": splits.train.fingerprint, "processes": processes.size}
+        self.record = asdict(setup) | _fingerprints(splits) | {"processes": processes.size}
         # Machines may keep the same images in different places, so paths may differ: the fingerprint must not.
         alike = self.record | {"data": None, "labels": None}
         processes.require_same("settings, data or checkpoint", json.dumps([alike, asdict(progress or Progress())]))
@@ -346,6 +346,12 @@ class _Run:
         if warning := _at_chance(history[-1], evaluation):
             self.monitor.on_warning(warning)
         return evaluation
+
+
+def _fingerprints(splits: Splits) -> dict[str, str | None]:
+    """What the images of a run are, for `resume`. Its test images may change until they are read."""
+    validation = None if splits.validation is None else splits.validation.fingerprint
+    return {"data_fingerprint": splits.train.fingerprint, "validation_fingerprint": validation}
 
 
 def _split_json(setup: Setup, splits: Splits, monitor: Monitor) -> bytes:
