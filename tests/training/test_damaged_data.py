@@ -42,7 +42,7 @@ SETTINGS = [*NETWORK, "--epochs", "2", "--batch-size", "8", "--validation", "0.2
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     root = image_folder(tmp_path / "photos/train", {"a": 20, "b": 20}).parent
-    image_folder(root / "test", {"a": 3, "b": 3})
+    image_folder(root / "test", {"a": 3, "b": 3}, seed=1)
     return root
 
 
