@@ -23,6 +23,7 @@ NASTY = "<script>alert(1)<&\"' é" + "x" * 60
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     root = image_folder(tmp_path_factory.mktemp("data") / "photos & more", {"cat": 20, NASTY: 12})
     (root / "cat/bad<b>.png").write_bytes(b"no image")
+    (root / "cat/IMG_1.HEIC").write_bytes(b"a picture of a phone")
     (root / "cat/copy.png").write_bytes((root / NASTY / "000.png").read_bytes())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plans, "SECONDS", 0.0)
@@ -54,6 +55,7 @@ def test_it_shows_duplicates_and_examples_of_each_class(report: Report) -> None:
     assert examples.count("<h3>") == 2
     assert examples.count("<img") == 2 * EXAMPLES
     assert "train would refuse this data: 1 of 34 images cannot be read" in text
+    assert "skipped 1 file that is not an image: 1 .heic (convert them to JPEG" in text
 
 
 @pytest.mark.slow

@@ -126,7 +126,7 @@ def _classes(report: Report) -> str:
     ]
     rows.append(["all", "", *(f"{sum(column):,}" for column in zip(*report.counts, strict=True))])
     columns = [("Class", "text"), ("", "share"), *((split.capitalize(), "number") for split in SPLITS)]
-    return _section("Classes", _table(columns, rows) + _list(balance_in_words(report)))
+    return _section("Classes", _table(columns, rows) + _list([*balance_in_words(report), *report.notes]))
 
 
 def _duplicates(report: Report) -> str:
