@@ -46,7 +46,7 @@ def test_a_good_folder(tmp_path: Path) -> None:
         f"{train} images for training, {validation} for validation, {test} for the final test"
     )
     assert balance_in_words(report) == []
-    assert images_in_words(report) == ["sizes (width x height): all 8x8", "formats: PNG 40"]
+    assert images_in_words(report) == ["all images are 8x8 pixels (width x height)", "formats: PNG 40"]
     assert kinds(report) == []
     assert report.names([0, 39]) == ["a/000.png", "b/019.png"]
     found = json.loads(json.dumps(record(report)))
@@ -64,7 +64,7 @@ def test_imbalance_and_unusual_images_are_described(tmp_path: Path) -> None:
     assert line.startswith("imbalanced: many has ")
     assert "times the training images of few;" in line
     assert images_in_words(report) == [
-        "sizes (width x height): 6x6 to 30x40, median 6x6",
+        "pixels (width x height): smallest image 6x6, median 6x6, largest 30x40",
         "94 (99%) smaller than 8x8 (enlarged)",
         "formats: PNG 94, BMP 1",
         "1 (1%) greyscale (converted to RGB)",

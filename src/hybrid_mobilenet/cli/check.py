@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from textwrap import TextWrapper
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -133,7 +134,8 @@ def print_report(report: Report, out: Console) -> None:
         out.print(bold_first("train would refuse this data: ", reason))
     if report.seconds is not None:
         command = f"hybrid-mobilenet train {shlex.quote(report.source)}"
-        out.print(bold_first(f"train would start, and take about {duration(report.seconds)} here: ", command))
+        out.print(bold_first(f"train would start, and take about {duration(report.seconds)} here:", ""))
+        out.print(f"  {command}", soft_wrap=True)  # in one line, to be copied
 
 
 def print_section(out: Console, heading: str, lines: list[str]) -> None:
@@ -143,11 +145,12 @@ def print_section(out: Console, heading: str, lines: list[str]) -> None:
 
 
 def print_lines(out: Console, lines: list[str]) -> None:
-    """Print lines with a hanging indent."""
-    from rich.padding import Padding
-
+    """Print lines, indented and wrapped between words: paths and options stay whole."""
+    wrapper = TextWrapper(
+        out.width, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
     for line in lines:
-        out.print(Padding(line, (0, 0, 0, 2), expand=False))
+        out.print(wrapper.fill(line), soft_wrap=True)
 
 
 def class_table(report: Report) -> Table:

@@ -139,8 +139,10 @@ def images_in_words(report: Report) -> list[str]:
     inspection, lines = report.inspection, []
     if sizes := inspection.extremes():
         smallest, median, largest = (f"{width}x{height}" for width, height in sizes)
-        same = f"all {smallest}" if smallest == largest else f"{smallest} to {largest}, median {median}"
-        lines.append(f"sizes (width x height): {same}")
+        if smallest == largest:
+            lines.append(f"all images are {smallest} pixels (width x height)")
+        else:
+            lines.append(f"pixels (width x height): smallest image {smallest}, median {median}, largest {largest}")
         height, width = report.image_size
         if enlarged := inspection.enlarged(report.image_size):
             lines.append(f"{portion(enlarged, len(inspection))} smaller than {width}x{height} (enlarged)")
