@@ -227,7 +227,7 @@ def outcome(source: str, labels: str | None = None) -> Splits | DataError:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            return split_source(source, SourceOptions(labels=labels), image_size=2)
+            return split_source(source, SourceOptions(labels=labels), image_size=2, validation=None)
     except DataError as error:
         return error
     finally:

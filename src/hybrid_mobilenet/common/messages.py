@@ -20,6 +20,16 @@ def listed(things: Sequence[object]) -> str:
     return ", ".join(map(str, things[:4])) + (f" and {len(things) - 4} more" if len(things) > 4 else "") or "none"
 
 
+def printable(text: str) -> str:
+    """A text in one line that can be printed. File names may contain line breaks, or bytes that are not UTF-8.
+
+    Example:
+        >>> printable("two\\nlines")
+        'two\\\\nlines'
+    """
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def reason(error: Exception) -> str:
     """The cause of an error in one line."""
     return getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..common.messages import printable
 from .images import Item
 
 
@@ -58,6 +59,9 @@ class Opened:
     validation: Source | None = None
     test: Source | None = None
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
 
 
 @dataclass(frozen=True)
