@@ -13,6 +13,7 @@ import shutil
 import time
 import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,9 @@ class Trees:
                 self.images(run, rng.randrange(2))
             case 5:
                 with contextlib.suppress(OSError):
-                    shutil.copyfile(self.table, folder / rng.choice(["x.parquet", "train-00000.parquet", "test.parquet"]))
+                    shutil.copyfile(
+                        self.table, folder / rng.choice(["x.parquet", "train-00000.parquet", "test.parquet"])
+                    )
             case 6:  # not an image, but called like one
                 (folder / f"broken{rng.randrange(9)}{rng.choice(EXTENSIONS)}").write_bytes(rng.choice([b"", b"text"]))
             case 7:
@@ -198,7 +201,7 @@ def folders(root: Path) -> list[Path]:
 
 def as_shown(path: Path | str) -> str:
     """A path as messages show it: in one line that can be printed."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(path))
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(path))
 
 
 def is_named(path: Path, line: str) -> bool:
@@ -251,13 +254,15 @@ def summary(result: Splits | DataError) -> object:
     }
 
 
-def assert_error(error: DataError, source: Path) -> None:
-    """The error is one line, and each path in it exists."""
+def assert_error(error: DataError, source: Path, root: Path) -> None:
+    """The error is one line, and each path in it exists: the source, or another in its tree."""
     message = str(error)
     assert message.isprintable(), repr(message)
-    known = sorted({as_shown(path) for path in [source, *source.parents, *below(source)]}, key=len, reverse=True)
+    known = sorted(
+        {as_shown(path) for path in [*root.parents, *below(root.parent), *below(source)]}, key=len, reverse=True
+    )
     assert as_shown(source) in message
-    for start in [match.start() for match in re.finditer(re.escape(as_shown(source.parent)), message)]:
+    for start in [match.start() for match in re.finditer(re.escape(as_shown(root.parent)), message)]:
         longest = next(path for path in known if message.startswith(path, start))
         assert not message.startswith("/", start + len(longest)), (message, longest)
 
@@ -272,7 +277,10 @@ def below(folder: Path, depth: int = 6) -> Iterator[Path]:
 
 def natural_key(name: str) -> tuple[list[tuple[bool, int, str]], str]:
     pieces = re.findall(r"[0-9]+|[^0-9]+", name)
-    return [(not each[0].isascii() or not each[0].isdigit(), int(each) if each.isascii() and each.isdigit() else 0, each) for each in pieces], name
+    return [
+        (not each[0].isascii() or not each[0].isdigit(), int(each) if each.isascii() and each.isdigit() else 0, each)
+        for each in pieces
+    ], name
 
 
 def visible_images(source: Path) -> Iterator[Path]:
@@ -328,37 +336,52 @@ def assert_splits_are_right(splits: Splits, source: Path) -> None:
     assert_images_are_accounted_for(splits, source)
 
 
+def check(source: Path, root: Path, kinds: Counter[str], *, is_loaded: bool) -> None:
+    """Open a source in the tree `root`, and check what comes of it."""
+    result = outcome(str(source))
+    with reversed_listing():
+        assert summary(outcome(str(source))) == summary(result)
+    if isinstance(result, DataError):
+        kinds["refused"] += 1
+        assert_error(result, source, root)
+    elif not files(result.train):
+        kinds["read as tables"] += 1
+    else:
+        kinds["read"] += 1
+        assert_splits_are_right(result, source)
+        if is_loaded:
+            with contextlib.suppress(DataError):  # of images that cannot be read
+                assert len(load_data(str(source), image_size=2).train) == len(result.train)
+
+
+def check_tables(source: Path) -> None:
+    """Open a source with a table of labels, if there is one."""
+    for table in [path for path in below(source, 2) if path.name in ("labels.csv", "metadata.jsonl")][:1]:
+        labelled = outcome(str(source), str(table))
+        if isinstance(labelled, DataError):
+            assert str(labelled).isprintable()
+
+
+def one_tree(trees: Trees, top: Path, kinds: Counter[str]) -> None:
+    """Build a tree in the folder `top`, change it step by step, and check what is read of it."""
+    rng = trees.rng
+    root = top / rng.choice(["photos", "photos", "photos", "-p", "p[1]", "two\nlines", "M\u00e4rz", "train"])
+    trees.build(root)
+    for step in range(rng.choice((1, 2, 3, 5, 8))):
+        if step:
+            trees.change(root)
+        if root.is_dir():
+            source = root if trees.is_so(0.7) else rng.choice([root, *folders(root)])
+            check(source, root, kinds, is_loaded=trees.is_so(0.1))
+            check_tables(source)
+
+
 def test_a_folder_is_read_or_refused(tmp_path: Path) -> None:
     trees = Trees(tmp_path / "stock", random.Random(0))
-    read = refused = tables = 0
+    kinds: Counter[str] = Counter()
     for index in range(TREES):
-        top = tmp_path / f"tree {index}"
-        root = top / trees.rng.choice(["photos", "photos", "photos", "-p", "p[1]", "two\nlines", "M\u00e4rz", "train"])
-        trees.build(root)
-        for step in range(trees.rng.choice((1, 2, 3, 5, 8))):
-            if step:
-                trees.change(root)
-            if not root.is_dir():
-                break
-            source = trees.rng.choice([root, root, root, *folders(root)])
-            result = outcome(str(source))
-            with reversed_listing():
-                assert summary(outcome(str(source))) == summary(result)
-            if isinstance(result, DataError):
-                refused += 1
-                assert_error(result, source)
-            elif not files(result.train):
-                tables += 1
-            else:
-                read += 1
-                assert_splits_are_right(result, source)
-                if trees.is_so(0.1):
-                    with contextlib.suppress(DataError):  # of images that cannot be read
-                        assert len(load_data(str(source), image_size=2).train) == len(result.train)
-            csv = [path for path in below(source, 2) if path.name in ("labels.csv", "metadata.jsonl")]
-            if csv and isinstance(labelled := outcome(str(source), str(csv[0])), DataError):
-                assert str(labelled).isprintable()
-        shutil.rmtree(top)
-    print(f"{read} read, {refused} refused, {tables} read as tables")
-    assert read > TREES // 2
-    assert refused > TREES // 4
+        one_tree(trees, tmp_path / f"tree {index}", kinds)
+        shutil.rmtree(tmp_path / f"tree {index}")
+    print(dict(kinds))
+    assert kinds["read"] > TREES // 2
+    assert kinds["refused"] > TREES // 4

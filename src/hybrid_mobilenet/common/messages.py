@@ -21,13 +21,15 @@ def listed(things: Sequence[object]) -> str:
 
 
 def printable(text: str) -> str:
-    """A text in one line that can be printed. File names may contain line breaks, or bytes that are not UTF-8.
+    """A text in one line. Line breaks and other characters that cannot be printed become escapes.
+
+    File names may contain them, and bytes that are not UTF-8, which Python represents as lone surrogates.
 
     Example:
-        >>> printable("two\\nlines")
-        'two\\\\nlines'
+        >>> printable("two" + chr(10) + "lines")
+        'two\\nlines'
     """
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def reason(error: Exception) -> str:
