@@ -21,7 +21,7 @@ def listed(things: Sequence[object]) -> str:
 
 
 def printable(text: str) -> str:
-    """A text in one line. Line breaks and other characters that cannot be printed become escapes.
+    r"""A text in one line. Line breaks and other characters that cannot be printed become escapes.
 
     File names may contain them, and bytes that are not UTF-8, which Python represents as lone surrogates.
 

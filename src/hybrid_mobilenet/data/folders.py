@@ -211,7 +211,7 @@ def _check_links(parts: Mapping[str, ImageFiles | None]) -> None:
     seen: dict[str, tuple[Path, str]] = {}
     for what, part in parts.items():
         for file, label in zip(part.files, part.labels.tolist(), strict=True) if part else ():
-            real = os.path.realpath(file) if file.is_symlink() else os.path.join(folder(file.parent), file.name)
+            real = os.path.realpath(file) if file.is_symlink() else f"{folder(file.parent)}{os.sep}{file.name}"
             place = f"{what} image of {part.class_names[label]}" if part else what
             other, before = seen.setdefault(real, (file, place))
             if before != place:

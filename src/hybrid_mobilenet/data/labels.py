@@ -16,7 +16,7 @@ from typing import Any
 from ..common.messages import listed, near
 from .images import DataError, tree_below
 from .listing import Skipped, natural, normal
-from .source import ImageFiles, Opened, SourceOptions
+from .source import ImageFiles, Opened, SourceOptions, expanded
 from .split_names import Role, split_role
 
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
@@ -69,7 +69,7 @@ def open_labels(folder: Path, options: SourceOptions, model_classes: Sequence[st
         DataError: if the table or one of its rows is unusable. The message names the line.
         OSError: if a folder cannot be listed.
     """
-    table = Path(os.path.expanduser(options.labels or ""))
+    table = expanded(options.labels or "")
     if not folder.is_dir():
         raise DataError(f"--labels is {str(table)!r}, but {folder} is not a folder of images: give one, or no --labels")
     columns, rows = _read_table(table, folder)
@@ -120,9 +120,9 @@ def open_labels(folder: Path, options: SourceOptions, model_classes: Sequence[st
 
 def _read_table(table: Path, folder: Path) -> tuple[list[str], list[_Row]]:
     """The columns and rows of a table."""
-    if not os.path.isfile(table):  # Path.is_file raises an OSError if the name is too long
+    if not table.is_file():
         inside = folder / table
-        hint = f" (did you mean {str(inside)!r}?)" if os.path.isfile(inside) else near(str(table))
+        hint = f" (did you mean {str(inside)!r}?)" if inside.is_file() else near(str(table))
         raise DataError(f"--labels is {str(table)!r}, but there is no such file{hint}")
     if table.suffix.lower() not in TABLES:
         raise DataError(f"--labels is {str(table)!r}, but must be a {', '.join(TABLES)} file: save it as one of these")
@@ -250,7 +250,7 @@ class _Finder:
             if found := self._by_path.get(each):
                 return self._one(where, name, found)
         beside = self._above_table / path
-        if from_table.startswith("../") and os.path.isfile(beside):
+        if from_table.startswith("../") and os.path.isfile(beside):  # noqa: PTH113 - Path.is_file refuses long names
             return beside
         below = [file for whole, file in self._by_name.get(parts[-1], []) if whole.endswith(f"/{path}")]
         return self._one(where, name, below) if below else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,13 @@ from torch import Tensor
 
 from ..common.messages import printable
 from .images import Item
+
+
+def expanded(path: str) -> Path:
+    """A path with ~ replaced by the home folder. Without a user of that name, ~name is a name like any other."""
+    with suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)
 
 
 class Source(ABC):

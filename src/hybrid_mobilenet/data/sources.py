@@ -17,7 +17,7 @@ from .folders import open_folder
 from .images import DataError, Item, tree_below
 from .labels import open_labels
 from .listing import is_leftover
-from .source import AUTOMATIC, Opened, Source, SourceOptions
+from .source import AUTOMATIC, Opened, Source, SourceOptions, expanded
 from .tables import open_hub, open_parquet_files, open_tables
 
 #: Environment variable that names a folder with cifar10/{train,test}.parquet and cifar100/{train,test}.parquet.
@@ -40,11 +40,11 @@ def open_source(source: str, options: SourceOptions = AUTOMATIC, model_classes: 
         DataError: if the source is unknown, its data is unusable, or an option does not apply to it.
         OSError: if a folder cannot be listed.
     """
-    path = Path(os.path.expanduser(source))
+    path = expanded(source)
     if source in KNOWN:
         _refuse(source, options, "labels", "config", "image_column", "label_column")
         return _open_known(source)
-    if source and os.path.exists(path):
+    if source and path.exists():
         _refuse(source, options, "config")
         if options.labels is not None:
             return open_labels(path, options, model_classes)
@@ -73,14 +73,14 @@ def open_source(source: str, options: SourceOptions = AUTOMATIC, model_classes: 
 
 def whole_name(source: str) -> str:
     """The name that opens the source from any folder: existing paths become absolute, other names stay the same."""
-    path = Path(os.path.expanduser(source))
-    return str(path.absolute()) if source and source not in KNOWN and os.path.exists(path) else source
+    path = expanded(source)
+    return str(path.absolute()) if source and source not in KNOWN and path.exists() else source
 
 
 def display_name(source: str) -> str:
     """A short name of a source: the last part of an existing path."""
     path = Path(whole_name(source))
-    if source in KNOWN or not os.path.exists(path):
+    if source in KNOWN or not path.exists():
         return source
     return path.name if path.name not in ("", "..") else path.resolve().name
 
