@@ -15,6 +15,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ class Trees:
         with contextlib.suppress(OSError, shutil.Error):
             match rng.randrange(10):
                 case 0:
-                    others = [*CLASSES, *AROUND, *sum(SPLITS.values(), [])]
+                    others = [*CLASSES, *AROUND, *chain.from_iterable(SPLITS.values())]
                     path.rename(path.with_name(rng.choice(others) + (path.suffix if path.is_file() else "")))
                 case 1:  # the other Unicode form
                     form = rng.choice(["NFC", "NFD"])
@@ -275,12 +276,10 @@ def below(folder: Path, depth: int = 6) -> Iterator[Path]:
             yield from below(path, depth - 1)
 
 
-def natural_key(name: str) -> tuple[list[tuple[bool, int, str]], str]:
+def natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Digits before other characters, and numbers by their value."""
     pieces = re.findall(r"[0-9]+|[^0-9]+", name)
-    return [
-        (not each[0].isascii() or not each[0].isdigit(), int(each) if each.isascii() and each.isdigit() else 0, each)
-        for each in pieces
-    ], name
+    return [(0, int(each), each) if each[0] in "0123456789" else (1, 0, each) for each in pieces], name
 
 
 def visible_images(source: Path) -> Iterator[Path]:
@@ -331,7 +330,8 @@ def assert_splits_are_right(splits: Splits, source: Path) -> None:
             assert labels.setdefault(path.resolve(), (place, name)) == (place, name), (path, labels[path.resolve()])
             depth = next(i for i, each in enumerate(inside) if unicodedata.normalize("NFC", each) == name)
             if splits.has_own_test and depth == 0:  # the classes lie in the source itself, and the splits do not
-                assert what == "train" and not split_role(name)
+                assert what == "train"
+                assert not split_role(name)
     assert set(torch.unique(splits.train.labels).tolist()) == set(range(len(class_names)))
     assert_images_are_accounted_for(splits, source)
 
