@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hybrid_mobilenet.common.messages import listed, near, reason
+from hybrid_mobilenet.common.messages import listed, near, printable, reason
 
 
 def test_the_most_similar_name_or_path_is_suggested(tmp_path: Path) -> None:
@@ -25,3 +25,10 @@ def test_the_reason_is_one_line() -> None:
     assert reason(FileNotFoundError(2, "No such file or directory", "a.png")) == "No such file or directory"
     assert reason(ValueError("first\nsecond")) == "first"
     assert reason(ValueError()) == "ValueError"
+
+
+def test_what_cannot_be_printed_becomes_an_escape() -> None:
+    assert printable("K\u00e4fer [1] \u732b") == "K\u00e4fer [1] \u732b"
+    line = printable("two\nlines\tand \udce9")
+    assert line == r"two\nlines\tand \udce9"
+    line.encode()

@@ -228,6 +228,47 @@ def test_linked_class_folders_and_splits(tmp_path: Path) -> None:
     assert_splits(load(tmp_path / "root"), "a", "b", train=6, test=6)
 
 
+@pytest.mark.parametrize(
+    ("link", "target", "places"),
+    [
+        ("test", "train", ("test image of a", "training image of a")),
+        ("val/b/1.png", "train/b/1.png", ("validation image of b", "training image of b")),
+        ("train/c", "train/b", ("training image of c", "training image of b")),
+        ("train/a/all", "train/b", ("training image of b", "training image of a")),
+    ],
+)
+def test_a_link_that_puts_an_image_into_two_places(
+    link: str, target: str, places: tuple[str, str], tmp_path: Path
+) -> None:
+    pictures(tmp_path, "train/a", "train/b", "val/a")
+    (tmp_path / link).parent.mkdir(exist_ok=True, parents=True)
+    (tmp_path / link).symlink_to(tmp_path / target)
+    with pytest.raises(
+        DataError,
+        match=f"{tmp_path}.*png and {tmp_path}.*png are the same file, through a link, but the first is a {places[0]}, "
+        f"the second a {places[1]}: remove the link",
+    ):
+        load(tmp_path)
+
+
+def test_a_link_within_a_class_is_read(tmp_path: Path) -> None:
+    pictures(tmp_path, "a", "b")
+    (tmp_path / "a/again.png").symlink_to(tmp_path / "a/1.png")
+    assert_classes(load(tmp_path), "a", "b", images=7)
+
+
+def test_names_that_cannot_be_printed(tmp_path: Path) -> None:
+    root = pictures(tmp_path / "two\nlines", "a", "b\udce9", ".")
+    (root / "b\udce9/empty.png").write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        load(root)
+    assert str(caught.value).startswith(rf"{tmp_path}/two\nlines/b\udce9/empty.png is empty or not in a supported")
+    (root / "b\udce9/empty.png").unlink()
+    splits = load(root)
+    assert splits.train.class_names == ("a", "b\udce9")
+    assert splits.notes == (rf"left alone: 3 images directly in {tmp_path}/two\nlines, not in a class folder",)
+
+
 def test_images_outside_class_folders_are_noted(tmp_path: Path) -> None:
     pictures(tmp_path, "a", "b", ".", each=2)
     assert load(tmp_path).notes == (f"left alone: 2 images directly in {tmp_path}, not in a class folder",)

@@ -191,13 +191,19 @@ def test_bad_tables(lines: list[str], message: str, photos: Path, tmp_path: Path
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("line", ["[1, 2]", "{'file': 1}", "{", '"a"'])
+@pytest.mark.parametrize("line", ["[1, 2]", "{'file': 1}", "{", '"a"', "[" * 100_000])
 def test_bad_json_lines(line: str, photos: Path, tmp_path: Path) -> None:
     good = '{"file": "a1.png", "label": "ant"}'
     with pytest.raises(DataError, match=r"labels.jsonl, line 2 must be a JSON object such as"):
         load(photos, write(tmp_path / "labels.jsonl", [good, line]))
     with pytest.raises(DataError, match=r"line 2: 'label' is \['x'\], but must be one text or number"):
         load(photos, write(tmp_path / "labels.jsonl", [good, '{"file": "a2.png", "label": ["x"]}']))
+
+
+def test_a_name_that_is_too_long(photos: Path, tmp_path: Path) -> None:
+    name = f"../{'x' * 300}.png"
+    with pytest.raises(DataError, match=f"line 2: 'file' is '{name}', but there is no such image below"):
+        load(photos, write(tmp_path / "labels.csv", ["file,label", f"{name},ant"]))
 
 
 def test_a_name_that_fits_several_files(photos: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hybrid_mobilenet.data import sources
 from hybrid_mobilenet.data.images import DataError
 from hybrid_mobilenet.data.sources import display_name
 from hybrid_mobilenet.data.splits import Splits, load_data
-from noise_images import all_pixels, image_folder
+from noise_images import GOOD_PNG, all_pixels, image_folder, parquet
 
 real_data = pytest.mark.skipif(
     "HYBRID_MOBILENET_DATA" not in os.environ, reason="HYBRID_MOBILENET_DATA, a folder with real CIFAR data, is not set"
@@ -105,6 +105,25 @@ def test_existing_path_comes_before_a_hub_name(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     image_folder(tmp_path / "owner/name", {"a": 2, "b": 2})
     assert load_data("owner/name").train.class_names == ("a", "b")
+
+
+def test_a_folder_whose_name_starts_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    image_folder(tmp_path / "~nobody of this name", {"a": 2, "b": 2})
+    assert load_data("~nobody of this name").train.class_names == ("a", "b")
+
+
+def test_images_beside_parquet_files_are_noted(tmp_path: Path) -> None:
+    parquet(tmp_path / "x.parquet", [0, 1] * 5)
+    (tmp_path / "preview.png").write_bytes(GOOD_PNG)
+    assert load_data(str(tmp_path), image_size=8).notes == (
+        f"left alone, since the data is in Parquet files: {tmp_path / 'preview.png'}",
+    )
+
+
+def test_a_class_folder_called_like_a_parquet_file(tmp_path: Path) -> None:
+    image_folder(tmp_path, {"a.parquet": 3, "b": 3})
+    assert load_data(str(tmp_path)).train.class_names == ("a.parquet", "b")
 
 
 def test_variable_with_a_folder_without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -277,7 +277,7 @@ def content_hash(item: Item) -> int:
     name, raw = _loaded(item)
     content = raw.tobytes() if isinstance(raw, Image.Image) else raw if isinstance(raw, bytes) else b""
     # Empty or unreadable files are not duplicates of each other. Decoding them raises the error.
-    return int.from_bytes(hashlib.sha256(content or name.encode()).digest()[:8])
+    return int.from_bytes(hashlib.sha256(content or os.fsencode(name)).digest()[:8])
 
 
 def _sample(images: int) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from ..common.messages import listed
@@ -47,7 +49,8 @@ def open_folder(path: Path, model_classes: Collection[str] | None = None) -> Ope
             empty, there may be a single class, and the training split may be missing.
 
     Raises:
-        DataError: if the folder has no class folders, or it is ambiguous which they are.
+        DataError: if the folder has no class folders, it is ambiguous which they are, or links put an image into two
+            splits or classes.
         OSError: if a folder cannot be listed.
     """
     skipped = Skipped()
@@ -63,6 +66,7 @@ def open_folder(path: Path, model_classes: Collection[str] | None = None) -> Ope
     notes += [*layout.notes, *more]
     validation, more = _read_held_out(layout.validation)
     test, others = _read_held_out(layout.test)
+    _check_links({"training": train, "validation": validation, "test": test})
     return Opened(train, validation, test, (*notes, *more, *others, *skipped.notes()))
 
 
@@ -199,6 +203,22 @@ def _read_classes(tree: Tree, not_classes: Collection[Tree], *, may_be_empty: bo
             f"({inside}): to tell these apart, give that folder"
         )
     return source, notes
+
+
+def _check_links(parts: Mapping[str, ImageFiles | None]) -> None:
+    """Refuse an image that links put into two splits or two classes."""
+    folder = cache(os.path.realpath)
+    seen: dict[str, tuple[Path, str]] = {}
+    for what, part in parts.items():
+        for file, label in zip(part.files, part.labels.tolist(), strict=True) if part else ():
+            real = os.path.realpath(file) if file.is_symlink() else f"{folder(file.parent)}{os.sep}{file.name}"
+            place = f"{what} image of {part.class_names[label]}" if part else what
+            other, before = seen.setdefault(real, (file, place))
+            if before != place:
+                raise DataError(
+                    f"{file} and {other} are the same file, through a link, but the first is a {place}, the second a "
+                    f"{before}: remove the link"
+                )
 
 
 def _check_class_folders(tree: Tree, by_name: dict[str, list[Tree]], *, may_be_empty: bool) -> None:

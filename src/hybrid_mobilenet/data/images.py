@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
-from ..common.messages import near, reason
+from ..common.messages import near, printable, reason
 from ..layers.sizes import Size
 from .listing import Skipped, Tree, read_tree
 
@@ -53,13 +53,16 @@ Item = tuple[str, Path | bytes | Image.Image]
 
 
 class DataError(ValueError):
-    """Unusable data. The message names the file, folder or argument, the rule and the remedy.
+    """Unusable data. The message names the file, folder or argument, the rule and the remedy, in one line.
 
     Attributes:
         images: the names of the images that cannot be read, if that is the error.
     """
 
     images: tuple[str, ...] = ()
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 def read_image(image: Path | str | bytes | Image.Image, image_size: int | Size, channels: int) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 from ..common.messages import listed, near
 from .images import DataError, tree_below
 from .listing import Skipped, natural, normal
-from .source import ImageFiles, Opened, SourceOptions
+from .source import ImageFiles, Opened, SourceOptions, expanded
 from .split_names import Role, split_role
 
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
@@ -69,7 +69,7 @@ def open_labels(folder: Path, options: SourceOptions, model_classes: Sequence[st
         DataError: if the table or one of its rows is unusable. The message names the line.
         OSError: if a folder cannot be listed.
     """
-    table = Path(options.labels or "").expanduser()
+    table = expanded(options.labels or "")
     if not folder.is_dir():
         raise DataError(f"--labels is {str(table)!r}, but {folder} is not a folder of images: give one, or no --labels")
     columns, rows = _read_table(table, folder)
@@ -173,7 +173,7 @@ def _read_json_lines(table: Path, text: str) -> tuple[list[str], list[_Row]]:
             continue
         try:
             cells = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # also if brackets are nested too deep
             cells = None
         if not isinstance(cells, dict):
             raise DataError(f'{where} must be a JSON object such as {{"file": "a.png", "label": "cat"}}: correct it')
@@ -250,7 +250,7 @@ class _Finder:
             if found := self._by_path.get(each):
                 return self._one(where, name, found)
         beside = self._above_table / path
-        if from_table.startswith("../") and beside.is_file():
+        if from_table.startswith("../") and os.path.isfile(beside):  # noqa: PTH113 - Path.is_file refuses long names
             return beside
         below = [file for whole, file in self._by_name.get(parts[-1], []) if whole.endswith(f"/{path}")]
         return self._one(where, name, below) if below else None

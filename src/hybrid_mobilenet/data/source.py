@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..common.messages import printable
 from .images import Item
+
+
+def expanded(path: str) -> Path:
+    """A path with ~ replaced by the home folder. Without a user of that name, ~name is a name like any other."""
+    with suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)
 
 
 class Source(ABC):
@@ -58,6 +67,9 @@ class Opened:
     validation: Source | None = None
     test: Source | None = None
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from .folders import open_folder
 from .images import DataError, Item, tree_below
 from .labels import open_labels
 from .listing import is_leftover
-from .source import AUTOMATIC, Opened, Source, SourceOptions
+from .source import AUTOMATIC, Opened, Source, SourceOptions, expanded
 from .tables import open_hub, open_parquet_files, open_tables
 
 #: Environment variable that names a folder with cifar10/{train,test}.parquet and cifar100/{train,test}.parquet.
@@ -39,7 +40,7 @@ def open_source(source: str, options: SourceOptions = AUTOMATIC, model_classes: 
         DataError: if the source is unknown, its data is unusable, or an option does not apply to it.
         OSError: if a folder cannot be listed.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if source in KNOWN:
         _refuse(source, options, "labels", "config", "image_column", "label_column")
         return _open_known(source)
@@ -54,7 +55,10 @@ def open_source(source: str, options: SourceOptions = AUTOMATIC, model_classes: 
                 )
             return open_tables([path], options=options)
         if tables := _parquet_files(path):
-            return open_parquet_files(tables, options, is_evaluated=model_classes is not None)
+            opened = open_parquet_files(tables, options, is_evaluated=model_classes is not None)
+            images = tree_below(path).images
+            beside = [f"left alone, since the data is in Parquet files: {listed(images)}"] if images else []
+            return replace(opened, notes=(*beside, *opened.notes))
         _refuse(source, options, "image_column", "label_column")
         return open_folder(path, model_classes)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
@@ -69,7 +73,7 @@ def open_source(source: str, options: SourceOptions = AUTOMATIC, model_classes: 
 
 def whole_name(source: str) -> str:
     """The name that opens the source from any folder: existing paths become absolute, other names stay the same."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     return str(path.absolute()) if source and source not in KNOWN and path.exists() else source
 
 
@@ -118,13 +122,14 @@ def _open_known(source: str) -> Opened:
 
 
 def _parquet_files(folder: Path) -> list[Path]:
-    """The Parquet files of a folder; none if it is a folder of images.
+    """The Parquet files of a folder; none if it is a folder of images. A class folder may be called x.parquet.
 
     Raises:
         DataError: if the folder has images too.
     """
     for inside in (folder, folder / "data"):  # repositories on the Hub often keep their tables in data/
-        if tables := sorted(table for table in inside.glob("*.parquet") if not is_leftover(table.name)):
+        found = (table for table in inside.glob("*.parquet") if table.is_file() and not is_leftover(table.name))
+        if tables := sorted(found):
             if images := tree_below(folder).with_images:
                 raise DataError(
                     f"{folder} has Parquet files ({listed([table.name for table in tables])}) and folders of images "

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..common.messages import listed
+from ..common.messages import listed, printable
 from ..layers.sizes import Size
 from .dataset import ImageDataset, OnProgress
 from .images import DataError, checked_shape
@@ -45,6 +45,9 @@ class Splits:
     name: str
     has_own_test: bool
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
 
     def with_classes(self, class_names: tuple[str, ...]) -> Splits:
         """The same images, with labels that number the same classes in another order.
@@ -320,7 +323,7 @@ def readable(
         return kept, ()
     total = sum(map(len, parts.values()))
     names = listed([name for error in errors for name in error.images])
-    return kept, (f"{len(errors):,} of {total:,} images cannot be read and are left out: {names}",)
+    return kept, (printable(f"{len(errors):,} of {total:,} images cannot be read and are left out: {names}"),)
 
 
 def read(parts: dict[str, ImageDataset], memory_bound: int, progress: OnProgress | None) -> None:
