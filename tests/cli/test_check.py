@@ -33,7 +33,7 @@ def test_a_good_folder(tmp_path: Path) -> None:
     assert "40 images in 2 classes" in " ".join(text.split())
     assert [line.split()[0] for line in lines if line.rstrip().endswith("50.0%")] == ["[dog]", "cat"]
     assert "train would start, and take about" in " ".join(text.split())
-    assert f"  hybrid-mobilenet train '{root}'" in text.splitlines()  # whole, however long
+    assert f"  hybrid-mobilenet train '{root}' --image-size 8" in text.splitlines()  # whole, however long
     assert len(lines) <= 24
     assert "Duplicates" not in text
     assert "Unreadable" not in text
@@ -105,3 +105,18 @@ def test_as_a_program(tmp_path: Path) -> None:
     result = run_command("check", "photos", "--json", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (1, "")
     assert json.loads(result.stdout)["train_would_start"] is False
+
+
+def test_the_command_does_what_was_checked(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "photos", {"a": 20, "b": 20})
+    (root / "a/bad.png").write_bytes(b"no image")
+    table = tmp_path / "labels.csv"
+    files = sorted(root.rglob("*.png"))
+    rows = [f"{file.relative_to(root)},{'xy'[number % 2]}" for number, file in enumerate(files)]
+    table.write_text("file,label\n" + "\n".join(rows) + "\n")
+    status, text = check(root, "--labels", table, "--skip-bad")
+    assert status == 0, text
+    command = f"hybrid-mobilenet train {root} --image-size 8 --labels {table} --skip-bad"
+    assert command in [line.strip() for line in text.splitlines()]
+    found = json.loads(check(root, "--labels", table, "--skip-bad", "--json")[1])
+    assert sum(sum(counts.values()) for counts in found["classes"].values()) == 40

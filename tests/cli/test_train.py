@@ -127,8 +127,11 @@ def test_own_images_are_augmented(
         (("digits", "--resume", "run"), ("train takes DATA", "or --resume RUN")),
         (("--from", "run", "--resume", "run"), ("train takes DATA", "or --resume RUN", "or --from RUN")),
         (("--from", "nowhere"), ("nowhere", "finished training run")),
-        (("digits", "--patience", "3", "--validation", "0"), ("patience is 3", "validation is 0", "--validation 0.1")),
-        (("digits", "--keep", "best", "--validation", "0"), ("keep is 'best'", "validation is 0", "leave out --keep")),
+        (("digits", "--patience", "3", "--validation", "0"), ("patience is 3", "no validation images")),
+        (
+            ("digits", "--keep", "best", "--validation", "0"),
+            ("keep is 'best'", "no validation images", "leave keep out"),
+        ),
         (("digits", "--patience", "-1"), ("patience is -1",)),
         (("--resume", "run", "--log", "tensorboard", "--balance", "none"), ("leave out --balance, --log",)),
         (("--resume", "run", "--alpha", "0.25", "--epochs", "3"), ("leave out --alpha, --epochs",)),

@@ -20,7 +20,7 @@ NOT_OURS = "(unexpected error, possibly a bug in hybrid-mobilenet: set HYBRID_MO
         (FileNotFoundError(2, "No such file or directory", "a.png"), "error: a.png: No such file or directory\n", 2),
         (OSError(28, "No space left on device"), "error: No space left on device\n", 2),
         (OSError("the disk is gone"), "error: the disk is gone\n", 2),
-        (DataError("two\n  lines"), "error: two lines\n", 2),
+        (DataError("two\n  lines"), "error: two\\n lines\n", 2),  # such as a file name
         (ValueError("two\n  lines"), f"error: two lines {NOT_OURS}\n", 2),
     ],
     ids=repr,

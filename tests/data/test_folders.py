@@ -86,7 +86,8 @@ def test_a_validation_folder_serves_as_validation(name: str, tmp_path: Path) -> 
     assert not splits.has_own_test
     assert len(splits.train) + len(splits.test) == 20
     assert splits.notes == (
-        f"{tmp_path} has validation images but no test images: 20% of the training images are held out for the test",
+        f"{tmp_path} has validation images but no test images: {len(splits.test)} of the 20 training images are "
+        "held out for the test",
     )
     assert load(tmp_path).validation is None  # --validation 0
     assert load(tmp_path).train.fingerprint == splits.train.fingerprint

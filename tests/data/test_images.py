@@ -223,6 +223,7 @@ GOOD_JPEG = encoded(Image.fromarray(noise(64, 64)), "JPEG")
     ("content", "message"),
     [
         (b"", r"is empty or not in a supported format \(.*\): replace or remove it"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0", "is a HEIC picture, not JPEG: replace or remove it"),
         (b"no image at all", r"is empty or not in a supported format \(JPEG, PNG, WEBP"),
         (GOOD_JPEG[: len(GOOD_JPEG) // 2], "cannot be read as an image .*truncated"),
         (GOOD_PNG[: len(GOOD_PNG) // 2], "cannot be read as an image"),
@@ -244,6 +245,7 @@ GOOD_JPEG = encoded(Image.fromarray(noise(64, 64)), "JPEG")
     ],
     ids=[
         "empty",
+        "heic",
         "text",
         "jpeg",
         "png",

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -169,7 +169,7 @@ class Trees:
                     others = [*CLASSES, *AROUND, *chain.from_iterable(SPLITS.values())]
                     path.rename(path.with_name(rng.choice(others) + (path.suffix if path.is_file() else "")))
                 case 1:  # the other Unicode form
-                    form = rng.choice(["NFC", "NFD"])
+                    form: Literal["NFC", "NFD"] = rng.choice(["NFC", "NFD"])
                     path.rename(path.with_name(unicodedata.normalize(form, path.name)))
                 case 2:
                     path.rename(rng.choice(inside) / path.name)
@@ -221,7 +221,7 @@ def reversed_listing() -> Iterator[None]:
             yield sorted(found, key=lambda entry: entry.name, reverse=True)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(listing.os, "scandir", scandir)
+        patch.setattr(os, "scandir", scandir)
         yield
 
 
@@ -268,7 +268,7 @@ def assert_error(error: DataError, source: Path, root: Path) -> None:
         assert not message.startswith("/", start + len(longest)), (message, longest)
 
 
-def below(folder: Path, depth: int = 6) -> Iterator[Path]:
+def below(folder: Path, depth: int = 12) -> Iterator[Path]:
     """All paths below a folder, also through links."""
     if depth and folder.is_dir():
         for path in folder.iterdir():
@@ -328,7 +328,8 @@ def assert_splits_are_right(splits: Splits, source: Path) -> None:
             assert name in [unicodedata.normalize("NFC", each) for each in inside[:-1]]
             place = what if splits.has_own_test else what.replace("test", "train")
             assert labels.setdefault(path.resolve(), (place, name)) == (place, name), (path, labels[path.resolve()])
-            depth = next(i for i, each in enumerate(inside) if unicodedata.normalize("NFC", each) == name)
+            # The last one, since a class in the folder train may be called train.
+            depth = max(i for i, each in enumerate(inside[:-1]) if unicodedata.normalize("NFC", each) == name)
             if splits.has_own_test and depth == 0:  # the classes lie in the source itself, and the splits do not
                 assert what == "train"
                 assert not split_role(name)

@@ -272,8 +272,8 @@ def test_hub_splits(hub: Callable[[dict[str, list[int]]], None]) -> None:
     assert splits.notes == (
         "left alone: the 2 images of test, which have no labels",
         "there are no validation images of owl",
-        "someone/competition has validation images but no test images: 20% of the training images are held out for the "
-        "test",
+        f"someone/competition has validation images but no test images: {len(splits.test)} of the 10 training images "
+        "are held out for the test",
     )
     hub({"train": [0, 1] * 5, "test": [-1, -1]})
     assert class_labels(load_data("someone/competition").test) == [0, 1]

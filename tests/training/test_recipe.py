@@ -47,6 +47,7 @@ def test_other_epochs_keep_the_share_of_fixed_regions() -> None:
         ("fixed_epochs", 61, "between 0 and epochs"),
         ("fixed_epochs", -1, "between 0 and epochs"),
         ("optimizer", "lion", "adam or sgd"),
+        ("augmentation", "strong", "an Augmentation, such as"),
         ("warm_up", 1.0, "0 or more and below 1"),
         ("label_smoothing", -0.1, "0 or more and below 1: try 0.1"),
         ("averaging", 1.0, "0 or more and below 1: try 0.999"),

@@ -133,7 +133,7 @@ def print_report(report: Report, out: Console) -> None:
     for reason in report.refusals:
         out.print(bold_first("train would refuse this data: ", reason))
     if report.seconds is not None:
-        command = f"hybrid-mobilenet train {shlex.quote(report.source)}"
+        command = shlex.join(["hybrid-mobilenet", "train", report.source, *report.options])
         out.print(bold_first(f"train would start, and take about {duration(report.seconds)} here:", ""))
         out.print(f"  {command}", soft_wrap=True)  # in one line, to be copied
 

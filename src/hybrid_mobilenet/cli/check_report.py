@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,24 +36,27 @@ class Report:
     """What `check` finds.
 
     Attributes:
-        source: as it was given.
+        setup: the settings with which `train` would start.
         inspection: the images.
         split: the split of each image, int64 (n,).
         plan: what `train` would do; None if it would refuse the data.
         seconds: estimated time of the training; None without a plan.
         refusals: why `train` would refuse the data.
-        image_size: (height, width) of the network's input.
         notes: how the data was read, and what was left out.
     """
 
-    source: str
+    setup: Setup
     inspection: Inspection
     split: NDArray[np.int64]
     plan: Plan | None
     seconds: float | None
     refusals: tuple[str, ...]
-    image_size: tuple[int, int]
     notes: tuple[str, ...]
+
+    @property
+    def source(self) -> str:
+        """The name of the data, as it was given."""
+        return self.setup.data
 
     @cached_property
     def counts(self) -> list[list[int]]:
@@ -65,6 +68,17 @@ class Report:
     def groups(self) -> list[Group]:
         """Images that are equal or look alike, the worst first."""
         return self.inspection.groups(self.split)
+
+    @property
+    def options(self) -> list[str]:
+        """The options with which `train` does what was planned."""
+        setup = self.setup
+        height, width = setup.image_size
+        size = f"{height}" if height == width else f"{height}x{width}"
+        options = ["--image-size", size] if (height, width) != (32, 32) else []
+        for name, value in asdict(setup.source_options).items():
+            options += [f"--{name.replace('_', '-')}", value] if value is not None else []
+        return options + ["--skip-bad"] * setup.skip_bad
 
     def names(self, images: Sequence[int]) -> list[str]:
         """Names of images by their numbers; of files, the path inside the source's folder."""
@@ -117,7 +131,7 @@ def make_report(setup: Setup, progress: OnProgress | None, device: str) -> Repor
         seconds = estimate_seconds(planned, 0 if is_streamed else reading, fetching if is_streamed else 0, device)
     split = inspection.assigned(splits)
     notes = inspection.notes if splits is None else splits.notes
-    return Report(setup.data, inspection, split, planned, seconds, tuple(refusals), setup.image_size, notes)
+    return Report(setup, inspection, split, planned, seconds, tuple(refusals), notes)
 
 
 def balance_in_words(report: Report) -> list[str]:
@@ -143,8 +157,8 @@ def images_in_words(report: Report) -> list[str]:
             lines.append(f"all images are {smallest} pixels (width x height)")
         else:
             lines.append(f"pixels (width x height): smallest image {smallest}, median {median}, largest {largest}")
-        height, width = report.image_size
-        if enlarged := inspection.enlarged(report.image_size):
+        height, width = report.setup.image_size
+        if enlarged := inspection.enlarged(report.setup.image_size):
             lines.append(f"{portion(enlarged, len(inspection))} smaller than {width}x{height} (enlarged)")
     if formats := [f"{name} {count:,}" for name, count in inspection.formats.items() if name]:
         lines.append(f"formats: {', '.join(formats)}")
@@ -211,7 +225,7 @@ def record(report: Report) -> dict[str, Any]:
             "ratio": found.ratio,
         },
         "sizes": sizes and dict(zip(("smallest", "median", "largest"), map(list, sizes), strict=True)),
-        "smaller_than_network": inspection.enlarged(report.image_size),
+        "smaller_than_network": inspection.enlarged(report.setup.image_size),
         "formats": inspection.formats,
         "traits": inspection.trait_counts(),
         "unreadable": list(inspection.unreadable.values()),

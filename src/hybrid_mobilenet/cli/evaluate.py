@@ -196,6 +196,7 @@ def predict(
       hybrid-mobilenet predict runs/digits/export/model.onnx photo.png
     """
     from ..data.images import DataError
+    from ..data.listing import Skipped
     from ..data.patterns import find_images
     from ..deploy.classify import check_top, load_classifier, predictions
     from .display import RunDisplay
@@ -206,7 +207,8 @@ def predict(
     check_top(top)
     classifier = load_classifier(model, passes, device)
     problems: list[str] = []
-    paths = find_images(files, lambda error: problems.append(one_line(error)))
+    skipped = Skipped()
+    paths = find_images(files, lambda error: problems.append(one_line(error)), skipped)
     printed: AbstractContextManager[Callable[[Prediction], None]]
     if as_json:
         printed = json_rows()
@@ -237,6 +239,8 @@ def predict(
             count += 1
             done(1)
         interrupted = f"interrupted after {count:,} images" if stop.is_set() else ""
+    for note in skipped.notes():
+        print(note, file=sys.stderr)
     report_problems(problems, interrupted)
 
 

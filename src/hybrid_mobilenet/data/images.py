@@ -37,6 +37,9 @@ JPEG_MARGIN = 3
 #: images of 12-bit cameras would be scaled unlike the others.
 RANGES = (255, 4095, 16383, 65535)
 
+#: What a HEIC picture begins with after its first eight bytes. Phones sometimes call it .jpg.
+_HEIC = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
+
 #: The transposition that turns an image upright, by EXIF orientation.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -143,8 +146,9 @@ def decode(item: Item, size: Size, channels: int) -> NDArray[np.uint8]:
             if image.size != (width, height):
                 image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
             return np.array(image).reshape(height, width, channels)
-    except UnidentifiedImageError:
-        raise _unreadable(name, f"is empty or not in a supported format ({', '.join(FORMATS)})") from None
+    except UnidentifiedImageError as error:
+        problem = f"is empty or not in a supported format ({', '.join(FORMATS)})"
+        raise _unreadable(name, "is a HEIC picture, not JPEG" if str(error) == "HEIC" else problem) from None
     except Exception as error:  # on damaged data, Pillow's decoders raise almost any exception
         raise _unreadable(name, f"cannot be read as an image ({reason(error)})") from None
 
@@ -171,7 +175,7 @@ def open_image(stream: BinaryIO, name: str) -> Image.Image:
                 return JpegImageFile(stream, name) if kind == "JPEG" else factory(stream, name)
         except (SyntaxError, IndexError, TypeError, struct.error):  # another format; Image.open catches the same
             continue
-    raise UnidentifiedImageError
+    raise UnidentifiedImageError("HEIC" if start[4:8] == b"ftyp" and start[8:12] in _HEIC else "unknown")
 
 
 def _check_pixels(image: Image.Image, side: int) -> None:
@@ -284,7 +288,7 @@ def _raise(error: DataError | OSError) -> None:
     raise error
 
 
-def image_files(paths: Sequence[Path], report: Report = _raise) -> list[Path]:
+def image_files(paths: Sequence[Path], report: Report = _raise, skipped: Skipped | None = None) -> list[Path]:
     """List the given files, and the image files in the given folders and their subfolders.
 
     Files in folders are chosen by extension, in the natural order of their names.
@@ -292,6 +296,7 @@ def image_files(paths: Sequence[Path], report: Report = _raise) -> list[Path]:
     Args:
         paths: files and folders.
         report: called with each of the errors below instead of raising it.
+        skipped: receives what is left out of folders with images.
 
     Raises:
         DataError: if a path does not exist, or a folder contains no images; also as `tree_below`.
@@ -299,12 +304,12 @@ def image_files(paths: Sequence[Path], report: Report = _raise) -> list[Path]:
     """
     files: list[Path] = []
     for path in paths:
-        skipped = Skipped()
+        others = Skipped()
         try:
-            found = list(tree_below(path, report, skipped).files()) if path.is_dir() else [path]
+            found = list(tree_below(path, report, others).files()) if path.is_dir() else [path]
             if not found:
                 raise DataError(
-                    f"{path} contains no images{skipped.in_brackets()}: give a folder with images such as .jpg or .png "
+                    f"{path} contains no images{others.in_brackets()}: give a folder with images such as .jpg or .png "
                     "files"
                 )
             if not path.exists() and not path.is_symlink():
@@ -315,6 +320,8 @@ def image_files(paths: Sequence[Path], report: Report = _raise) -> list[Path]:
             report(error)
         else:
             files += found
+            if skipped is not None:
+                skipped.add(others)
     return files
 
 

@@ -99,9 +99,10 @@ class Inspection:
         return split
 
     def counts(self, split: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Number of images of each class in each split, int64 (classes, 3). `split` is from `assigned`."""
+        """Number of readable images of each class in each split, int64 (classes, 3). `split` is from `assigned`."""
         counts = np.zeros((len(self.class_names), len(SPLITS)), np.int64)
-        np.add.at(counts, (self.labels, split), 1)
+        readable = np.setdiff1d(np.arange(len(self)), list(self.unreadable))
+        np.add.at(counts, (self.labels[readable], split[readable]), 1)
         return counts
 
     def groups(self, split: NDArray[np.int64]) -> list[Group]:

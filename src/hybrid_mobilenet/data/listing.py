@@ -63,6 +63,12 @@ class Skipped:
     runs: list[Path] = field(default_factory=list)
     loops: list[Path] = field(default_factory=list)
 
+    def add(self, other: Skipped) -> None:
+        """Add what another search left out."""
+        self.files += other.files
+        self.runs += other.runs
+        self.loops += other.loops
+
     def notes(self) -> list[str]:
         """One line for each kind of thing that was left out."""
         notes = [f"skipped {self.not_images()}"] if self.files else []
@@ -88,6 +94,11 @@ class Skipped:
         of_others = sum(count for _, count in kinds[5:])
         shown = ", ".join(counts[:5]) + (f", {of_others:,} of other kinds" if of_others else "")
         return f"{total:,} file{'s that are not images' if total != 1 else ' that is not an image'}: {shown}"
+
+
+def is_run_folder(names: Collection[str]) -> bool:
+    """Whether a folder with these entries is that of a run."""
+    return any(files <= set(names) for files in RUN_FILES)
 
 
 @dataclass(eq=False)
@@ -180,8 +191,7 @@ def read_tree(
         except OSError as error:
             on_error(error)
             return tree
-        names = {entry.name for entry in entries}
-        if path != root and any(files <= names for files in RUN_FILES):
+        if path != root and is_run_folder([entry.name for entry in entries]):
             tree.is_run = True
             skipped.runs.append(tree.path)
             return tree

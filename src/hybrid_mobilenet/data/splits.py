@@ -211,12 +211,13 @@ def _open(
     assert train is not None
     if test is not None:
         return Splits(train, validation, test, display_name(source), True, tuple(notes))
+    everything = len(train)
+    train, test = with_test(source, train, progress)
     if validation is not None:
         notes.append(
-            f"{source} has validation images but no test images: {TEST_FRACTION:.0%} of the training images are held "
-            "out for the test"
+            f"{source} has validation images but no test images: {len(test):,} of the {everything:,} training images "
+            "are held out for the test"
         )
-    train, test = with_test(source, train, progress)
     return Splits(train, validation, test, display_name(source), False, tuple(notes))
 
 

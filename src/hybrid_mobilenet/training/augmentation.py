@@ -48,7 +48,7 @@ def augment(
         >>> varied.dtype, shares.sum(1).round().tolist()
         (torch.float32, [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
     """
-    if not augmentation:
+    if not augmentation or not len(images):
         return images, labels
     draws = draw(len(images)).to(images.device) if draws is None else draws
     pixels = _moved(images.permute(0, 2, 3, 1).to(torch.float32) / 255, augmentation, draws[:, :5])

@@ -117,6 +117,11 @@ class Recipe:
         self._require("warm_up", 0 <= self.warm_up < 1, "0 or more and below 1: the share of the steps")
         self._require("label_smoothing", 0 <= self.label_smoothing < 1, "0 or more and below 1: try 0.1")
         self._require("averaging", 0 <= self.averaging < 1, "0 or more and below 1: try 0.999")
+        self._require(
+            "augmentation",
+            isinstance(self.augmentation, Augmentation),
+            'an Augmentation, such as Augmentation(shift=0.125, flips="horizontal")',
+        )
         self._require("schedule", self.schedule in ("cosine", "constant"), "cosine or constant")
         self._require("weight_decay", 0 <= self.weight_decay < 10, "0 or more and below 10: try 0.1")
         self._require("dropout", 0 <= self.dropout < 1, "0 or more and below 1: the paper's is 0.1")

@@ -223,8 +223,8 @@ def check_validation(recipe: Recipe, *, has_validation: bool) -> None:
     for name, value, is_off in (("patience", recipe.patience, 0), ("keep", recipe.keep, "last")):
         if value != is_off and not has_validation:
             raise ValueError(
-                f"{name} is {value!r}, which compares the validation loss of the epochs, but validation is 0 and there "
-                f"are no validation images: hold some out, as with --validation 0.1, or leave out --{name}"
+                f"{name} is {value!r}, which compares the validation loss of the epochs, but there are no "
+                f"validation images: give some, or hold some out with a validation of 0.1, or leave {name} out"
             )
 
 
