@@ -69,8 +69,8 @@ def test_early_stopping_names_what_it_needs(tmp_path: Path) -> None:
         ValueError,
         lambda: train(setup, tmp_path / "run", Quiet()),
         "patience is 2",
-        "validation is 0",
-        "--validation 0.1",
+        "no validation images",
+        "a validation of 0.1",
     )
 
 
