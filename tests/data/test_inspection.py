@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from hybrid_mobilenet.data.dataset import Imbalance
 from hybrid_mobilenet.data.images import DataError
-from hybrid_mobilenet.data.inspection import SPLITS, TRAITS, Imbalance, imbalance, inspect
+from hybrid_mobilenet.data.inspection import SPLITS, TRAITS, imbalance, inspect
 from hybrid_mobilenet.data.splits import load_data
 from noise_images import image_folder, noise, parquet
 

@@ -11,6 +11,7 @@ from copy import copy
 from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -301,6 +302,23 @@ def check_dataset(dataset: object) -> None:
         raise ValueError(
             f"dataset is {dataset!r:.80}, but must be an ImageDataset: use load_data(...).train, .validation or .test"
         )
+
+
+class Imbalance(NamedTuple):
+    """The largest and the smallest class that has images, and the quotient of their numbers of images."""
+
+    largest: int
+    smallest: int
+    ratio: float
+
+
+def class_imbalance(images: Sequence[int]) -> Imbalance | None:
+    """The imbalance of classes with these numbers of images; None if all are empty."""
+    classes = [label for label, count in enumerate(images) if count]
+    if not classes:
+        return None
+    largest, smallest = max(classes, key=images.__getitem__), min(classes, key=images.__getitem__)
+    return Imbalance(largest, smallest, images[largest] / images[smallest])
 
 
 def normalisation(dataset: ImageDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from ..layers.sizes import Size
-from .dataset import OnProgress, content_hash
+from .dataset import Imbalance, OnProgress, class_imbalance, content_hash
 from .duplicates import MIN_CONTRAST, MIN_SIDE, THUMBNAIL, Group, contrast, duplicate_groups, look, look_alikes
 from .images import DataError, Item, decode, open_image
 from .source import AUTOMATIC, Source, SourceOptions
@@ -127,22 +127,9 @@ class Inspection:
         return dict(zip(TRAITS, self.traits.sum(0).tolist(), strict=True))
 
 
-class Imbalance(NamedTuple):
-    """The largest and the smallest class with training images, and the quotient of their numbers of images."""
-
-    largest: int
-    smallest: int
-    ratio: float
-
-
 def imbalance(counts: NDArray[np.int64]) -> Imbalance | None:
     """The imbalance of the training images; None without any. `counts` are from `Inspection.counts`."""
-    training = counts[:, SPLITS.index("training")]
-    classes = np.flatnonzero(training)
-    if not len(classes):
-        return None
-    largest, smallest = classes[training[classes].argmax()], classes[training[classes].argmin()]
-    return Imbalance(int(largest), int(smallest), float(training[largest] / training[smallest]))
+    return class_imbalance(counts[:, SPLITS.index("training")].tolist())
 
 
 def inspect(source: str, options: SourceOptions = AUTOMATIC, progress: OnProgress | None = None) -> Inspection:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import repeat
 from typing import Any
@@ -186,10 +186,14 @@ class Training:
             history = [*self.progress.history, record]
             self.meter = self._meter(Progress(epoch=self.progress.epoch + 1, history=history))
             if self.recipe.keep == "best" and best_epoch(history) == record["epoch"]:
-                with self.average.in_model() if self.average else nullcontext():
+                with self.averaged():
                     self.best = {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
             self.monitor.on_epoch(record)
             after_epoch()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The model has the moving average of its weights, if the recipe has one."""
+        return self.average.in_model() if self.average else nullcontext()
 
     @property
     def is_stalled(self) -> bool:
@@ -227,7 +231,7 @@ class Training:
         self.check_weights()
         record = meter.record(rates[-1])
         if self.validation is not None:
-            with self.average.in_model() if self.average else nullcontext():
+            with self.averaged():
                 self.set_precise_statistics(VALIDATION_IMAGES)
                 result = evaluate(self.model, self.validation, seed=self.seed, processes=self.processes)
             record |= {

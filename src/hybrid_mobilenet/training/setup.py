@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, get_args
 
 import torch
 
-from ..data.dataset import ImageDataset
+from ..data.dataset import ImageDataset, class_imbalance
 from ..data.source import SourceOptions
 from ..data.sources import KNOWN, whole_name
 from ..data.splits import Splits, load_data
@@ -315,12 +315,12 @@ def automatic_lengths(recipe: Recipe, images: int, steps: int, batch_size: int) 
 def imbalance(dataset: ImageDataset, recipe: Recipe) -> str:
     """Explains that classes differ much in size, where the recipe does not balance them; otherwise empty."""
     images = torch.bincount(dataset.labels, minlength=len(dataset.class_names)).tolist()
-    counts = {name: count for name, count in zip(dataset.class_names, images, strict=True) if count}
-    largest, smallest = max(counts, key=counts.__getitem__), min(counts, key=counts.__getitem__)
-    if recipe.balance != "none" or counts[largest] < IMBALANCED * counts[smallest]:
+    found = class_imbalance(images)
+    if found is None or recipe.balance != "none" or found.ratio < IMBALANCED:
         return ""
+    names = dataset.class_names
     return (
-        f"the classes are imbalanced: {counts[largest]:,} training images of {largest!r}, {counts[smallest]:,} of "
-        f"{smallest!r}. Small classes will be recognised less often; --balance sampling shows images of every class "
-        "equally often"
+        f"the classes are imbalanced: {images[found.largest]:,} training images of {names[found.largest]!r}, "
+        f"{images[found.smallest]:,} of {names[found.smallest]!r}. Small classes will be recognised less often; "
+        "--balance sampling shows images of every class equally often"
     )
