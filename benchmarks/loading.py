@@ -3,8 +3,9 @@
     HYBRID_MOBILENET_DATA=... python benchmarks/loading.py
 
 PNG files of 32 pixels and JPEG files of 640x480 are made from images of CIFAR-10. In turns, FMP d2 a0.25 takes training
-steps on one batch, and epochs on the files with the augmentation "strong", in memory and streamed. The bound on memory
-is then half of the decoded images. Memory is what the process holds after the first and after the last epoch.
+steps on one batch, and epochs on the files with the augmentation "strong": with the decoded images in memory, in a
+temporary file, as those above the bound on memory are, and decoded each time, as if the disk had no room.
+Memory is what the process holds after the first and after the last round, without files that are mapped.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from PIL import Image
 
 from hybrid_mobilenet import HybridMobileNet, load_data
 from hybrid_mobilenet.common.memory import keep_freed_memory
+from hybrid_mobilenet.data.splits import split_source
+from hybrid_mobilenet.data.storage import Storage
 from hybrid_mobilenet.training.fit import Training
 from hybrid_mobilenet.training.processes import Processes
 from hybrid_mobilenet.training.recipe import AUGMENTATIONS, PAPER
@@ -48,10 +51,11 @@ def write_images(folder: Path, count: int, kind: str) -> None:
 
 
 def resident() -> float:
-    """Memory that the process holds, in MB; on systems without /proc, the most it has held."""
+    """Memory of the process without mapped files, in MB; on systems without /proc, the most it has held."""
     status = Path("/proc/self/status")
     if status.is_file():
-        return int(next(line for line in status.read_text().splitlines() if line.startswith("VmRSS")).split()[1]) / 1e3
+        lines = status.read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1e3
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
@@ -74,9 +78,11 @@ def bare_steps(side: int, seconds: float) -> float:
     return count / (time.perf_counter() - started)
 
 
-def training_on(folder: Path, side: int, memory_bound: int, steps: int) -> Callable[[], float]:
+def training_on(folder: Path, side: int, steps: int, storage: Storage) -> Callable[[], float]:
     """An epoch of this number of steps; it returns its images per second, everything included but the validation."""
-    splits = load_data(str(folder), image_size=side, memory_bound=memory_bound)
+    splits = split_source(str(folder), image_size=side)
+    for what, part in splits.parts.items():
+        part.read(what, None, storage)
     recipe = replace(
         PAPER,
         epochs=1000,
@@ -102,8 +108,8 @@ def training_on(folder: Path, side: int, memory_bound: int, steps: int) -> Calla
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     options = parser.parse_args()
     keep_freed_memory()
     print(f"{torch.get_num_threads()} threads, medians of {options.rounds} rounds")
@@ -112,11 +118,12 @@ def main() -> None:
             write_images(Path(name), count, kind)
             rate = bare_steps(side, options.seconds)
             steps = max(2, round(options.seconds * rate / BATCH))
-            half = count * side * side * 3 // 2
+            on_files = partial(training_on, Path(name), side, steps)
             ways: dict[str, Callable[[], float]] = {
                 "bare steps": partial(bare_steps, side, options.seconds),
-                "in memory": training_on(Path(name), side, 1 << 30, steps),
-                "streamed": training_on(Path(name), side, half, steps),
+                "in memory": on_files("memory"),
+                "on disk": on_files("disk"),
+                "decoded each time": on_files("nowhere"),
             }
             rates: dict[str, list[float]] = {way: [] for way in ways}
             held = []
@@ -128,7 +135,7 @@ def main() -> None:
             print(f"{count:,} {kind} files, {side} pixels; {memory}")
             for way, found in rates.items():
                 ratios = [one / bare for one, bare in zip(found, rates["bare steps"], strict=True)]
-                print(f"  {way:11} {statistics.median(found):6.0f} images/s  {statistics.median(ratios):.0%}")
+                print(f"  {way:17} {statistics.median(found):6.0f} images/s  {statistics.median(ratios):.0%}")
 
 
 if __name__ == "__main__":

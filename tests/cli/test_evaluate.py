@@ -110,6 +110,12 @@ def test_predict(model: Path, images: Path) -> None:
         assert re.fullmatch(rf"\S.*digit {index}\.png +\d +[\d.]+% +\d [\d.]+%, \d [\d.]+% *", row)
 
 
+def test_predict_one_class(model: Path, images: Path) -> None:
+    header, _, *rows = invoke("predict", model, images, "--top", "1").stdout.splitlines()
+    assert header.split() == ["File", "Class", "Probability"]
+    assert [len(row.split()) for row in rows] == [4, 4, 4]  # "digit 0.png" has a space
+
+
 @pytest.mark.slow
 def test_a_damaged_exif_block_leaves_no_word(model: Path, tmp_path: Path) -> None:
     for name, exif in (("garbage", b"no TIFF header"), ("cut off", b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\x01")):

@@ -96,9 +96,10 @@ def test_labels_in_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     run = Path(printed["run"])
     record = json.loads((run / "config.json").read_text())["training"]
     assert (record["labels"], record["label_column"]) == (str(tmp_path / "labels.csv"), None)
-    result = invoke("evaluate", run, "photos", "--labels", "labels.csv", "--label-column", "breed", "--json")
-    assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["tested"] == "held out"
+    for options in (["--labels", "labels.csv", "--label-column", "breed"], []):  # the run's table, if none is given
+        result = invoke("evaluate", run, "photos", *options, "--json")
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(result.stdout)["tested"] == "held out"
     with RunDisplay(shown=False) as display:  # as an export reads its images
         model = HybridMobileNet.from_pretrained(run)
         for data in ("photos", None):

@@ -1,10 +1,13 @@
-"""Pixels in memory or streamed, fingerprints, normalisation, and data loaders."""
+"""Pixels in memory, in a file or decoded when fetched, fingerprints, normalisation, and data loaders."""
 
 from __future__ import annotations
 
+import errno
+import io
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,22 +17,28 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hybrid_mobilenet.data import dataset as data
+from hybrid_mobilenet.data import splits as splits_module
+from hybrid_mobilenet.data import storage
 from hybrid_mobilenet.data.dataset import ImageDataset, normalisation
 from hybrid_mobilenet.data.images import DataError, Item
 from hybrid_mobilenet.data.source import Source
 from hybrid_mobilenet.data.splits import MEMORY_BOUND, load_data
+from hybrid_mobilenet.data.storage import Storage
 from noise_images import all_pixels, image_folder, noise, parquet
+from processes import run_python
 
 
-def test_damaged_images_are_named_and_counted(tmp_path: Path) -> None:
+def test_damaged_images_are_named_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image_folder(tmp_path / "train", {"a": 5, "b": 5})
     image_folder(tmp_path / "test", {"a": 1, "b": 1})
-    whole = load_data(str(tmp_path), memory_bound=0).train
+    with monkeypatch.context() as patched:
+        patched.setattr(splits_module, "choose_storage", lambda *_: "nowhere")
+        whole = load_data(str(tmp_path)).train
     names = ("train/a/003.png", "train/b/000.png", "test/b/000.png")
     for name in names:
         file = tmp_path / name
         file.write_bytes(file.read_bytes()[:80])
-    for memory_bound in (0, MEMORY_BOUND):  # streamed images are checked too
+    for memory_bound in (0, MEMORY_BOUND):
         with pytest.raises(
             DataError,
             match=r"^.*a/003.png cannot .*: replace or remove it, or leave unreadable images out with --skip-bad "
@@ -62,7 +71,7 @@ def test_each_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Path, "open", counted)
     calls: list[tuple[str, int, int]] = []
     splits = load_data(str(tmp_path), memory_bound=0, progress=lambda *call: calls.append(call))
-    assert calls == [("checking training images", 10, 10), ("checking test images", 2, 2)]
+    assert calls == [("reading training images", 10, 10), ("reading test images", 2, 2)]
     assert normalisation(splits.train)
     assert len(splits.train.contents()) == 10
     monkeypatch.undo()
@@ -84,20 +93,29 @@ def make_parquet(root: Path) -> str:
     return str(root)
 
 
+@pytest.mark.parametrize("place", ["disk", "nowhere"])
 @pytest.mark.parametrize(
     "make", [make_folder, make_parquet, lambda _root: "digits"], ids=["folder", "parquet", "digits"]
 )
-def test_streaming_equals_memory_bit_for_bit(make: Callable[[Path], str], tmp_path: Path) -> None:
+def test_other_images_equal_those_in_memory_bit_for_bit(
+    make: Callable[[Path], str], place: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = make(tmp_path)
     in_memory = load_data(source, image_size=(7, 8), validation=0.3)
     images = len(in_memory.train) + len(in_memory.test) + len(in_memory.validation or ())
     fits = load_data(source, image_size=(7, 8), validation=0.3, memory_bound=images * 7 * 8 * 3)
-    streamed = load_data(source, image_size=(7, 8), validation=0.3, memory_bound=images * 7 * 8 * 3 - 1)
+    assert in_memory.notes == fits.notes == ()
+    if place == "nowhere":
+        monkeypatch.setattr(storage, "temporary_folder", lambda: tmp_path / "missing")
+    elsewhere = load_data(source, image_size=(7, 8), validation=0.3, memory_bound=images * 7 * 8 * 3 - 1)
+    (note,) = elsewhere.notes
+    assert ("kept in a temporary file in " in note) == (place == "disk")
+    assert ("decoded again whenever it is used" in note) == (place == "nowhere")
     for name in ("train", "validation", "test"):
-        kept, also_kept, other = getattr(in_memory, name), getattr(fits, name), getattr(streamed, name)
+        kept, also_kept, other = getattr(in_memory, name), getattr(fits, name), getattr(elsewhere, name)
         assert kept.pixels is not None
         assert also_kept.pixels is not None
-        assert other.pixels is None
+        assert (other.pixels is None) == (place == "nowhere")
         assert torch.equal(kept.labels, other.labels)
         order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))
         assert torch.equal(kept.batch(order), other.batch(order))
@@ -108,7 +126,58 @@ def test_streaming_equals_memory_bit_for_bit(make: Callable[[Path], str], tmp_pa
             other.image_size,
             other.channels,
         )
-    assert normalisation(in_memory.train) == normalisation(streamed.train)
+    assert normalisation(in_memory.train) == normalisation(elsewhere.train)
+
+
+def test_where_images_are_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)  # it is looked up again
+    assert storage.temporary_folder() == tmp_path
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=200 if folder == tmp_path else 0))
+    places = [storage.choose_storage(size, 50) for size in (50, 51, 100, 101)]
+    assert places == ["memory", "disk", "disk", "nowhere"]
+
+
+def test_a_disk_that_becomes_full_keeps_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "photos", {"a": 12, "b": 11}, size=9)
+    in_memory = load_data(str(root)).train
+
+    class Full(io.BytesIO):
+        def write(self, _content: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_options: Full())
+    splits = load_data(str(root), memory_bound=0)
+    assert splits.train.pixels is None
+    assert "decoded again whenever it is used" in splits.notes[0]
+    assert torch.equal(all_pixels(splits.train), all_pixels(in_memory))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs /proc")
+def test_images_on_disk_do_not_fill_memory(tmp_path: Path) -> None:
+    """Twice the bound: the memory that the system cannot drop grows by far less than the images take."""
+    root = image_folder(tmp_path / "photos", {"a": 300, "b": 300}, size=8)
+    program = """
+import sys
+import torch
+from pathlib import Path
+from hybrid_mobilenet import load_data
+
+def held():
+    status = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in status if line.startswith("RssAnon")).split()[1]) * 1024
+
+load_data(sys.argv[1], image_size=8)
+before = held()
+splits = load_data(sys.argv[1], image_size=256, memory_bound=600 * 256 * 256 * 3 // 2)
+for numbers in torch.split(torch.arange(len(splits.train)), 8):
+    splits.train.batch(numbers)
+print(sum(part.decoded_bytes for part in splits.parts.values()), held() - before)
+"""
+    result = run_python("-c", program, str(root))
+    size, grown = map(int, result.stdout.split())
+    assert size == 600 * 256 * 256 * 3
+    assert grown < size / 2
 
 
 class Pictures(Source):
@@ -153,7 +222,7 @@ def test_fingerprint_changes_with_size_and_class_name(tmp_path: Path) -> None:
     assert load_data(str(root), image_size=8).train.fingerprint != before.train.fingerprint
 
 
-def test_fingerprint_of_streamed_files(tmp_path: Path) -> None:
+def test_fingerprint_of_files_that_are_not_in_memory(tmp_path: Path) -> None:
     root = image_folder(tmp_path, {"a": 6, "b": 6})
     for part in ("train", "test"):
         (root / part).mkdir()
@@ -218,7 +287,7 @@ def test_normalisation_is_computed_from_a_sample(monkeypatch: pytest.MonkeyPatch
 # A DataLoader
 
 
-@pytest.mark.parametrize("memory_bound", [MEMORY_BOUND, 0], ids=["in memory", "streamed"])
+@pytest.mark.parametrize("memory_bound", [MEMORY_BOUND, 0], ids=["in memory", "on disk"])
 def test_items_are_images_with_their_labels(memory_bound: int) -> None:
     digits = load_data("digits", image_size=8, channels=1, memory_bound=memory_bound).test
     images = digits.batch(torch.arange(len(digits)))
@@ -260,7 +329,7 @@ def test_a_data_loader_fetches_a_batch_at_once(monkeypatch: pytest.MonkeyPatch) 
         ("spawn", make_folder, 0),
         ("spawn", lambda _root: "digits", MEMORY_BOUND),
     ],
-    ids=["fork, streamed", "fork, in memory", "fork, digits", "spawn, streamed", "spawn, digits"],
+    ids=["fork, on disk", "fork, in memory", "fork, digits", "spawn, on disk", "spawn, digits"],
 )
 @pytest.mark.slow
 def test_a_data_loader_with_workers(
@@ -274,9 +343,12 @@ def test_a_data_loader_with_workers(
     assert torch.equal(torch.cat([labels for _, labels in batches]), part.labels)
 
 
-def test_a_streamed_table_is_sent_to_workers(tmp_path: Path) -> None:
+def test_a_table_is_sent_to_workers_without_the_pixels_on_disk(tmp_path: Path) -> None:
     part = load_data(make_parquet(tmp_path), image_size=8, memory_bound=0).train
+    assert part.pixels is not None
     copy = pickle.loads(pickle.dumps(part))
+    assert copy.pixels is None
+    assert part.with_classes(("b", "a")).pixels is part.pixels
     everything = torch.arange(len(part))
     assert torch.equal(copy.batch(everything), part.batch(everything))
 
@@ -297,5 +369,8 @@ def test_images_are_moved_to_a_device_if_they_fit(monkeypatch: pytest.MonkeyPatc
     batch = there.batch(torch.tensor([3, 1], device=meta))
     here = train.batch(torch.tensor([3, 1]))
     assert (batch.device, batch.dtype, batch.shape, batch.stride()) == (meta, here.dtype, here.shape, here.stride())
-    streamed = load_data("digits", image_size=8, memory_bound=0).train
-    assert streamed.to(meta) is streamed
+    on_disk = load_data("digits", image_size=8, memory_bound=0).train
+    assert on_disk.to(meta).labels.device == meta
+    monkeypatch.setattr(splits_module, "choose_storage", lambda *_: "nowhere")
+    not_kept = load_data("digits", image_size=8).train
+    assert not_kept.to(meta) is not_kept

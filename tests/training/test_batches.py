@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hybrid_mobilenet.data import splits
 from hybrid_mobilenet.data.dataset import ImageDataset
 from hybrid_mobilenet.data.images import DataError
 from hybrid_mobilenet.data.splits import load_data
@@ -65,8 +66,24 @@ def watched(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None
     monkeypatch.setattr(ImageDataset, "labelled", fetch)
 
 
-def test_the_next_batch_is_fetched_while_one_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def decoded_each_time(monkeypatch: pytest.MonkeyPatch) -> ImageDataset:
+    monkeypatch.setattr(splits, "choose_storage", lambda *_: "nowhere")
+    return load_data("digits", image_size=8, channels=1).test
+
+
+def test_batches_in_memory_are_fetched_in_the_same_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     digits = load_data("digits", image_size=8, channels=1).test
+    threads = set()
+    watched(monkeypatch, lambda _: threads.add(threading.get_ident()))
+    parts = list(torch.split(torch.arange(12), 4))
+    for part, (images, labels) in zip(parts, prefetched(digits, parts, CPU), strict=True):
+        assert torch.equal(images, digits.batch(part))
+        assert torch.equal(labels, digits.labels[part])
+    assert threads == {threading.get_ident()}
+
+
+def test_the_next_batch_is_decoded_while_one_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = decoded_each_time(monkeypatch)
     started = [threading.Event() for _ in range(3)]
     watched(monkeypatch, lambda number: started[number].set())
     parts = list(torch.split(torch.arange(12), 4))
@@ -84,7 +101,7 @@ def test_an_image_that_cannot_be_read_is_an_error_of_its_batch(monkeypatch: pyte
             raise DataError("unreadable")
 
     watched(monkeypatch, fail)
-    batches = prefetched(load_data("digits", image_size=8, channels=1).test, list(torch.split(torch.arange(8), 4)), CPU)
+    batches = prefetched(decoded_each_time(monkeypatch), list(torch.split(torch.arange(8), 4)), CPU)
     next(batches)
     with pytest.raises(DataError, match="unreadable"):
         next(batches)

@@ -13,6 +13,7 @@ from ..data.duplicates import Group
 from ..data.images import DataError
 from ..data.inspection import SPLITS, Inspection, imbalance, inspect
 from ..data.splits import MEMORY_BOUND, split_source
+from ..data.storage import choose_storage
 from ..training.plan import Plan, estimate_seconds, plan
 from ..training.setup import IMBALANCED, Setup
 
@@ -108,27 +109,18 @@ def make_report(setup: Setup, progress: OnProgress | None, device: str) -> Repor
             "leave them out with --skip-bad"
         )
     try:
-        splits = split_source(
-            setup.data,
-            setup.source_options,
-            image_size=setup.image_size,
-            channels=setup.channels,
-            validation=setup.validation,
-            seed=setup.seed,
-            skip_bad=setup.skip_bad,
-            progress=progress,
-        )
+        splits = split_source(setup.data, setup.source_options, **setup.split_options, progress=progress)
         recipe = setup.chosen_recipe(splits.train)
         held_out = 0 if splits.validation is None else len(splits.validation)
         classes = len(inspection.class_names)
         planned = plan(setup, recipe, classes, len(splits.train), held_out, len(splits.test))
     except (DataError, ValueError) as error:
         refusals.append(str(error))
-    if planned and not refusals:
-        height, width = setup.image_size
-        is_streamed = len(inspection) * height * width * setup.channels > MEMORY_BOUND
-        reading, fetching = inspection.seconds, inspection.seconds / len(inspection)
-        seconds = estimate_seconds(planned, 0 if is_streamed else reading, fetching if is_streamed else 0, device)
+    if splits and planned and not refusals:
+        size = sum(part.decoded_bytes for part in splits.parts.values())
+        is_kept = choose_storage(size, MEMORY_BOUND) != "nowhere"
+        fetching = 0 if is_kept else inspection.seconds / len(inspection)
+        seconds = estimate_seconds(planned, inspection.seconds, fetching, device)
     split = inspection.assigned(splits)
     notes = inspection.notes if splits is None else splits.notes
     return Report(setup, inspection, split, planned, seconds, tuple(refusals), notes)

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,18 +126,14 @@ def read_images(
         DataError, OSError: if `data` is given and cannot be read.
     """
     from ..data.images import DataError
-    from ..data.source import SourceOptions
-    from ..data.sources import whole_name
     from ..data.splits import load_data
-    from ..deploy.classify import image_shape, load_test_images
+    from ..deploy.classify import image_shape, load_test_images, recorded_options
 
     size, channels = image_shape(network)
     skip_bad = bool(network.training_record.get("skip_bad"))
     test, is_whole = None, False
     record = network.training_record
-    # The data that the model was trained on is read as then.
-    is_own = data is None or whole_name(data) == record.get("data")
-    options = SourceOptions(**{each.name: record.get(each.name) for each in fields(SourceOptions) if is_own})
+    options = recorded_options(record, data)
     if data is not None:
         evaluated = load_test_images(data, model, network, options, skip_bad, display.on_data)
         test, is_whole = evaluated.images, evaluated.which == "all"

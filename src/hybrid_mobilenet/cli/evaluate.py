@@ -65,7 +65,8 @@ def evaluate(
 
     The test split of DATA is used. Data without a test split is used whole, or
     only its validation split if it has one. If the model was trained on it,
-    only the images that were held out from training are used. DATA may lack
+    only the images that were held out from training are used, and a table of
+    labels or a column given to train need not be given again. DATA may lack
     some of the classes.
 
     With --passes N, class probabilities are averaged over N passes, each with
@@ -77,8 +78,14 @@ def evaluate(
       hybrid-mobilenet evaluate runs/digits/export/model.int8.onnx digits
     """
     from ..common.memory import keep_freed_memory
-    from ..data.source import SourceOptions
-    from ..deploy.classify import evaluate_classifier, load_classifier, load_test_images
+    from ..data.source import AUTOMATIC, SourceOptions
+    from ..deploy.classify import (
+        evaluate_classifier,
+        load_classifier,
+        load_test_images,
+        recorded_options,
+        training_record,
+    )
     from ..training.plots import CONFUSION_FILE, draw_confusion
     from .display import RunDisplay
 
@@ -88,6 +95,8 @@ def evaluate(
     picture = out or (Path(model) / CONFUSION_FILE if Path(model).is_dir() else None)
     with RunDisplay(shown=not as_json) as display:
         options = SourceOptions(labels, config, image_column, label_column)
+        if options == AUTOMATIC:
+            options = recorded_options(training_record(model), data)
         evaluated = load_test_images(data, model, classifier, options, skip_bad, display.on_data)
         test = evaluated.images
         result = evaluate_classifier(classifier, test, passes, seed, display.counter("evaluating", len(test)))
@@ -282,22 +291,23 @@ class PredictionRows:
 
         self._console = console(TABLE_WIDTH)
         name = max(map(cell_len, ("Class", *class_names)))
-        then = (top - 1) * (name + len(" 99.9%, "))
+        then = max((top - 1) * (name + len(" 99.9%, ")), len("Then")) if top > 1 else 0
         left = self._console.width - 3 * len("  ") - len("Probability")
         self._class = min(name, left // 4)
-        self._file = min(
-            max(map(cell_len, ("File", *map(str, paths)))), left - self._class - min(max(then, len("Then")), left // 3)
-        )
+        self._file = min(max(map(cell_len, ("File", *map(str, paths)))), left - self._class - min(then, left // 3))
+        self._columns = ("File", "Class", "Probability", *["Then"] * (top > 1))
         self._is_first = True
 
     def print(self, prediction: Prediction) -> None:
         """Print a file with its most probable classes, best first. The first row comes with the headings."""
-        rows = table("File", "Class", "Probability", "Then", left=2)
+        rows = table(*self._columns, left=2)
         rows.show_header, self._is_first = self._is_first, False
         for column, width in zip(rows.columns, (self._file, self._class, len("Probability")), strict=False):
             column.width = width
-        rows.columns[3].justify, rows.columns[3].no_wrap = "left", False
         (name, probability), *others = prediction.probabilities.items()
-        then = ", ".join(f"{other} {share:.1%}" for other, share in others)
-        rows.add_row(str(prediction.file), name, f"{probability:.1%}", then)
+        cells = [str(prediction.file), name, f"{probability:.1%}"]
+        if len(self._columns) > len(cells):
+            rows.columns[-1].justify, rows.columns[-1].no_wrap = "left", False
+            cells.append(", ".join(f"{other} {share:.1%}" for other, share in others))
+        rows.add_row(*cells)
         self._console.print(rows)

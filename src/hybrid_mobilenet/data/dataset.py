@@ -1,4 +1,4 @@
-"""Labelled images of one size, kept in memory or streamed, and their mean and standard deviation."""
+"""Labelled images of one size, and their mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from copy import copy
 from functools import cache, cached_property
 from itertools import chain
@@ -22,6 +22,7 @@ from torch import Tensor
 from ..layers.sizes import Size
 from .images import DataError, Item, decode
 from .source import Source
+from .storage import PixelFile, Storage
 
 #: A data set is normalised by at most this many of its images, evenly spaced: all of CIFAR, some of a larger one.
 NORMALISATION_SAMPLE = 50_000
@@ -36,7 +37,7 @@ _HASHED_TOGETHER = 32
 
 
 class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    """Labelled images of one size, kept in memory, or streamed: decoded each time they are fetched.
+    """Labelled images of one size. Their pixels are kept in memory or in a temporary file, or decoded when fetched.
 
     It works in a `torch.utils.data.DataLoader`, also with several workers, and the networks take its uint8 images as
     they are. `load_data` makes it.
@@ -46,7 +47,8 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         class_names: name of each label.
         image_size: (height, width) in pixels.
         channels: 3 for RGB, 1 for greyscale.
-        pixels: uint8 (n, height, width, channels), or None where they are streamed.
+        pixels: uint8 (n, height, width, channels), in memory or mapped from a file; None where they are decoded each
+            time they are fetched.
 
     Example:
         >>> import torch
@@ -71,6 +73,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         self.pixels: Tensor | None = None
         self._source = source
         self._rows = rows
+        self._is_in_memory = False
         self._contents: NDArray[np.uint64] | None = None
         self._levels: Tensor | None = None
 
@@ -82,7 +85,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
         Raises:
             IndexError: if there is no such image.
-            DataError: if a streamed image cannot be read.
+            DataError: if an image that is not kept cannot be read.
         """
         return self.__getitems__([index])[0]
 
@@ -95,6 +98,11 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         images, labels = self.labelled(numbers)
         return list(zip(images, labels.tolist(), strict=True))
 
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of all images, decoded."""
+        return len(self) * self.image_size[0] * self.image_size[1] * self.channels
+
     def batch(self, indices: Tensor) -> Tensor:
         """The images with these numbers.
 
@@ -105,7 +113,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
             uint8 (b, channels, height, width), in channels-last memory format.
 
         Raises:
-            DataError: if an image of a streamed data set cannot be read.
+            DataError: if an image that is not kept cannot be read.
         """
         if self.pixels is not None:
             return self.pixels.index_select(0, indices).permute(0, 3, 1, 2)
@@ -129,6 +137,15 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         there.pixels, there.labels = self.pixels.to(device), self.labels.to(device)
         return there
 
+    def __getstate__(self) -> dict[str, object]:
+        """Pixels in a file stay in this process; another one decodes the images that it fetches."""
+        return {**vars(self), "pixels": self.pixels if self._is_in_memory else None}
+
+    def __copy__(self) -> ImageDataset:
+        other = ImageDataset.__new__(ImageDataset)
+        vars(other).update(vars(self))
+        return other
+
     def with_classes(self, class_names: tuple[str, ...]) -> ImageDataset:
         """The same images, with labels that number the same classes in this order."""
         if class_names == self.class_names:
@@ -140,7 +157,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return other
 
     def subset(self, is_in: Tensor) -> ImageDataset:
-        """The images for which `is_in`, bool (n,), is true, streamed."""
+        """The images for which `is_in`, bool (n,), is true, not kept yet."""
         part = ImageDataset(self._source, self._rows[is_in], self.image_size, self.channels)
         if self._contents is not None:
             part._contents = self._contents[is_in.numpy()]
@@ -163,7 +180,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
             self._contents = np.array(found, np.uint64)
         return self._contents
 
-    def read(self, what: str, progress: OnProgress | None, keep: bool = True) -> dict[int, DataError]:
+    def read(self, what: str, progress: OnProgress | None, storage: Storage = "memory") -> dict[int, DataError]:
         """Decode all images once, to find those that cannot be read.
 
         The files are read once: `contents` and `normalisation` use what was read here.
@@ -171,31 +188,37 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         Args:
             what: names the images in progress reports.
             progress: called with the number of images done.
-            keep: whether to keep the images in memory.
+            storage: where to keep the images. If the disk is full, they are kept nowhere.
 
         Returns:
             By its index, the error of each image that cannot be read. If there is one, no image is kept.
         """
-        pixels = np.empty((len(self) if keep else _READ_AT_ONCE, *self.image_size, self.channels), np.uint8)
+        shape = (len(self), *self.image_size, self.channels)
+        is_in_memory = storage == "memory"
+        pixels = np.empty(shape if is_in_memory else (_READ_AT_ONCE, *shape[1:]), np.uint8)
         failures: dict[int, DataError] = {}
         contents = np.empty(len(self), np.uint64)
         is_sampled = torch.zeros(len(self), dtype=torch.bool)
         is_sampled[_sample(len(self))] = True
         levels = torch.zeros(self.channels, 256, dtype=torch.int64)
-        for start in range(0, len(self), _READ_AT_ONCE):
-            stop = min(start + _READ_AT_ONCE, len(self))
-            items = self._source.fetch(self._rows[start:stop].tolist())
-            out = pixels[start:stop] if keep else pixels[: stop - start]
-            hashes = contents[start:stop] if self._contents is None else None
-            failures |= {start + index: error for index, error in self._decode(items, out, hashes).items()}
-            levels += _levels(torch.from_numpy(out)[is_sampled[start:stop]])
-            if progress is not None:
-                progress(f"{'reading' if keep else 'checking'} {what} images", stop, len(self))
-        if self._contents is None:
-            self._contents = contents
-        if not failures:
-            self._levels = levels
-            self.pixels = torch.from_numpy(pixels) if keep else None
+        with PixelFile() if storage == "disk" else nullcontext() as file:
+            for start in range(0, len(self), _READ_AT_ONCE):
+                stop = min(start + _READ_AT_ONCE, len(self))
+                items = self._source.fetch(self._rows[start:stop].tolist())
+                out = pixels[start:stop] if is_in_memory else pixels[: stop - start]
+                hashes = contents[start:stop] if self._contents is None else None
+                failures |= {start + index: error for index, error in self._decode(items, out, hashes).items()}
+                levels += _levels(torch.from_numpy(out)[is_sampled[start:stop]])
+                if file is not None:
+                    file.add(out)
+                if progress is not None:
+                    progress(f"{'checking' if storage == 'nowhere' else 'reading'} {what} images", stop, len(self))
+            if self._contents is None:
+                self._contents = contents
+            if not failures:
+                self._levels = levels
+                self._is_in_memory = is_in_memory
+                self.pixels = torch.from_numpy(pixels) if is_in_memory else file.mapped(shape) if file else None
         return failures
 
     def levels(self) -> Tensor:
@@ -209,13 +232,13 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over class names, labels and content: the pixels in memory, or the hashes of streamed images.
+        """SHA-256 over class names, labels and content: the pixels in memory, or the hashes of other images.
 
         It does not depend on the place and the names of files, so a file that was damaged may be restored.
         """
         digest = hashlib.sha256(repr((self.class_names, self.image_size, self.channels)).encode())
         digest.update(self.labels.numpy().astype("<i8").tobytes())
-        if self.pixels is not None:
+        if self.pixels is not None and self._is_in_memory:
             digest.update(self.pixels.numpy().data)
         else:
             digest.update(self.contents().astype("<u8").tobytes())

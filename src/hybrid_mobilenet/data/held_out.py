@@ -24,6 +24,13 @@ from .splits import MEMORY_BOUND, Splits, read, readable, with_test
 SPLIT_FILE = "split.json"
 
 
+def run_file(model: str | Path, name: str) -> Path | None:
+    """The file of this name in a run folder, or in that of an exported file (RUN/export/FILE), if there is one."""
+    path = Path(model).resolve()
+    folders = [path] if path.is_dir() else path.parents[:3] if path.is_file() else []
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
 @dataclass(frozen=True)
 class RunImages:
     """The images that a run used for training and validation, and held out, by their `ImageDataset.contents`.
@@ -67,9 +74,7 @@ class RunImages:
             DataError: if split.json is damaged.
             OSError: if it cannot be read.
         """
-        path = Path(model).resolve()
-        folders = [path] if path.is_dir() else path.parents[:3] if path.is_file() else []
-        file = next((folder / SPLIT_FILE for folder in folders if (folder / SPLIT_FILE).is_file()), None)
+        file = run_file(model, SPLIT_FILE)
         if file is None:
             return None
         try:

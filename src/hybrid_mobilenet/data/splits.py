@@ -15,6 +15,7 @@ from .dataset import ImageDataset, OnProgress
 from .images import DataError, checked_shape
 from .source import AUTOMATIC, Source, SourceOptions
 from .sources import KNOWN, display_name, open_source
+from .storage import choose_storage, temporary_folder
 
 #: Images that are loaded together stay in memory if their decoded pixels take at most this many bytes.
 MEMORY_BOUND = 1 << 30
@@ -48,6 +49,12 @@ class Splits:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "notes", tuple(map(printable, self.notes)))
+
+    @property
+    def parts(self) -> dict[str, ImageDataset]:
+        """The data sets by their names in messages."""
+        parts = {"training": self.train, "validation": self.validation, "test": self.test}
+        return {what: part for what, part in parts.items() if part is not None}
 
     def with_classes(self, class_names: tuple[str, ...]) -> Splits:
         """The same images, with labels that number the same classes in another order.
@@ -101,8 +108,9 @@ def load_data(
         config: configuration of a data set on the Hub.
         image_column: column of the images in Parquet files and on the Hub, or of the files in `labels`.
         label_column: column of the labels.
-        memory_bound: decoded bytes of all splits above which they are streamed instead. Streamed images are decoded
-            once here, so that damaged ones are found before training.
+        memory_bound: decoded bytes of all splits above which they are kept in a temporary file, or are decoded each
+            time they are fetched if there is no room on the disk. All are decoded once here, so that damaged ones are
+            found before training. `Splits.notes` says where they are.
         skip_bad: leave images out that cannot be read, as if they were not in the source; `Splits.notes` says how many.
             The images are then decoded twice.
         progress: called as images are read.
@@ -130,9 +138,8 @@ def load_data(
         skip_bad=skip_bad,
         progress=progress,
     )
-    parts = {"training": splits.train, "validation": splits.validation, "test": splits.test}
-    read({what: part for what, part in parts.items() if part is not None}, memory_bound, progress)
-    return splits
+    notes = read(splits.parts, memory_bound, progress)
+    return replace(splits, notes=(*splits.notes, *notes))
 
 
 def split_source(
@@ -307,7 +314,7 @@ def readable(
     errors: list[DataError] = []
     kept: dict[str, ImageDataset] = {}
     for what, part in parts.items():
-        failures = part.read(what, progress, keep=False)
+        failures = part.read(what, progress, "nowhere")
         is_bad = torch.zeros(len(part), dtype=torch.bool)
         is_bad[list(failures)] = True
         for label in torch.unique(part.labels[is_bad]).tolist():
@@ -327,19 +334,27 @@ def readable(
     return kept, (printable(f"{len(errors):,} of {total:,} images cannot be read and are left out: {names}"),)
 
 
-def read(parts: dict[str, ImageDataset], memory_bound: int, progress: OnProgress | None) -> None:
-    """Decode the images of all parts, and keep them in memory if they fit in together.
+def read(parts: dict[str, ImageDataset], memory_bound: int, progress: OnProgress | None) -> tuple[str, ...]:
+    """Decode the images of all parts, and keep them where there is room. Returns a note if that is not in memory.
 
     Raises:
         DataError: if images cannot be read. It names the first one, and says how many others there are.
     """
-    size = sum(len(part) * part.image_size[0] * part.image_size[1] * part.channels for part in parts.values())
-    failures = [
-        error for what, part in parts.items() for error in part.read(what, progress, size <= memory_bound).values()
-    ]
+    size = sum(part.decoded_bytes for part in parts.values())
+    storage = choose_storage(size, memory_bound)
+    failures = [error for what, part in parts.items() for error in part.read(what, progress, storage).values()]
     if failures:
         total, others = sum(map(len, parts.values())), len(failures) - 1
         more = f" ({others} more of {total:,} images cannot be read either)" if others else ""
         error = DataError(f"{failures[0]}, or leave unreadable images out with --skip-bad{more}")
         error.images = tuple(name for failure in failures for name in failure.images)
         raise error
+    if storage == "memory":
+        return ()
+    decoded = f"the decoded images ({size / 1e9:.1f} GB)"
+    if all(part.pixels is not None for part in parts.values() if len(part)):
+        return (f"{decoded} are kept in a temporary file in {temporary_folder()}",)
+    return (
+        f"{decoded} do not fit in half of the free space in {temporary_folder()}, so each image is decoded again "
+        "whenever it is used: training is faster with more space, or with TMPDIR set to another folder",
+    )

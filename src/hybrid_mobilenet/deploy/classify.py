@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..common.devices import choose_device
 from ..data.dataset import ImageDataset, OnProgress
-from ..data.held_out import Evaluated, RunImages, load_to_evaluate
+from ..data.held_out import Evaluated, RunImages, load_to_evaluate, run_file
 from ..data.images import DataError, read_image
 from ..data.patterns import find_images
 from ..data.source import AUTOMATIC, SourceOptions
+from ..data.sources import whole_name
 from ..layers.sizes import Size
-from ..network.model import HybridMobileNet
+from ..network.model import CONFIG_FILE, HybridMobileNet
 from ..training.evaluate import Evaluation, evaluate, probabilities, tally
 from .runtimes import FileClassifier, OnnxClassifier, SingleImageClassifier, is_exported, open_file
 
@@ -278,6 +281,27 @@ def load_test_images(
         skip_bad=skip_bad,
         progress=progress,
     )
+
+
+def training_record(model: str) -> dict[str, Any]:
+    """The training record of a run folder or an exported file in one; empty if there is none."""
+    file = run_file(model, CONFIG_FILE)
+    try:
+        return {} if file is None else dict(json.loads(file.read_bytes())["training"])
+    except (ValueError, KeyError, TypeError):  # another program's config.json
+        return {}
+
+
+def recorded_options(record: dict[str, Any], source: str | None) -> SourceOptions:
+    """How the run of a model read the data that it was trained on; `AUTOMATIC` if `source` is other data.
+
+    Args:
+        record: the training record of the model.
+        source: name or path of the data; None for the data of the run.
+    """
+    if source is not None and whole_name(source) != record.get("data"):
+        return AUTOMATIC
+    return SourceOptions(**{each.name: record.get(each.name) for each in fields(SourceOptions)})
 
 
 def image_shape(classifier: HybridMobileNet | FileClassifier) -> tuple[Size, int]:

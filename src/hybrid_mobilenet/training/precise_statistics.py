@@ -41,7 +41,7 @@ def set_precise_statistics(
         processes: share the work, and end with the same statistics.
 
     Raises:
-        DataError: if an image of a streamed data set cannot be read.
+        DataError: if an image that is not kept cannot be read.
     """
     layers = [layer for layer in model.network.layers if layer.kind in CONVOLUTIONS]
     norms = [norm for _, norm in model.convolutions().values()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -116,6 +116,11 @@ class Setup:
         """How to read the data."""
         return SourceOptions(self.labels, self.config, self.image_column, self.label_column)
 
+    @property
+    def split_options(self) -> dict[str, Any]:
+        """How to size and split the images: arguments of `load_data` and `split_source`."""
+        return {name: getattr(self, name) for name in ("image_size", "channels", "validation", "seed", "skip_bad")}
+
     def chosen_recipe(self, images: ImageDataset) -> Recipe:
         """The recipe for these training images."""
         return self.recipe if isinstance(self.recipe, Recipe) else self.recipe(self, images)
@@ -176,19 +181,7 @@ def read_data(setup: Setup, monitor: Monitor) -> Splits:
     Raises:
         DataError: if it cannot be read.
     """
-    splits = load_data(
-        setup.data,
-        image_size=setup.image_size,
-        channels=setup.channels,
-        validation=setup.validation,
-        seed=setup.seed,
-        labels=setup.labels,
-        config=setup.config,
-        image_column=setup.image_column,
-        label_column=setup.label_column,
-        skip_bad=setup.skip_bad,
-        progress=monitor.on_data,
-    )
+    splits = load_data(setup.data, **asdict(setup.source_options), **setup.split_options, progress=monitor.on_data)
     for note in splits.notes:
         monitor.on_note(note)
     return splits
