@@ -63,6 +63,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument("--draws", type=int, nargs="+", default=[0])
     parser.add_argument("--family", choices=("mobilenet", "mp3", "fmp"), default="fmp")
+    parser.add_argument("--alpha", type=float, default=0.25)
+    parser.add_argument("--delta", type=int, default=2)
     options = parser.parse_args()
     RESULTS.parent.mkdir(exist_ok=True)
     done = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
@@ -74,6 +76,8 @@ def main() -> None:
         run = {
             "data": options.data,
             "family": options.family,
+            "alpha": options.alpha,
+            "delta": options.delta,
             "per_class": per_class,
             "batch_size": batch_size,
             "epochs": options.epochs,
@@ -95,7 +99,7 @@ def main() -> None:
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "run"
-            setup = Setup(options.data, options.family, seed=draw, recipe=recipe)
+            setup = Setup(options.data, options.family, options.alpha, options.delta, seed=draw, recipe=recipe)
             result = train(setup, out, RunDisplay(shown=False), read)
             last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
         line = {

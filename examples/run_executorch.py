@@ -62,4 +62,9 @@ def main(model: str, file: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) != 3:
+        sys.exit("usage: python run_executorch.py model.pte image.png")
+    try:
+        main(*sys.argv[1:])
+    except OSError as error:  # a missing file, or one that Pillow cannot read
+        sys.exit(f"error: {error}")

@@ -83,6 +83,14 @@ def test_pixels_are_those_of_training(path: str, channels: int, tmp_path: Path) 
         assert torch.equal(torch.tensor(read(str(file), 16, 20, channels))[0].permute(2, 0, 1), wanted), file.name
 
 
+def run(
+    *call: str | Path, cwd: Path | None = None, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments."""
+    command = [sys.executable, *map(str, call)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+
 @pytest.mark.slow
 def test_run_onnx_gives_the_classes_of_predict(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
@@ -95,10 +103,21 @@ def test_run_onnx_gives_the_classes_of_predict(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     seen = []
     for file, expected in zip(files, predict(tmp_path / "model.onnx", files), strict=True):
-        call = [sys.executable, str(ROOT / "examples/run_onnx.py"), "model.onnx", str(file)]
-        done = subprocess.run(
-            call, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=300
-        )
+        done = run(ROOT / "examples/run_onnx.py", "model.onnx", file, cwd=tmp_path, environment=environment)
         assert done.stdout == f"{expected.class_name} {expected.probabilities[expected.class_name]:.1%}\n"
         seen.append(done.stdout)
     assert len(set(seen)) > 3, json.dumps(seen)  # the image matters
+    (tmp_path / "damaged.png").write_bytes(b"")
+    for name, reason in (("missing.png", "No such file"), ("damaged.png", "cannot identify image file")):
+        done = run(ROOT / "examples/run_onnx.py", "model.onnx", name, cwd=tmp_path, environment=environment)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
+        assert reason in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("path", EXAMPLES)
+def test_an_example_shows_its_usage(path: str) -> None:
+    done = run(ROOT / path, "model")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"usage: python {Path(path).name} model.")
