@@ -167,6 +167,10 @@ def train(
         Path | None,
         typer.Option("--from", metavar="RUN", help="Train a finished run further, as a new run, on its data or DATA."),
     ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Also learn from the outputs of a finished run on the same data."),
+    ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Continue a stopped run, with the settings it was started with.")
     ] = None,
@@ -198,6 +202,10 @@ def train(
     anew, so a lower one is often better. What RUN held out for its test stays
     held out. DATA may be other images of the same classes.
 
+    --teacher RUN distils the network of RUN, which should be larger, or the
+    same. Its outputs for 32 augmented views of each training image are
+    computed once, and kept in the cache folder (~/.cache/hybrid-mobilenet).
+
     Examples:
       hybrid-mobilenet train digits --epochs 20 --out runs/digits
       hybrid-mobilenet train cifar10
@@ -206,6 +214,8 @@ def train(
       hybrid-mobilenet train photos/ --labels labels.csv
       hybrid-mobilenet train --resume runs/digits
       hybrid-mobilenet train --from runs/digits --epochs 10 --learning-rate 1e-3
+      hybrid-mobilenet train photos/ --alpha 0.5 --out runs/large
+      hybrid-mobilenet train photos/ --teacher runs/large
 
     With several GPUs or machines:
       torchrun --nproc-per-node gpu -m hybrid_mobilenet train cifar10
@@ -276,6 +286,7 @@ def train(
                 "validation": validation,
                 "seed": seed,
                 "log": log,
+                "teacher": None if teacher is None else str(teacher),
             }
             if start is None:
                 setup = Setup(**options, recipe=lambda setup, images: change(default_recipe(setup, images)))

@@ -20,6 +20,11 @@ else:
     HAS_LOCKS = True
 
 
+def cache_folder() -> Path:
+    """Where files are kept that can be made or fetched again: ~/.cache/hybrid-mobilenet, or below XDG_CACHE_HOME."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hybrid-mobilenet"
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to a temporary file beside `path`, then rename it: readers see the old file or the new one.
 

@@ -19,6 +19,7 @@ from .averaging import WeightAverage
 from .batches import balanced_batches, prefetched, shuffled_batches
 from .checkpoint import Progress, best_epoch
 from .cuda_graph import CapturedSteps
+from .distillation import TeacherOutputs
 from .evaluate import evaluate
 from .meter import Meter
 from .precise_statistics import FINAL_IMAGES, VALIDATION_IMAGES, set_precise_statistics
@@ -129,6 +130,7 @@ class Training:
         monitor: receives the progress.
         validation: images on which each epoch is evaluated.
         progress: where to resume; None to start from the beginning.
+        teacher: what a teacher says of the training images, for distillation.
 
     Attributes:
         best: the state of the model, on the CPU, after the epoch with the lowest validation loss so far; empty if the
@@ -146,7 +148,9 @@ class Training:
         monitor: Monitor,
         validation: ImageDataset | None = None,
         progress: Progress | None = None,
+        teacher: TeacherOutputs | None = None,
     ) -> None:
+        self.teacher = teacher
         self.recipe, self.seed, self.device, self.processes, self.monitor = recipe, seed, device, processes, monitor
         self.dataset, self.validation = dataset.to(device), validation
         self.batch_size = choose_batch_size(recipe, len(dataset), processes)
@@ -219,9 +223,9 @@ class Training:
         progress, meter = self.progress, self.meter
         self.monitor.on_start(progress.epoch, self.recipe.epochs, progress.step, self.steps, self.batch_size)
         self.set_modes()
-        batches, draws, rates = self.schedule()
+        batches, draws, views, rates = self.schedule()
         first = progress.step
-        for take_step in self.take_steps(batches[first:], draws[first:], rates[first:]):
+        for take_step in self.take_steps(batches[first:], draws[first:], views[first:], rates[first:]):
             meter.start_step()
             loss, hits = take_step()
             if self.average:
@@ -248,9 +252,13 @@ class Training:
             for pool in self.model.fractional_max_pools():
                 pool.eval()
 
-    def schedule(self) -> tuple[Tensor, Tensor, list[float]]:
-        """The steps of this epoch: the numbers of their images, int64 (steps, batch_size); the random numbers of the
-        augmentation, (steps, batch_size, DRAWS), empty without one; and the learning rates.
+    def schedule(self) -> tuple[Tensor, Tensor, Tensor, list[float]]:
+        """The steps of this epoch.
+
+        Returns:
+            The numbers of their images, int64 (steps, batch_size); the random numbers of the augmentation, (steps,
+            batch_size, DRAWS), empty without one; the views of which there are outputs of the teacher, int64 (steps,
+            batch_size), empty without one; and the learning rates.
         """
         epoch = self.progress.epoch
         generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
@@ -259,22 +267,27 @@ class Training:
         else:
             batches = shuffled_batches(len(self.dataset), self.steps, self.batch_size, generator)
         is_augmented = bool(self.recipe.augmentation)
-        draws = draw(self.steps, self.batch_size if is_augmented else 0, generator=generator)
+        if self.teacher is None:
+            views = torch.empty(self.steps, 0, dtype=torch.int64)
+            draws = draw(self.steps, self.batch_size if is_augmented else 0, generator=generator)
+        else:
+            views = torch.randint(self.teacher.views, batches.shape, generator=generator)
+            draws = self.teacher.draws(batches, views)
         total = self.recipe.epochs * self.steps
         rates = [learning_rate(self.recipe, (epoch * self.steps + step) / total) for step in range(self.steps)]
-        return batches.to(self.dataset.labels.device), draws, rates
+        return batches.to(self.dataset.labels.device), draws, views, rates
 
     @property
     def is_captured(self) -> bool:
-        """Whether steps are replays of a CUDA graph: in one process, with the images on its GPU."""
-        return self.processes.size == 1 and self.dataset.labels.is_cuda
+        """Whether steps are replays of a CUDA graph: in one process, with the images on its GPU, without a teacher."""
+        return self.processes.size == 1 and self.dataset.labels.is_cuda and self.teacher is None
 
     def take_steps(
-        self, batches: Tensor, draws: Tensor, rates: list[float]
+        self, batches: Tensor, draws: Tensor, views: Tensor, rates: list[float]
     ) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
         """For each batch, a function that trains on it and returns loss and hits."""
         if not self.is_captured:
-            return self._single_steps(batches, draws, rates)
+            return self._single_steps(batches, draws, views, rates)
         if self.captured is None:
             self.captured = CapturedSteps(
                 self.model,
@@ -289,22 +302,29 @@ class Training:
         return repeat(self.captured.take, len(batches))
 
     def _single_steps(
-        self, batches: Tensor, draws: Tensor, rates: list[float]
+        self, batches: Tensor, draws: Tensor, views: Tensor, rates: list[float]
     ) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
         """Steps whose operations are launched one by one, each process with its part of the batch."""
         parts = [self.processes.part(batch) for batch in batches]
         fetched = prefetched(self.dataset, parts, self.device)
-        for rate, numbers, (images, labels) in zip(rates, draws, fetched, strict=True):
+        for rate, batch, numbers, shown, (images, labels) in zip(rates, batches, draws, views, fetched, strict=True):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            yield partial(self._single_step, images, labels, self.processes.part(numbers).to(self.device))
+            logits = None if self.teacher is None else self.teacher.logits(batch, shown).to(self.device)
+            yield partial(self._single_step, images, labels, self.processes.part(numbers).to(self.device), logits)
 
-    def _single_step(self, images: Tensor, labels: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
-        return self.processes.share(self.model, *self._augmented_step(images, labels, draws))
+    def _single_step(
+        self, images: Tensor, labels: Tensor, draws: Tensor, teacher_logits: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        step = self._augmented_step(images, labels, draws, teacher_logits)
+        return self.processes.share(self.model, *step)
 
-    def _augmented_step(self, images: Tensor, labels: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
+    def _augmented_step(
+        self, images: Tensor, labels: Tensor, draws: Tensor, teacher_logits: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         classes = len(self.dataset.class_names)
-        return self.step(*augment(images, labels, self.recipe.augmentation, classes, draws))
+        batch = augment(images, labels, self.recipe.augmentation, classes, draws)
+        return self.step(*batch, teacher_logits=teacher_logits)
 
     def set_precise_statistics(self, images: int) -> None:
         """Recompute the statistics of batch normalisation for the present weights, over some training images.

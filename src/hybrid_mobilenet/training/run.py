@@ -33,6 +33,7 @@ from .checkpoint import (
     restore,
     save_checkpoint,
 )
+from .distillation import TeacherOutputs, teacher_fingerprint
 from .evaluate import Evaluation, evaluate
 from .event_files import EventFiles
 from .fit import Training
@@ -51,7 +52,7 @@ from .setup import (
     imbalance,
     read_data,
 )
-from .start import check_held_out, earlier_images, read_start
+from .start import check_held_out, earlier_images, read_start, read_teacher
 from .step import training_settings
 
 METRICS_FILE = "metrics.jsonl"
@@ -142,6 +143,7 @@ def _prepare(
     recipe = setup.chosen_recipe(splits.train)
     setup = replace(setup, recipe=recipe)
     check_setup(setup, device, processes)
+    read_teacher(setup, splits.train)
     check_validation(recipe, has_validation=splits.validation is not None)
     choose_batch_size(recipe, len(splits.train), processes)
     try:
@@ -211,6 +213,7 @@ def _read_run(
     record, progress, tensors = read_checkpoint(out)
     try:
         fingerprints = {name: record.pop(name) for name in ("data_fingerprint", "validation_fingerprint")}
+        teacher_before = record.pop("teacher_fingerprint")
         before = record.pop("processes", 1)
         setup = Setup.from_record(record)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -231,6 +234,11 @@ def _read_run(
             f"the data {setup.data!r} has changed since the run in {out} began: restore its images as they were, or "
             "start a new run"
         )
+    teacher = read_teacher(setup, splits.train)
+    if teacher is not None and teacher_fingerprint(teacher) != teacher_before:
+        raise CheckpointError(
+            f"the teacher {setup.teacher!r} has changed since the run in {out} began: restore it, or start a new run"
+        )
     return setup, splits, progress, tensors, chosen
 
 
@@ -250,16 +258,20 @@ class _Run:
         self.setup, self.splits, self.out, self.monitor, self.processes = setup, splits, out, monitor, processes
         # Which images these are is computed now, since their folder may change during the run.
         self.split_json = processes.together(lambda: _split_json(setup, splits, monitor) if processes.first else b"")
+        train = splits.train
+        self.recipe = setup.chosen_recipe(train)
+        teacher, outputs = read_teacher(setup, train), None
         self.record = asdict(setup) | _fingerprints(splits) | {"processes": processes.size}
+        self.record["teacher_fingerprint"] = None if teacher is None else teacher_fingerprint(teacher)
         # Machines may keep the same images in different places, so paths may differ: the fingerprint must not.
         alike = self.record | {"data": None, "labels": None}
         processes.require_same("settings, data or checkpoint", json.dumps([alike, asdict(progress or Progress())]))
-        train = splits.train
-        self.recipe = setup.chosen_recipe(train)
+        if teacher is not None:
+            outputs = TeacherOutputs.compute(teacher.to(device), train, self.recipe.augmentation, monitor.on_data)
         mean, std = normalisation(train)
         model = build_model(setup.network(len(train.class_names)), self.recipe, train.class_names, mean, std)
         self.training = Training(
-            model, train, self.recipe, setup.seed, device, processes, monitor, splits.validation, progress
+            model, train, self.recipe, setup.seed, device, processes, monitor, splits.validation, progress, outputs
         )
         self.stop = threading.Event()
         self.saved = time.perf_counter()

@@ -41,8 +41,12 @@ class Interrupted(KeyboardInterrupt):
 def default_recipe(setup: Setup, images: ImageDataset) -> Recipe:
     """The default recipe of a setup: the paper's for the built-in data sets, `own_recipe` for others."""
     if setup.data in KNOWN:
-        return replace(paper_recipe(setup.family, setup.data), least_steps=LEAST_STEPS)
-    return own_recipe(setup.family, len(images), images.class_names)
+        recipe = replace(paper_recipe(setup.family, setup.data), least_steps=LEAST_STEPS)
+    else:
+        recipe = own_recipe(setup.family, len(images), images.class_names)
+    # A teacher regularises enough: with random regions too, a student would underfit.
+    is_fixed = setup.teacher is not None and setup.family == "fmp"
+    return replace(recipe, fixed_epochs=recipe.epochs) if is_fixed else recipe
 
 
 ChooseRecipe = Callable[["Setup", ImageDataset], Recipe]
@@ -73,6 +77,8 @@ class Setup:
         skip_bad: whether images that cannot be read are left out.
         start: "scratch" for random weights, or the folder of a finished run whose weights training starts from: see
             `continue_from`.
+        teacher: the folder of a finished run from whose outputs training also learns; None without one. See
+            `distillation`.
         class_names: in the order of the network's outputs; None for the order of the data.
         log: "tensorboard" for event files in the run folder, beside metrics.jsonl; None for metrics.jsonl alone.
 
@@ -97,6 +103,7 @@ class Setup:
     label_column: str | None = None
     skip_bad: bool = False
     start: str = SCRATCH
+    teacher: str | None = None
     class_names: tuple[str, ...] | None = None
     log: Log | None = None
 
@@ -127,8 +134,9 @@ class Setup:
 
     def from_anywhere(self) -> Setup:
         """The same setup with absolute paths, so that it can be resumed from any folder."""
-        labels = None if self.labels is None else whole_name(self.labels)
-        return replace(self, data=whole_name(self.data), labels=labels)
+        paths = {"labels": self.labels, "teacher": self.teacher}
+        absolute: dict[str, Any] = {name: whole_name(path) for name, path in paths.items() if path is not None}
+        return replace(self, data=whole_name(self.data), **absolute)
 
     def network(self, classes: int) -> Network:
         """The layers of the network for this number of classes.
@@ -201,8 +209,18 @@ def check_setup(setup: Setup, device: str, processes: Processes) -> torch.device
         raise ValueError(f"log is {setup.log!r}, but must be tensorboard, or None for metrics.jsonl alone")
     if setup.log == "tensorboard":
         check_tensorboard()
+    if setup.teacher is not None and processes.size > 1:
+        raise ValueError(
+            f"teacher is {setup.teacher!r}, but there are {processes.size} processes, and a teacher is for one: start "
+            "one, or leave the teacher out"
+        )
     if not isinstance(setup.recipe, Recipe):
         return check_device(device, PAPER, processes)
+    if setup.teacher is not None and setup.recipe.augmentation.combined:
+        raise ValueError(
+            f"combined is {setup.recipe.augmentation.combined}, but must be 0 with a teacher, whose outputs are for "
+            "single images: set it to 0, or leave the teacher out"
+        )
     check_validation(setup.recipe, has_validation=setup.validation != 0)
     return check_device(device, setup.recipe, processes)
 

@@ -1,4 +1,4 @@
-"""What a run starts from, if not random weights: the model of a finished run, and the images that run held out."""
+"""The earlier runs that a run builds on: the one whose weights it starts from, its teacher, and what they held out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..common.messages import reason
+from ..data.dataset import ImageDataset
 from ..data.held_out import SPLIT_FILE, RunImages
 from ..data.images import DataError
 from ..data.splits import Splits
@@ -45,12 +46,7 @@ def continue_from(run: str | Path) -> Setup:
         >>> evaluation.images
         359
     """
-    folder = Path(run).resolve()
-    if (folder / CHECKPOINT_FILE).exists():
-        raise ValueError(
-            f"the run in {folder} is not finished: finish it first, with "
-            f"hybrid-mobilenet train --resume {shlex.quote(str(folder))}"
-        )
+    folder = finished_run(run)
     model = HybridMobileNet.from_pretrained(folder)
     try:
         setup = Setup.from_record({field.name: model.training_record[field.name] for field in fields(Setup)})
@@ -60,6 +56,21 @@ def continue_from(run: str | Path) -> Setup:
             "run of this version"
         ) from error
     return replace(setup, start=str(folder), class_names=model.class_names)
+
+
+def finished_run(run: str | Path) -> Path:
+    """The absolute path of a run folder.
+
+    Raises:
+        ValueError: if the run is not finished.
+    """
+    folder = Path(run).resolve()
+    if (folder / CHECKPOINT_FILE).exists():
+        raise ValueError(
+            f"the run in {folder} is not finished: finish it first, with "
+            f"hybrid-mobilenet train --resume {shlex.quote(str(folder))}"
+        )
+    return folder
 
 
 def read_start(setup: Setup) -> HybridMobileNet | None:
@@ -86,47 +97,86 @@ def read_start(setup: Setup) -> HybridMobileNet | None:
     return model
 
 
-def earlier_images(setup: Setup) -> RunImages | None:
-    """The images of the run that `setup` continues, and of those before; None if it starts from scratch.
+def read_teacher(setup: Setup, images: ImageDataset) -> HybridMobileNet | None:
+    """The teacher of a run on these images; None without one.
 
     Raises:
-        DataError: if its split.json is missing or damaged.
+        ModelError: if it cannot be read.
+        ValueError: if its classes or the shape of its images are not those of the run, or it is not finished.
     """
-    if setup.start == SCRATCH:
+    if setup.teacher is None:
         return None
-    images = RunImages.read(setup.start)
+    teacher = HybridMobileNet.from_pretrained(finished_run(setup.teacher))
+    network = teacher.network
+    expected = {
+        "classes": (sorted(teacher.class_names), sorted(images.class_names)),
+        "image size": (tuple(network.image_size), images.image_size),
+        "channels": (network.in_channels, images.channels),
+    }
+    for what, (theirs, ours) in expected.items():
+        if theirs != ours:
+            raise ValueError(
+                f"teacher is {setup.teacher!r}, whose {what} are {theirs}, but those of this run are {ours}: give a "
+                "teacher that was trained on the same classes, at the same image size"
+            )
+    return teacher
+
+
+def earlier_images(setup: Setup) -> RunImages | None:
+    """The images of the run that `setup` continues, of its teacher's, and of those before; None without these.
+
+    Raises:
+        DataError: if the split.json of one is missing or damaged.
+    """
+    found: RunImages | None = None
+    for run in _earlier_runs(setup):
+        images = _images_of(run)
+        found = images if found is None else found.joined(images)
+    return found
+
+
+def _earlier_runs(setup: Setup) -> list[str]:
+    runs = (None if setup.start == SCRATCH else setup.start, setup.teacher)
+    return [run for run in runs if run is not None]
+
+
+def _images_of(run: str) -> RunImages:
+    images = RunImages.read(run)
     if images is None:
         raise DataError(
-            f"there is no {SPLIT_FILE} in {setup.start}, so it is not known which images were held out from training: "
-            "restore it, or start from scratch"
+            f"there is no {SPLIT_FILE} in {run}, so it is not known which images were held out from training: restore "
+            "it, or train without this run"
         )
     return images
 
 
 def check_held_out(setup: Setup, splits: Splits, monitor: Monitor) -> None:
-    """Check that the images held out by the run that `setup` continues stay held out.
+    """Check that the images held out by the run that `setup` continues, and by its teacher's, stay held out.
 
-    It warns if test or validation images were training images of that run, since their figures are then too high.
+    It warns if test or validation images were training images of one of them, since their figures are then too high.
 
     Raises:
-        DataError: if training or validation images are among those that the run held out, or it is not known which
+        DataError: if training or validation images are among those that a run held out, or it is not known which
             they are.
     """
-    earlier = earlier_images(setup)
-    if earlier is None:
-        return
+    for run in _earlier_runs(setup):
+        _check_held_out_by(run, setup, splits, monitor)
+
+
+def _check_held_out_by(run: str, setup: Setup, splits: Splits, monitor: Monitor) -> None:
+    earlier = _images_of(run)
     for what, part in (("training", splits.train), ("validation", splits.validation)):
         count = 0 if part is None else int(earlier.is_held_out(part.contents(monitor.on_data)).sum())
         if count:
             raise DataError(
-                f"{setup.data}: {count:,} of the {what} images were held out for testing by {setup.start}, and must "
-                "stay held out: move them into a folder of test images, remove them, or start from scratch"
+                f"{setup.data}: {count:,} of the {what} images were held out for testing by {run}, and must stay held "
+                "out: move them into a folder of test images, remove them, or train without this run"
             )
     used = np.union1d(earlier.train, earlier.validation)
     for what, part, seen in (("test", splits.test, used), ("validation", splits.validation, earlier.train)):
         count = 0 if part is None else int(np.isin(part.contents(monitor.on_data), seen).sum())
         if part is not None and count:
             monitor.on_warning(
-                f"{setup.start} was trained on {count:,} of the {len(part):,} {what} images, so the figures on them "
-                "are too high"
+                f"{run} was trained on {count:,} of the {len(part):,} {what} images, so the figures on them are too "
+                "high"
             )

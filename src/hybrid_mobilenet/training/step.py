@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .distillation import distillation_loss
 from .recipe import Precision, Recipe
 
 
@@ -22,6 +23,7 @@ def train_step(
     labels: Tensor,
     precision: Precision = "fp32",
     label_smoothing: float = 0.0,
+    teacher_logits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Forward pass, loss, backward pass and update on one batch. It does not wait for the device.
 
@@ -32,10 +34,11 @@ def train_step(
         labels: on the model's device: (N,), int64, or (N, classes), floating point, the share of each class.
         precision: "fp32", or "bf16" for autocast to bfloat16 in the forward pass.
         label_smoothing: share of each label that is spread over all classes, from 0 to 1.
+        teacher_logits: of the same images, (N, classes), for `distillation_loss`.
 
     Returns:
-        The mean cross-entropy and the number of correctly classified images, scalars on the device. An image of
-        several classes counts as one of the largest share.
+        The mean loss, which is the cross-entropy without a teacher, and the number of correctly classified images,
+        scalars on the device. An image of several classes counts as one of the largest share.
 
     Example:
         >>> import torch
@@ -52,7 +55,11 @@ def train_step(
     is_bf16 = precision == "bf16"
     with torch.autocast(images.device.type, torch.bfloat16) if is_bf16 else nullcontext():
         logits = model(images)
-    loss = F.cross_entropy(logits.float() if is_bf16 else logits, labels, label_smoothing=label_smoothing)
+    if is_bf16:
+        logits = logits.float()
+    loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    if teacher_logits is not None:
+        loss = distillation_loss(logits, loss, teacher_logits)
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     optimizer.step()

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import io
 import json
-import os
 import re
 import shutil
 import struct
@@ -19,7 +18,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ...common.files import write_atomically
+from ...common.files import cache_folder, write_atomically
 from ..deployed import ExportError
 from ..runtimes import FileClassifier, Outputs
 
@@ -41,8 +40,7 @@ NPM_SECONDS = 600
 
 def cached_package() -> Path:
     """Path of the cached package. A user without a network can put the file there by hand."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "hybrid-mobilenet" / f"onnxruntime-web-{VERSION}.tgz"
+    return cache_folder() / f"onnxruntime-web-{VERSION}.tgz"
 
 
 def runtime_files() -> dict[str, bytes]:
