@@ -12,8 +12,7 @@ from ..common.messages import reason
 from ..data.held_out import SPLIT_FILE, RunImages
 from ..data.images import DataError
 from ..data.splits import Splits
-from ..network.model import HybridMobileNet
-from .checkpoint import CHECKPOINT_FILE
+from ..network.model import CHECKPOINT_FILE, HybridMobileNet
 from .recipe import Recipe
 from .setup import SCRATCH, Monitor, Setup
 
