@@ -100,6 +100,11 @@ def test_labels_in_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         result = invoke("evaluate", run, "photos", *options, "--json")
         assert result.exit_code == 0, result.stderr
         assert json.loads(result.stdout)["tested"] == "held out"
+    Path("sub").mkdir()
+    Path("link").symlink_to("photos")
+    for name in ("sub/../photos", "link"):  # other names of the folder
+        result = invoke("evaluate", run, name, "--json")
+        assert json.loads(result.stdout)["accuracy"] == evaluation["accuracy"], result.stderr
     with RunDisplay(shown=False) as display:  # as an export reads its images
         model = HybridMobileNet.from_pretrained(run)
         for data in ("photos", None):

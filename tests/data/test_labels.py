@@ -109,6 +109,9 @@ def test_files_of_spreadsheets(encoding: str, separator: str, photos: Path, tmp_
     rows = [f"{file}{separator}{names[label]}{separator}" for file, label in zip(FILES, LABELS, strict=True)]
     table = write(tmp_path / "labels.csv", [f"file{separator}label{separator}", *rows, "", separator * 2], encoding)
     assert load(photos, table).train.class_names == (unicodedata.normalize("NFC", "Käfer"), f"red{separator} small")
+    quoted = [separator.join(f'"{cell}"' for cell in row) for row in zip(FILES, LABELS, strict=True)]
+    table = write(tmp_path / "quoted.csv", ["", separator, f'"file"{separator}"label"', *quoted], encoding)
+    assert labelled(load(photos, table)) == EXPECTED
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".json"])
@@ -122,6 +125,9 @@ def test_numbers_as_labels_are_in_natural_order(photos: Path, tmp_path: Path) ->
         json.dumps({"file": file, "label": number}) for file, number in zip(FILES, (10, 9, 10, 9, 2, 2), strict=True)
     ]
     assert load(photos, write(tmp_path / "labels.jsonl", rows)).train.class_names == ("2", "9", "10")
+    # As pandas writes a column of numbers with gaps.
+    rows = [row.replace("}", ".0}") for row in rows]
+    assert load(photos, write(tmp_path / "floats.jsonl", rows)).train.class_names == ("2", "9", "10")
 
 
 @pytest.mark.parametrize("column", ["split", "Subset", "data set"])

@@ -11,8 +11,7 @@ import pytest
 
 from hybrid_mobilenet.data.images import tree_below
 from hybrid_mobilenet.data.listing import RUN_FILES, Skipped, is_leftover, natural, normal
-from hybrid_mobilenet.network.model import CONFIG_FILE, WEIGHTS_FILE
-from hybrid_mobilenet.training.checkpoint import CHECKPOINT_FILE
+from hybrid_mobilenet.network.model import CHECKPOINT_FILE, CONFIG_FILE, WEIGHTS_FILE
 from hybrid_mobilenet.training.run import METRICS_FILE
 
 

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from hybrid_mobilenet.data.splits import load_test
-from hybrid_mobilenet.network.model import HybridMobileNet
+from hybrid_mobilenet.network.model import CHECKPOINT_FILE, HybridMobileNet
 from hybrid_mobilenet.study import reproduce
 from hybrid_mobilenet.study.engines.local import run_here
 from hybrid_mobilenet.study.grid import Run
 from hybrid_mobilenet.study.records import is_recorded, read_record, read_records, record_path
 from hybrid_mobilenet.study.reproduce import Folders, RunState
 from hybrid_mobilenet.training import run as training
-from hybrid_mobilenet.training.checkpoint import CHECKPOINT_FILE, read_checkpoint
+from hybrid_mobilenet.training.checkpoint import read_checkpoint
 from hybrid_mobilenet.training.evaluate import evaluate
 from hybrid_mobilenet.training.setup import TrainingDiverged
 from processes import wait_for_line

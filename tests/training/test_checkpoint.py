@@ -12,7 +12,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from hybrid_mobilenet.training.checkpoint import CHECKPOINT_FILE, CheckpointError
+from hybrid_mobilenet.network.model import CHECKPOINT_FILE
+from hybrid_mobilenet.training.checkpoint import CheckpointError
 from hybrid_mobilenet.training.run import resume
 from runs import (
     RECIPE,

@@ -21,10 +21,10 @@ from typer.testing import CliRunner
 
 from hybrid_mobilenet.cli import app as cli
 from hybrid_mobilenet.data.splits import load_data
-from hybrid_mobilenet.network.model import HybridMobileNet
+from hybrid_mobilenet.network.model import CHECKPOINT_FILE, HybridMobileNet
 from hybrid_mobilenet.training import fit as fit_module
 from hybrid_mobilenet.training import run as training
-from hybrid_mobilenet.training.checkpoint import CHECKPOINT_FILE, CheckpointError, read_checkpoint
+from hybrid_mobilenet.training.checkpoint import CheckpointError, read_checkpoint
 from hybrid_mobilenet.training.processes import Processes
 from hybrid_mobilenet.training.recipe import Recipe
 from hybrid_mobilenet.training.run import resume, train
@@ -121,7 +121,8 @@ def test_a_large_seed_is_a_seed_like_others(seed: int, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_weights(finished: Path, tmp_path: Path, at: int) -> None:
     out = stopped(tmp_path / "run", at, kill, Killed)
-    assert sorted(path.name for path in out.iterdir()) == [CHECKPOINT_FILE] + ["metrics.jsonl"] * (at >= STEPS)
+    metrics = ["metrics.jsonl"] * (at >= STEPS)
+    assert sorted(path.name for path in out.iterdir()) == [CHECKPOINT_FILE, *metrics, "split.json"]
     monitor = Quiet()
     resume(out, monitor)
     assert monitor.starts[0] == (at // STEPS, 0)
@@ -208,7 +209,11 @@ def stop_in_epoch(epoch: int, out: Path, process: subprocess.Popen[str], number:
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
     assert stdout == ""
-    assert sorted(path.name for path in out.iterdir() if path.suffix != ".tmp") == [CHECKPOINT_FILE, "metrics.jsonl"]
+    assert sorted(path.name for path in out.iterdir() if path.suffix != ".tmp") == [
+        CHECKPOINT_FILE,
+        "metrics.jsonl",
+        "split.json",
+    ]
     return stderr
 
 
@@ -253,19 +258,19 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int, error: BaseEx
     monkeypatch.setattr(name, fails)
 
 
-@pytest.mark.parametrize("call", [2, 3, 6, 8, 9, 11])
+@pytest.mark.parametrize("call", [3, 4, 7, 9, 10, 11])
 @pytest.mark.slow
 def test_a_run_survives_a_failure_at_any_save(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
-    # Saves: the start; metrics and state of 3 epochs; weights, configuration, curves and evaluation.
+    # Saves: split.json; the start; metrics and state of 3 epochs; weights, configuration, curves and evaluation.
     out = tmp_path / "run"
     fail_at(monkeypatch, "os.fsync", call, OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(OSError, match="No space left on device"):
         train(SMALL, out, Quiet())
     monkeypatch.undo()
     progress = read_checkpoint(out)[1]
-    assert progress.epoch == min((call - 2) // 2, 3)
+    assert progress.epoch == min((call - 3) // 2, 3)
     resume(out, Quiet())
     assert weights(out) == weights(finished)
     assert sorted(path.name for path in out.iterdir()) == FINISHED
@@ -350,7 +355,7 @@ def test_a_loss_or_weight_that_is_no_number_stops_the_run(
     _, progress, tensors = read_checkpoint(out)
     assert (progress.epoch, progress.step) == ((1, 2) if save_every == 0 else (1, 0))
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
-    assert sorted(path.name for path in out.iterdir()) == [CHECKPOINT_FILE, "metrics.jsonl"]
+    assert sorted(path.name for path in out.iterdir()) == [CHECKPOINT_FILE, "metrics.jsonl", "split.json"]
 
 
 def test_divergence_in_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -353,7 +353,7 @@ def finish(start: Callable[[], Evaluation], folder: Path, is_first: bool) -> Eva
     """
     from ..common.messages import listed
     from ..data.images import DataError
-    from ..training.checkpoint import CHECKPOINT_FILE
+    from ..network.model import CHECKPOINT_FILE
     from ..training.processes import OtherProcessFailed
     from ..training.setup import Interrupted
 

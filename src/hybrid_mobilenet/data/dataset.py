@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,9 @@ NORMALISATION_SAMPLE = 50_000
 OnProgress = Callable[[str, int, int], None]
 """Called with the current activity, the number of images done, and the total."""
 
+#: Images are read in groups of this many, but of at most so many decoded bytes.
 _READ_AT_ONCE = 256
+_BYTES_AT_ONCE = 1 << 26
 #: Images handed to a thread at once. Handing over small images one by one costs a fifth of the time.
 _TOGETHER = 8
 _HASHED_TOGETHER = 32
@@ -195,15 +198,16 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         """
         shape = (len(self), *self.image_size, self.channels)
         is_in_memory = storage == "memory"
-        pixels = np.empty(shape if is_in_memory else (_READ_AT_ONCE, *shape[1:]), np.uint8)
+        at_once = max(1, min(_READ_AT_ONCE, _BYTES_AT_ONCE // math.prod(shape[1:])))
+        pixels = np.empty(shape if is_in_memory else (at_once, *shape[1:]), np.uint8)
         failures: dict[int, DataError] = {}
         contents = np.empty(len(self), np.uint64)
         is_sampled = torch.zeros(len(self), dtype=torch.bool)
         is_sampled[_sample(len(self))] = True
         levels = torch.zeros(self.channels, 256, dtype=torch.int64)
         with PixelFile() if storage == "disk" else nullcontext() as file:
-            for start in range(0, len(self), _READ_AT_ONCE):
-                stop = min(start + _READ_AT_ONCE, len(self))
+            for start in range(0, len(self), at_once):
+                stop = min(start + at_once, len(self))
                 items = self._source.fetch(self._rows[start:stop].tolist())
                 out = pixels[start:stop] if is_in_memory else pixels[: stop - start]
                 hashes = contents[start:stop] if self._contents is None else None

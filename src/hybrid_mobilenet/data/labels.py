@@ -42,6 +42,8 @@ class _Row:
         value = self.cells.get(column)
         if not isinstance(value, str | int | float | None):
             raise DataError(f"{self.where}: {column!r} is {value!r:.80}, but must be one text or number")
+        if isinstance(value, float) and value.is_integer():  # programs write 1 as 1.0 where some rows have no number
+            value = int(value)
         return "" if value is None else normal(str(value).strip())
 
 
@@ -140,13 +142,13 @@ def _read_table(table: Path, folder: Path) -> tuple[list[str], list[_Row]]:
 
 def _read_csv(table: Path, text: str) -> tuple[list[str], list[_Row]]:
     """The columns and rows of a CSV file. The separator is the one that gives the first line the most columns."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    separator = max(",;\t", key=lambda each: _fields(first, each))
     try:
-        headers = {each: next(csv.reader(io.StringIO(text), delimiter=each, strict=True), []) for each in ",;\t"}
-        separator = max(headers, key=lambda each: len(headers[each]))
-        columns = [column.strip() for column in headers[separator]]
         reader = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
+        header = next((cells for cells in reader if any(cell.strip() for cell in cells)), [])
+        columns = [column.strip() for column in header]
         rows = []
-        next(reader, None)
         for cells in reader:
             where = f"{table}, line {reader.line_num}"
             if not any(cell.strip() for cell in cells):
@@ -162,6 +164,14 @@ def _read_csv(table: Path, text: str) -> tuple[list[str], list[_Row]]:
     if twice := [column for column, count in Counter(columns).items() if column and count > 1]:
         raise DataError(f"{table} has several columns named {twice[0]!r}: rename one of them")
     return columns, rows
+
+
+def _fields(line: str, separator: str) -> int:
+    """The number of fields of a line, 0 if it is not CSV with this separator."""
+    try:
+        return len(next(csv.reader([line], delimiter=separator, strict=True), []))
+    except csv.Error:
+        return 0
 
 
 def _read_json_lines(table: Path, text: str) -> tuple[list[str], list[_Row]]:

@@ -77,6 +77,12 @@ def whole_name(source: str) -> str:
     return str(path.absolute()) if source and source not in KNOWN and path.exists() else source
 
 
+def resolved_name(source: str) -> str:
+    """A name that is the same for all names of the same source: links are followed, and ".." too."""
+    name = whole_name(source)
+    return str(Path(name).resolve()) if Path(name).is_absolute() else name
+
+
 def display_name(source: str) -> str:
     """A short name of a source: the last part of an existing path."""
     path = Path(whole_name(source))

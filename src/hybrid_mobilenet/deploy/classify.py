@@ -22,7 +22,7 @@ from ..data.held_out import Evaluated, RunImages, load_to_evaluate, run_file
 from ..data.images import DataError, read_image
 from ..data.patterns import find_images
 from ..data.source import AUTOMATIC, SourceOptions
-from ..data.sources import whole_name
+from ..data.sources import resolved_name
 from ..layers.sizes import Size
 from ..network.model import CONFIG_FILE, HybridMobileNet
 from ..training.evaluate import Evaluation, evaluate, probabilities, tally
@@ -299,7 +299,8 @@ def recorded_options(record: dict[str, Any], source: str | None) -> SourceOption
         record: the training record of the model.
         source: name or path of the data; None for the data of the run.
     """
-    if source is not None and whole_name(source) != record.get("data"):
+    data = record.get("data")
+    if source is not None and (data is None or resolved_name(source) != resolved_name(data)):
         return AUTOMATIC
     return SourceOptions(**{each.name: record.get(each.name) for each in fields(SourceOptions)})
 

@@ -14,8 +14,10 @@ from ..network.model import HybridMobileNet
 from .deployed import ExportError
 from .runtimes import FileClassifier
 
-#: Largest difference between a float32 export's logit and PyTorch's. It grows with the largest logit above 10.
+#: Largest difference between a float32 export's logit and the exact one. It grows with the largest logit above 10. A
+#: network that amplifies rounding may differ more: by so many times what PyTorch's own float32 differs.
 TOLERANCE = 1e-4
+TIMES_PYTORCH = 4
 
 #: Smallest signal-to-noise ratio of int8 exports, in dB. Trained networks have 25 to 30, broken ones less than 5.
 INT8_SIGNAL_TO_NOISE = 10.0
@@ -48,10 +50,10 @@ def float_parity(model: HybridMobileNet, exported: FileClassifier, images: Tenso
         images: uint8 (n, C, H, W), real images; the handwritten digits, resized, if None.
 
     Raises:
-        ExportError: if a logit differs by more than `TOLERANCE`.
+        ExportError: if a logit differs by more than rounding explains: see `TOLERANCE`.
     """
-    parity, largest = _compare(model, exported, images)
-    allowed = TOLERANCE * max(1.0, largest / 10)
+    parity, largest, rounding = _compare(model, exported, images)
+    allowed = max(TOLERANCE * max(1.0, largest / 10), TIMES_PYTORCH * rounding)
     if not parity.difference <= allowed:  # not ">", so that NaN fails too
         raise ExportError(
             f"the exported model disagrees with PyTorch in {exported.runtime}: logits differ by "
@@ -67,25 +69,27 @@ def int8_parity(model: HybridMobileNet, exported: FileClassifier, images: Tensor
     Raises:
         ExportError: if the signal-to-noise ratio of the logits is below `INT8_SIGNAL_TO_NOISE`.
     """
-    parity, _ = _compare(model, exported, images)
+    parity, *_ = _compare(model, exported, images)
     if not parity.signal_to_noise >= INT8_SIGNAL_TO_NOISE:
         raise ExportError(
             f"the int8 model disagrees with PyTorch in {exported.runtime}: the logits' signal-to-noise ratio is "
-            f"{parity.signal_to_noise:.1f} dB, but must be {INT8_SIGNAL_TO_NOISE:g} or more; no file was written: "
-            "calibrate on images like those the model was trained on (--data), or export to float32"
+            f"{parity.signal_to_noise:.1f} dB, but must be {INT8_SIGNAL_TO_NOISE:g} or more; the int8 file was not "
+            "written: train for longer, calibrate on images like the training images (--data), or export to float32"
         )
     return parity
 
 
-def _compare(model: HybridMobileNet, exported: FileClassifier, images: Tensor | None) -> tuple[Parity, float]:
-    """The parity and the largest absolute logit."""
+def _compare(model: HybridMobileNet, exported: FileClassifier, images: Tensor | None) -> tuple[Parity, float, float]:
+    """The parity, the largest absolute logit, and the largest difference of PyTorch's own float32."""
     if images is None:
         digits = load_test("digits", image_size=model.network.image_size, channels=model.network.in_channels)
         images = digits.batch(torch.arange(CHECKED_IMAGES))
     images = images[:CHECKED_IMAGES]
     with torch.no_grad():
         # In double precision, so that the difference is the rounding of the export alone.
-        expected = copy.deepcopy(model).cpu().double().eval()(images.double() / 255)
+        single = copy.deepcopy(model).cpu().eval()
+        ours = single(images)
+        expected = single.double()(images.double() / 255)
     logits, probabilities = exported.outputs(images)
     if not torch.allclose(probabilities, logits.softmax(1), atol=1e-5, equal_nan=True):
         raise ExportError(
@@ -95,4 +99,4 @@ def _compare(model: HybridMobileNet, exported: FileClassifier, images: Tensor | 
     signal = (expected - expected.mean(0)).square().mean().item()
     decibels = 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else math.inf if noise == 0 else -math.inf
     parity = Parity((logits - expected).abs().max().item(), decibels, len(images))
-    return parity, expected.abs().max().item()
+    return parity, expected.abs().max().item(), (ours - expected).abs().max().item()

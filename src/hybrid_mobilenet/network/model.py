@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,6 +24,8 @@ from .blocks import ConvolutionBlock, DepthwiseSeparableBlock
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+#: In the folder of a run that is not finished.
+CHECKPOINT_FILE = "checkpoint.safetensors"
 
 #: Arguments of HybridMobileNet that config.json holds under their own names, besides those that `resolve` has too.
 OPTIONS = ("activation", "dropout", "sequence", "overlapping")
@@ -381,6 +384,11 @@ class HybridMobileNet(nn.Module):
             raise ModelError(f"model is {str(source)!r}, which is a file: give its folder, {str(folder.parent)!r}")
         for path in (config_path, weights_path):
             if not path.is_file():
+                if (folder / CHECKPOINT_FILE).is_file():
+                    raise ModelError(
+                        f"the run in {folder} is not finished: finish it first, with hybrid-mobilenet train --resume "
+                        f"{shlex.quote(str(folder))}"
+                    )
                 raise ModelError(
                     f"model is {str(source)!r}, but there is no {path.name} in it: name the folder of a finished "
                     "training run, or a model on the Hugging Face Hub as owner/name"

@@ -19,7 +19,8 @@ from ..common.devices import choose_device
 from ..common.memory import keep_freed_memory
 from ..data.splits import load_test
 from ..network.architecture import Network
-from ..training.checkpoint import CHECKPOINT_FILE, read_checkpoint
+from ..network.model import CHECKPOINT_FILE
+from ..training.checkpoint import read_checkpoint
 from ..training.recipe import Recipe
 from ..training.run import EVALUATION_FILE
 from ..training.speed import Speed, measure_speed

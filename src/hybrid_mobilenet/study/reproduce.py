@@ -32,8 +32,7 @@ from ..common.machine import processor
 from ..data.dataset import ImageDataset
 from ..data.splits import Splits
 from ..network.cost import network_mult_adds, network_parameters
-from ..network.model import HybridMobileNet
-from ..training.checkpoint import CHECKPOINT_FILE
+from ..network.model import CHECKPOINT_FILE, HybridMobileNet
 from ..training.evaluate import evaluate
 from ..training.run import EVALUATION_FILE, METRICS_FILE, resume, train
 from ..training.setup import Monitor, Setup, read_data

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from ..common.devices import CPU
 from ..common.files import write_atomically
-
-CHECKPOINT_FILE = "checkpoint.safetensors"
+from ..network.model import CHECKPOINT_FILE
 
 
 class CheckpointError(ValueError):

@@ -23,9 +23,8 @@ from ..common.signals import stop_signals
 from ..data.dataset import normalisation
 from ..data.held_out import SPLIT_FILE, RunImages
 from ..data.splits import Splits
-from ..network.model import HybridMobileNet
+from ..network.model import CHECKPOINT_FILE, HybridMobileNet
 from .checkpoint import (
-    CHECKPOINT_FILE,
     CheckpointError,
     Progress,
     random_states,
@@ -121,6 +120,7 @@ def train(
             run = _Run(setup, splits, out, monitor, processes, chosen)
             if start is not None:
                 run.training.model.load_state_dict(start.state_dict())
+            run.write_split()
             run.save()
             return run.finish()
 
@@ -199,6 +199,8 @@ def resume(out: Path | str, monitor: Monitor | None = None, read: Read = read_da
             average = training.average.tensors if training.average else None
             state = tensors, training.model, training.optimizer, training.regions, processes.rank
             training.best = processes.together(lambda: restore(*state, has_best=has_best, average=average))
+            if not (out / SPLIT_FILE).exists():  # deleted since
+                run.write_split()
             return run.finish()
 
 
@@ -256,8 +258,6 @@ class _Run:
         progress: Progress | None = None,
     ) -> None:
         self.setup, self.splits, self.out, self.monitor, self.processes = setup, splits, out, monitor, processes
-        # Which images these are is computed now, since their folder may change during the run.
-        self.split_json = processes.together(lambda: _split_json(setup, splits, monitor) if processes.first else b"")
         train = splits.train
         self.recipe = setup.chosen_recipe(train)
         teacher, outputs = read_teacher(setup, train), None
@@ -275,6 +275,16 @@ class _Run:
         )
         self.stop = threading.Event()
         self.saved = time.perf_counter()
+
+    def write_split(self) -> None:
+        """Record which images these are: their folder, and the run that this one continues, may change or go."""
+
+        def write() -> None:
+            images, earlier = RunImages.of(self.splits, self.monitor.on_data), earlier_images(self.setup)
+            images = images if earlier is None else images.joined(earlier)
+            write_atomically(self.out / SPLIT_FILE, images.encoded())
+
+        self.processes.by_first(write)
 
     def finish(self) -> Evaluation:
         """Train what is left, then write the results."""
@@ -346,7 +356,6 @@ class _Run:
             "last_epoch": history[-1],
             "kept_epoch": training.kept_epoch,
         }
-        by_first(lambda: write_atomically(self.out / SPLIT_FILE, self.split_json))
         by_first(lambda: model.save_pretrained(self.out))
         by_first(lambda: draw_curves(history, self.out / CURVES_FILE))
         evaluation = evaluate(model, self.splits.test, seed=self.setup.seed, processes=self.processes)
@@ -364,12 +373,6 @@ def _fingerprints(splits: Splits) -> dict[str, str | None]:
     """What the images of a run are, for `resume`. Its test images may change until they are read."""
     validation = None if splits.validation is None else splits.validation.fingerprint
     return {"data_fingerprint": splits.train.fingerprint, "validation_fingerprint": validation}
-
-
-def _split_json(setup: Setup, splits: Splits, monitor: Monitor) -> bytes:
-    """The content of split.json: the images of the run, and of those that it continues."""
-    images, earlier = RunImages.of(splits, monitor.on_data), earlier_images(setup)
-    return (images if earlier is None else images.joined(earlier)).encoded()
 
 
 def _at_chance(last_epoch: dict[str, Any], test: Evaluation) -> str:

@@ -10,11 +10,10 @@ import numpy as np
 
 from ..common.messages import reason
 from ..data.dataset import ImageDataset
-from ..data.held_out import SPLIT_FILE, RunImages
+from ..data.held_out import SPLIT_FILE, RunImages, run_file
 from ..data.images import DataError
 from ..data.splits import Splits
-from ..network.model import HybridMobileNet
-from .checkpoint import CHECKPOINT_FILE
+from ..network.model import CHECKPOINT_FILE, CONFIG_FILE, HybridMobileNet
 from .recipe import Recipe
 from .setup import SCRATCH, Monitor, Setup
 
@@ -62,9 +61,11 @@ def finished_run(run: str | Path) -> Path:
     """The absolute path of a run folder.
 
     Raises:
-        ValueError: if the run is not finished.
+        ValueError: if the run is not finished, or is a file in one.
     """
     folder = Path(run).resolve()
+    if folder.is_file() and (config := run_file(folder, CONFIG_FILE)) is not None:
+        raise ValueError(f"{run} is an exported file, from which training cannot start: give its run, {config.parent}")
     if (folder / CHECKPOINT_FILE).exists():
         raise ValueError(
             f"the run in {folder} is not finished: finish it first, with "
