@@ -126,7 +126,7 @@ def test_own_images_are_augmented(
         ((), ("train takes DATA", "or --resume RUN", "or --from RUN")),
         (("digits", "--resume", "run"), ("train takes DATA", "or --resume RUN")),
         (("--from", "run", "--resume", "run"), ("train takes DATA", "or --resume RUN", "or --from RUN")),
-        (("--from", "nowhere"), ("nowhere", "finished training run")),
+        (("--from", "nowhere"), ("nowhere", "not a run folder", "give DATA")),
         (("digits", "--patience", "3", "--validation", "0"), ("patience is 3", "no validation images")),
         (
             ("digits", "--keep", "best", "--validation", "0"),
@@ -198,6 +198,25 @@ def test_train_from_a_run(model: Path, tmp_path: Path) -> None:
         out = tmp_path / "other"
         fails(invoke("train", "--from", run, option, value, "--out", out), part, "leave it out")
         assert not out.exists()
+
+
+def test_train_from_a_run_on_other_classes(model: Path, photos: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """The run has the classes 0 to 9, the photos 0 and 1."""
+    monkeypatch.chdir(tmp_path)
+    result = invoke("train", photos, "--from", model, "--epochs", "1", "--json")
+    assert result.exit_code == 0, result.stderr
+    printed = json.loads(result.stdout)
+    before, after = (json.loads((Path(run) / "config.json").read_text()) for run in (model, printed["run"]))
+    assert Path(printed["run"]).parent == Path("runs")
+    for name in ("family", "alpha", "delta", "in_channels", "image_size"):
+        assert after[name] == before[name]
+    assert after["class_names"] == ["0", "1"]
+    assert after["training"]["start"] == str(model)
+    assert after["training"]["recipe"]["head_factor"] == 10
+    scratch = invoke("train", photos, "--from", "scratch", *NETWORK, "--epochs", "1", "--out", "scratch", "--json")
+    assert scratch.exit_code == 0, scratch.stderr
+    recipe = json.loads(Path("scratch/config.json").read_text())["training"]["recipe"]
+    assert recipe["head_factor"] == 1
 
 
 def test_epochs_of_a_continuation_are_passes(photos: Path, tmp_path: Path) -> None:

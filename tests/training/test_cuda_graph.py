@@ -17,7 +17,7 @@ from hybrid_mobilenet.training.fit import Training
 from hybrid_mobilenet.training.meter import Meter
 from hybrid_mobilenet.training.recipe import Augmentation, Precision
 from hybrid_mobilenet.training.run import train
-from hybrid_mobilenet.training.step import learning_rate
+from hybrid_mobilenet.training.step import Rates, learning_rates
 from runs import RECIPE, SMALL, STEPS, Quiet, weights
 
 
@@ -53,9 +53,11 @@ def test_steps_from_tables_are_the_same_steps(tmp_path: Path, monkeypatch: pytes
     augmentation = Augmentation(shift=0.2, flips="both", combined=0.5) if family == "fmp" else Augmentation()
     recipe = replace(RECIPE, dropout=0, fixed_epochs=1, augmentation=augmentation)
     setup = replace(SMALL, family=family, recipe=recipe)
-    exact = learning_rate
+    exact = learning_rates
     # A table's learning rates are float32.
-    monkeypatch.setattr(fit_module, "learning_rate", lambda recipe, done: torch.tensor(exact(recipe, done)).item())
+    monkeypatch.setattr(
+        fit_module, "learning_rates", lambda recipe, done: Rates(*torch.tensor(exact(recipe, done)).tolist())
+    )
     train(setup, tmp_path / "one-by-one", Quiet())
     monkeypatch.setattr(Training, "is_captured", property(lambda _: True))
     train(setup, tmp_path / "from-tables", Quiet())

@@ -28,7 +28,7 @@ from hybrid_mobilenet.training.evaluate import evaluate
 from hybrid_mobilenet.training.fit import fit
 from hybrid_mobilenet.training.run import train
 from hybrid_mobilenet.training.setup import TrainingDiverged
-from hybrid_mobilenet.training.step import learning_rate
+from hybrid_mobilenet.training.step import learning_rates
 from processes import run_python
 from runs import RECIPE, SMALL, STEPS, Quiet, before_step, poison, refuses
 
@@ -37,7 +37,7 @@ def test_each_step_has_its_learning_rate(tmp_path: Path, monkeypatch: pytest.Mon
     rates: list[float] = []
     before_step(monkeypatch, lambda _taken, _model, optimizer: rates.append(optimizer.param_groups[0]["lr"]))
     train(SMALL, tmp_path / "run", Quiet())
-    assert rates == [learning_rate(RECIPE, step / (3 * STEPS)) for step in range(3 * STEPS)]
+    assert rates == [learning_rates(RECIPE, step / (3 * STEPS)).features for step in range(3 * STEPS)]
 
 
 def test_the_last_epochs_may_have_fixed_regions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

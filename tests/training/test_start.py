@@ -220,3 +220,74 @@ def test_a_run_that_does_not_say_what_it_held_out(photos: tuple[Path, Path], tmp
     run = Path(shutil.copytree(photos[1], tmp_path / "run"))
     (run / "split.json").unlink()
     refuses(DataError, lambda: train(continue_from(run), tmp_path / "more", Quiet()), "no split.json", str(run))
+
+
+# Fine-tuning
+
+
+def test_fine_tuning_keeps_the_features_and_the_normalisation(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Digits are other classes, of another size."""
+    before = HybridMobileNet.from_pretrained(finished).state_dict()
+    folder = image_folder(tmp_path / "three", {"a": 12, "b": 12, "c": 12}, size=8)
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+    rates: list[tuple[float, float]] = []
+
+    def look(taken: int, model: HybridMobileNet, optimizer: torch.optim.Optimizer) -> None:
+        seen[taken] = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        groups = optimizer.param_groups
+        rates.append((groups[0]["lr"], groups[-1]["lr"]))
+
+    before_step(monkeypatch, look)
+    setup = Setup(str(folder), "fmp", 0.25, 1, (10, 10), 1, start=str(finished))
+    chosen = setup.chosen_recipe(load_data(str(folder), channels=1).train)
+    assert (chosen.head_factor, chosen.frozen) == (10, 0.1)
+    recipe = replace(chosen, epochs=2, fixed_epochs=2, batch_size=8, least_steps=20, schedule="constant")
+    train(replace(setup, recipe=recipe), tmp_path / "tuned", Quiet())
+    model = HybridMobileNet.from_pretrained(tmp_path / "tuned")
+    assert model.class_names == ("a", "b", "c")
+    assert model.network.image_size == (10, 10)
+    parameters = {name for name, _ in model.named_parameters()}
+    assert len(rates) == 20
+    for taken, state in seen.items():
+        for name, tensor in state.items():
+            if name in ("mean", "std"):
+                assert torch.equal(tensor, before[name])
+            elif name in parameters and not name.startswith("classifier"):
+                assert torch.equal(tensor, before[name]) == (taken <= 2), (name, taken)
+    assert [rate for rate, _ in rates[:3]] == [0, 0, recipe.learning_rate]
+    assert [rate for _, rate in rates] == pytest.approx([10 * recipe.learning_rate] * 20)
+    assert not torch.equal(seen[1]["classifier.linear.weight"], seen[0]["classifier.linear.weight"])
+
+
+def test_fine_tuning_resumes_byte_for_byte(finished: Path, tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "three", {"a": 12, "b": 12, "c": 12}, size=8)
+    recipe = replace(RECIPE, epochs=2, batch_size=8, head_factor=10, frozen=0.1)
+    setup = Setup(str(folder), "fmp", 0.25, 1, (8, 8), 1, start=str(finished), recipe=recipe)
+    train(setup, tmp_path / "whole", Quiet())
+    out = stopped(tmp_path / "run", 2, kill, Killed, setup)
+    resume(out, Quiet())
+    assert weights(out) == weights(tmp_path / "whole")
+
+
+def test_the_same_classes_keep_their_classifier(
+    photos: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, run = photos
+    model = HybridMobileNet.from_pretrained(run)
+    reversed_run = tmp_path / "reversed"
+    model.reset_classifier(2, ["b", "a"])
+    model.save_pretrained(reversed_run)
+    shutil.copy(run / "split.json", reversed_run)
+    first: dict[str, torch.Tensor] = {}
+
+    def look(taken: int, model: HybridMobileNet, _optimizer: object) -> None:
+        if taken == 0:
+            first.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
+
+    before_step(monkeypatch, look)
+    setup = Setup(str(folder), "fmp", 0.25, 1, (8, 8), start=str(reversed_run), recipe=replace(RECIPE, epochs=1))
+    train(setup, tmp_path / "tuned", Quiet())
+    assert HybridMobileNet.from_pretrained(tmp_path / "tuned").class_names == ("b", "a")
+    assert torch.equal(first["classifier.linear.weight"], model.state_dict()["classifier.linear.weight"])

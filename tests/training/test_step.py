@@ -15,22 +15,42 @@ from hybrid_mobilenet.network.architecture import FAMILIES, Family
 from hybrid_mobilenet.network.model import HybridMobileNet
 from hybrid_mobilenet.training.augmentation import augment, draw
 from hybrid_mobilenet.training.recipe import PAPER, Augmentation, Optimizer, Precision, Recipe
-from hybrid_mobilenet.training.step import learning_rate, make_optimizer, train_step
+from hybrid_mobilenet.training.step import learning_rates, make_optimizer, train_step
 
 
 def test_the_learning_rate_falls_as_a_cosine_or_stays() -> None:
     recipe = Recipe(learning_rate=0.01)
-    assert [learning_rate(recipe, done) for done in (0, 0.5, 1)] == pytest.approx([0.01, 0.005, 0])
-    falling = [learning_rate(recipe, done / 100) for done in range(101)]
+    assert [learning_rates(recipe, done).features for done in (0, 0.5, 1)] == pytest.approx([0.01, 0.005, 0])
+    falling = [learning_rates(recipe, done / 100).features for done in range(101)]
     assert falling == sorted(falling, reverse=True)
     constant = replace(recipe, schedule="constant")
-    assert {learning_rate(constant, done) for done in (0, 0.3, 1)} == {0.01}
+    assert {learning_rates(constant, done).features for done in (0, 0.3, 1)} == {0.01}
 
 
 def test_the_learning_rate_warms_up() -> None:
     recipe = Recipe(learning_rate=0.01, schedule="constant", warm_up=0.1)
-    rates = [learning_rate(recipe, done) for done in (0, 0.05, 0.1, 0.5)]
+    rates = [learning_rates(recipe, done).features for done in (0, 0.05, 0.1, 0.5)]
     assert rates == pytest.approx([0, 0.005, 0.01, 0.01])
+
+
+def test_in_fine_tuning_the_classifier_learns_first_and_faster() -> None:
+    recipe = Recipe(learning_rate=0.01, schedule="constant", head_factor=10, frozen=0.1)
+    assert recipe.is_fine_tuning
+    rates = [learning_rates(recipe, done) for done in (0, 0.09, 0.1, 0.5)]
+    assert [rate.features for rate in rates] == [0, 0, 0.01, 0.01]
+    assert [rate.classifier for rate in rates] == pytest.approx([0.1] * 4)
+    model = HybridMobileNet("fmp", alpha=0.25, delta=1, classes=10, in_channels=1, image_size=8)
+    optimizer = make_optimizer(model, recipe)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+    learning_rates(recipe, 0).set_in(optimizer)
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    images, labels = torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8), torch.arange(16) % 10
+    train_step(model.train(), optimizer, images, labels)
+    changed = {name for name, tensor in model.named_parameters() if not torch.equal(tensor, before[name])}
+    assert changed == {"classifier.linear.weight", "classifier.linear.bias"}
+    learning_rates(recipe, 0.5).set_in(optimizer)
+    train_step(model, optimizer, images, labels)
+    assert {name for name, tensor in model.named_parameters() if torch.equal(tensor, before[name])} == set()
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])

@@ -45,6 +45,7 @@ from .output import INTERRUPTED, USAGE_ERROR, bold_first, console, print_json
 
 if TYPE_CHECKING:
     from ..training.evaluate import Evaluation
+    from ..training.setup import Setup
     from .display import RunDisplay
 
 #: Accuracy and balanced accuracy are printed together where they differ by this much.
@@ -164,8 +165,13 @@ def train(
         Literal["tensorboard"] | None, typer.Option(help="Also write TensorBoard event files into the run folder.")
     ] = None,
     start: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="RUN", help="Train a finished run further, as a new run, on its data or DATA."),
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="RUN|MODEL",
+            help="Start from the weights of a finished run, or of a model on the Hub as owner/name.",
+            show_default="random weights",
+        ),
     ] = None,
     teacher: Annotated[
         Path | None,
@@ -201,6 +207,10 @@ def train(
     data and settings, which other options change. The learning rate starts
     anew, so a lower one is often better. What RUN held out for its test stays
     held out. DATA may be other images of the same classes.
+
+    If DATA has other classes, --from RUN or --from owner/name (on the Hub)
+    fine-tunes: the features are kept, and a new classifier learns first, and
+    faster than they. The settings are then those for DATA.
 
     --teacher RUN distils the network of RUN, which should be larger, or the
     same. Its outputs for 32 augmented views of each training image are
@@ -245,28 +255,20 @@ def train(
     change = partial(changed_recipe, epochs=epochs, settings=settings, augmentation=augmentation, flips=flips)
     if resume is not None:
         refuse_settings(ctx)
-        folder = resume
-    elif start is not None:
-        folder = out or start.resolve().with_name(f"{start.resolve().name}-continued")
-    else:
-        assert data is not None
-        from ..data.sources import display_name
-
-        folder = out or Path("runs") / f"{Path(display_name(data)).stem}-{family}-d{delta}-a{alpha:g}-s{seed}"
-        change(paper_recipe(family, data))  # reports a mistake before the images are read
+    elif start is None:
+        change(paper_recipe(family, data or ""))  # reports a mistake before the images are read
 
     from ..common.memory import keep_freed_memory
     from ..data.splits import VALIDATION_FRACTION
     from ..training import run as training
     from ..training.processes import rank
-    from ..training.setup import Setup, default_recipe
-    from ..training.start import continue_from
     from .display import RunDisplay
 
     keep_freed_memory()
     is_first = rank() == 0  # of several processes, only the first prints
     with RunDisplay(shown=is_first and not as_json) as display:
         if resume is not None:
+            folder = resume
             act = partial(training.resume, folder, display, device=device)
         else:
             if validation is None and (patience or keep == "best"):
@@ -288,20 +290,45 @@ def train(
                 "log": log,
                 "teacher": None if teacher is None else str(teacher),
             }
-            if start is None:
-                setup = Setup(**options, recipe=lambda setup, images: change(default_recipe(setup, images)))
-            else:
-                given = {"channels" if name == "in_channels" else name for name in given_options(ctx)}
-                if data is not None:  # how the run's data is read says nothing about other data
-                    given |= {"labels", "config", "image_column", "label_column", "skip_bad"}
-                setup = continue_from(start)
-                setup = replace(setup, **{name: value for name, value in options.items() if name in given})
-                assert isinstance(setup.recipe, Recipe)  # the run's
-                setup = replace(setup, recipe=change(setup.recipe))
+            given = {"channels" if name == "in_channels" else name for name in given_options(ctx)}
+            setup, usual_folder = planned_run(options, given, start, change)
+            folder = out or usual_folder
             act = partial(training.train, setup, folder, display, device=device)
         evaluation = finish(act, folder, is_first)
     if is_first:
         print_result(evaluation, folder, display, as_json)
+
+
+def planned_run(
+    options: dict[str, Any], given: set[str], start: str | None, change: Callable[[Recipe], Recipe]
+) -> tuple[Setup, Path]:
+    """The setup of a new run, and the folder where it goes without --out.
+
+    Args:
+        options: fields of the setup, other than `start` and the recipe.
+        given: names of those that the command line gives.
+        start: run or model whose weights the run starts from; None for random weights.
+        change: changes a recipe as the command line says.
+    """
+    from ..data.sources import display_name
+    from ..training.setup import SCRATCH, Setup, default_recipe
+    from ..training.start import continue_from, is_continued, start_network
+
+    data = options["data"]
+    if start not in (None, SCRATCH) and is_continued(start, data, options):
+        if data is not None:  # how the run's data is read says nothing about other data
+            given = given | {"labels", "config", "image_column", "label_column", "skip_bad"}
+        setup = continue_from(start)
+        setup = replace(setup, **{name: value for name, value in options.items() if name in given})
+        assert isinstance(setup.recipe, Recipe)  # the run's
+        run = Path(start).resolve()
+        return replace(setup, recipe=change(setup.recipe)), run.with_name(f"{run.name}-continued")
+    if start not in (None, SCRATCH):
+        network = {name: value for name, value in start_network(start).items() if name not in given}
+        options = {**options, **network, "start": start}
+    setup = Setup(**options, recipe=lambda setup, images: change(default_recipe(setup, images)))
+    name = f"{setup.family}-d{setup.delta}-a{setup.alpha:g}-s{setup.seed}"
+    return setup, Path("runs") / f"{Path(display_name(data)).stem}-{name}"
 
 
 def given_options(ctx: typer.Context) -> set[str]:

@@ -26,7 +26,7 @@ from .precise_statistics import FINAL_IMAGES, VALIDATION_IMAGES, set_precise_sta
 from .processes import Processes, joined
 from .recipe import PAPER, Recipe, check_seed, derived_seed
 from .setup import Monitor, Silent, check_device, check_validation, choose_batch_size, steps_per_epoch
-from .step import learning_rate, make_optimizer, train_step, training_settings
+from .step import Rates, learning_rates, make_optimizer, train_step, training_settings
 
 
 def fit(
@@ -233,7 +233,7 @@ class Training:
             meter.end_step(loss, hits)
             after_step()
         self.check_weights()
-        record = meter.record(rates[-1])
+        record = meter.record(rates[-1].features)
         if self.validation is not None:
             with self.averaged():
                 self.set_precise_statistics(VALIDATION_IMAGES)
@@ -252,7 +252,7 @@ class Training:
             for pool in self.model.fractional_max_pools():
                 pool.eval()
 
-    def schedule(self) -> tuple[Tensor, Tensor, Tensor, list[float]]:
+    def schedule(self) -> tuple[Tensor, Tensor, Tensor, list[Rates]]:
         """The steps of this epoch.
 
         Returns:
@@ -274,16 +274,20 @@ class Training:
             views = torch.randint(self.teacher.views, batches.shape, generator=generator)
             draws = self.teacher.draws(batches, views)
         total = self.recipe.epochs * self.steps
-        rates = [learning_rate(self.recipe, (epoch * self.steps + step) / total) for step in range(self.steps)]
+        rates = [learning_rates(self.recipe, (epoch * self.steps + step) / total) for step in range(self.steps)]
         return batches.to(self.dataset.labels.device), draws, views, rates
 
     @property
     def is_captured(self) -> bool:
-        """Whether steps are replays of a CUDA graph: in one process, with the images on its GPU, without a teacher."""
-        return self.processes.size == 1 and self.dataset.labels.is_cuda and self.teacher is None
+        """Whether steps are replays of a CUDA graph: in one process, with the images on its GPU.
+
+        A graph has no teacher, and one learning rate.
+        """
+        is_plain = self.teacher is None and not self.recipe.is_fine_tuning
+        return self.processes.size == 1 and self.dataset.labels.is_cuda and is_plain
 
     def take_steps(
-        self, batches: Tensor, draws: Tensor, views: Tensor, rates: list[float]
+        self, batches: Tensor, draws: Tensor, views: Tensor, rates: list[Rates]
     ) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
         """For each batch, a function that trains on it and returns loss and hits."""
         if not self.is_captured:
@@ -298,18 +302,17 @@ class Training:
                 self.batch_size,
                 draws.shape[1],
             )
-        self.captured.schedule(batches, rates, draws)
+        self.captured.schedule(batches, [rate.features for rate in rates], draws)
         return repeat(self.captured.take, len(batches))
 
     def _single_steps(
-        self, batches: Tensor, draws: Tensor, views: Tensor, rates: list[float]
+        self, batches: Tensor, draws: Tensor, views: Tensor, rates: list[Rates]
     ) -> Iterator[Callable[[], tuple[Tensor, Tensor]]]:
         """Steps whose operations are launched one by one, each process with its part of the batch."""
         parts = [self.processes.part(batch) for batch in batches]
         fetched = prefetched(self.dataset, parts, self.device)
         for rate, batch, numbers, shown, (images, labels) in zip(rates, batches, draws, views, fetched, strict=True):
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
+            rate.set_in(self.optimizer)
             logits = None if self.teacher is None else self.teacher.logits(batch, shown).to(self.device)
             yield partial(self._single_step, images, labels, self.processes.part(numbers).to(self.device), logits)
 

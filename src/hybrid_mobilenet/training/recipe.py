@@ -91,6 +91,8 @@ class Recipe:
     learning_rate: float = 1e-2  # ours, for FMP; Keras's 1e-3 learns much more slowly
     schedule: Literal["cosine", "constant"] = "cosine"  # ours: the last epoch is reported, so the rate must end low
     warm_up: float = 0.0  # share of the steps in which the learning rate rises linearly from 0
+    head_factor: float = 1.0  # factor of the learning rate of the classifier, for fine-tuning
+    frozen: float = 0.0  # share of the steps, from the first, in which only the classifier learns, for fine-tuning
     beta1: float = 0.9  # Keras's default
     beta2: float = 0.999  # Keras's default
     epsilon: float = 1e-7  # Keras's default
@@ -115,6 +117,8 @@ class Recipe:
         self._require("learning_rate", 0 < self.learning_rate < 1, "above 0 and below 1: try 0.001")
         self._require("optimizer", self.optimizer in get_args(Optimizer), "adam or sgd")
         self._require("warm_up", 0 <= self.warm_up < 1, "0 or more and below 1: the share of the steps")
+        self._require("head_factor", 0 < self.head_factor <= 100, "above 0 and up to 100: try 10")
+        self._require("frozen", 0 <= self.frozen < 1, "0 or more and below 1: the share of the steps")
         self._require("label_smoothing", 0 <= self.label_smoothing < 1, "0 or more and below 1: try 0.1")
         self._require("averaging", 0 <= self.averaging < 1, "0 or more and below 1: try 0.999")
         self._require(
@@ -140,6 +144,11 @@ class Recipe:
     def from_record(cls, record: dict[str, Any]) -> Self:
         """The recipe from its JSON record, which `dataclasses.asdict` made. Settings that it lacks are the default."""
         return cls(**record | {"augmentation": Augmentation(**record.get("augmentation", {}))})
+
+    @property
+    def is_fine_tuning(self) -> bool:
+        """Whether the classifier has a learning rate of its own."""
+        return self.head_factor != 1 or self.frozen > 0
 
     def with_epochs(self, epochs: int) -> Recipe:
         """The recipe with another number of epochs, and the same share of epochs with fixed regions."""
@@ -222,6 +231,8 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 #: Below this number of images per class, augmentation is "strong" by default.
 FEW_IMAGES = 50
+#: Learning rate of trained features.
+FINE_TUNING_RATE = 1e-3
 #: Minimum number of steps for up to 1,000 images of one's own.
 OWN_STEPS = 3000
 
@@ -251,6 +262,15 @@ def own_recipe(family: Family, images: int, class_names: Sequence[str]) -> Recip
     # With augmentation, random regions are too much of a good thing: see docs/LOG.md.
     fixed_epochs = recipe.epochs if family == "fmp" else 0
     return replace(recipe, fixed_epochs=fixed_epochs, least_steps=own_steps(images), augmentation=augmentation)
+
+
+def fine_tuning_recipe(recipe: Recipe) -> Recipe:
+    """The recipe for a network with trained features and a new classifier.
+
+    For a tenth of the steps only the classifier learns, and then faster than the features: its random weights must not
+    spoil them. Chosen on validation images: see docs/LOG.md.
+    """
+    return replace(recipe, learning_rate=FINE_TUNING_RATE, head_factor=10.0, frozen=0.1)
 
 
 def own_steps(images: int) -> int:

@@ -51,7 +51,7 @@ from .setup import (
     imbalance,
     read_data,
 )
-from .start import check_held_out, earlier_images, read_start, read_teacher
+from .start import check_held_out, earlier_images, load_start, read_start, read_teacher
 from .step import training_settings
 
 METRICS_FILE = "metrics.jsonl"
@@ -119,7 +119,7 @@ def train(
             torch.manual_seed(setup.seed)
             run = _Run(setup, splits, out, monitor, processes, chosen)
             if start is not None:
-                run.training.model.load_state_dict(start.state_dict())
+                load_start(start, run.training.model)
             run.write_split()
             run.save()
             return run.finish()
@@ -139,6 +139,8 @@ def _prepare(
     chosen = check_setup(setup, device, processes)  # before the data is read, which may take long
     start = read_start(setup)
     splits = _read_splits(setup, monitor, read)
+    if start is not None and set(start.class_names) == set(splits.train.class_names):
+        setup, splits = replace(setup, class_names=start.class_names), splits.with_classes(start.class_names)
     check_held_out(setup, splits, monitor)
     recipe = setup.chosen_recipe(splits.train)
     setup = replace(setup, recipe=recipe)

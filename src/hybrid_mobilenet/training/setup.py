@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -18,7 +19,7 @@ from ..network.architecture import Family, Network, resolve
 from ..network.model import HybridMobileNet
 from .event_files import check_tensorboard
 from .processes import Processes
-from .recipe import LEAST_STEPS, PAPER, Recipe, check_seed, own_recipe, paper_recipe
+from .recipe import LEAST_STEPS, PAPER, Recipe, check_seed, fine_tuning_recipe, own_recipe, paper_recipe
 
 #: Largest share of the images that an epoch may leave out because they do not fill a batch. They vary by epoch.
 LEFT_OUT = 0.02
@@ -44,6 +45,8 @@ def default_recipe(setup: Setup, images: ImageDataset) -> Recipe:
         recipe = replace(paper_recipe(setup.family, setup.data), least_steps=LEAST_STEPS)
     else:
         recipe = own_recipe(setup.family, len(images), images.class_names)
+    if setup.start != SCRATCH:
+        recipe = fine_tuning_recipe(recipe)
     # A teacher regularises enough: with random regions too, a student would underfit.
     is_fixed = setup.teacher is not None and setup.family == "fmp"
     return replace(recipe, fixed_epochs=recipe.epochs) if is_fixed else recipe
@@ -75,8 +78,9 @@ class Setup:
         image_column: column of the images.
         label_column: column of the labels.
         skip_bad: whether images that cannot be read are left out.
-        start: "scratch" for random weights, or the folder of a finished run whose weights training starts from: see
-            `continue_from`.
+        start: "scratch" for random weights, or a model as `HybridMobileNet.from_pretrained` takes it, whose weights
+            training starts from. With other classes than the model's, the classifier is new (fine-tuning);
+            `continue_from` continues a run with its own.
         teacher: the folder of a finished run from whose outputs training also learns; None without one. See
             `distillation`.
         class_names: in the order of the network's outputs; None for the order of the data.
@@ -134,7 +138,8 @@ class Setup:
 
     def from_anywhere(self) -> Setup:
         """The same setup with absolute paths, so that it can be resumed from any folder."""
-        paths = {"labels": self.labels, "teacher": self.teacher}
+        start = self.start if self.start != SCRATCH and Path(self.start).is_dir() else None
+        paths = {"labels": self.labels, "teacher": self.teacher, "start": start}
         absolute: dict[str, Any] = {name: whole_name(path) for name, path in paths.items() if path is not None}
         return replace(self, data=whole_name(self.data), **absolute)
 

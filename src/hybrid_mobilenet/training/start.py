@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,10 +13,13 @@ from ..common.messages import reason
 from ..data.dataset import ImageDataset
 from ..data.held_out import SPLIT_FILE, RunImages, run_file
 from ..data.images import DataError
+from ..data.source import SourceOptions
+from ..data.sources import open_source
 from ..data.splits import Splits
 from ..network.model import CHECKPOINT_FILE, CONFIG_FILE, HybridMobileNet
 from .recipe import Recipe
 from .setup import SCRATCH, Monitor, Setup
+from .step import is_classifier
 
 
 def continue_from(run: str | Path) -> Setup:
@@ -74,19 +78,59 @@ def finished_run(run: str | Path) -> Path:
     return folder
 
 
+def is_continued(start: str, data: str | None, options: dict[str, Any]) -> bool:
+    """Whether a run on `data` continues the run `start`: it has no other data, or other images of the same classes.
+
+    Otherwise it fine-tunes the model `start`.
+
+    Args:
+        start: a run folder, or another model that `HybridMobileNet.from_pretrained` takes.
+        data: as for `load_data`; None for that of the run.
+        options: how to read `data`, by the names in `SourceOptions`.
+
+    Raises:
+        ModelError: if `start` is not a model.
+        DataError: if the data cannot be opened.
+        ValueError: if there is no data for a model that is not a run.
+    """
+    if Path(start).exists():
+        finished_run(start)
+    elif data is None:
+        raise ValueError(f"--from is {start!r}, which is not a run folder: name a run, or give DATA to fine-tune it on")
+    if data is None:
+        return True
+    names = HybridMobileNet.from_pretrained(start).class_names
+    how = SourceOptions(**{each.name: options[each.name] for each in fields(SourceOptions)})
+    return Path(start).exists() and set(open_source(data, how).train.class_names) == set(names)
+
+
+def start_network(start: str) -> dict[str, Any]:
+    """The network of a model whose weights a run starts from, as fields of a `Setup`."""
+    network = HybridMobileNet.from_pretrained(start).network
+    return {
+        "family": network.family,
+        "alpha": network.alpha,
+        "delta": network.delta,
+        "channels": network.in_channels,
+        "image_size": network.image_size,
+    }
+
+
 def read_start(setup: Setup) -> HybridMobileNet | None:
     """The model whose weights a run starts from; None for random weights.
 
     Raises:
         ModelError: if it cannot be read.
-        ValueError: if its network is not that of the setup.
+        ValueError: if its network is not that of the setup. With new classes, the image size may differ.
     """
     if setup.start == SCRATCH:
         return None
-    model = HybridMobileNet.from_pretrained(Path(setup.start).resolve())
+    model = HybridMobileNet.from_pretrained(setup.start)
     network = model.network
     expected = network.choices() | {"activation": model.activation, "overlapping": model.overlapping}
     given = setup.network(network.classes).choices()
+    if setup.class_names is None:
+        given["image_size"] = expected["image_size"]
     if isinstance(setup.recipe, Recipe):  # else it is not chosen yet
         given |= {"activation": setup.recipe.activation, "overlapping": setup.recipe.overlapping}
     for name, value in given.items():
@@ -96,6 +140,17 @@ def read_start(setup: Setup) -> HybridMobileNet | None:
                 "that: leave it out, or start from scratch"
             )
     return model
+
+
+def load_start(start: HybridMobileNet, model: HybridMobileNet) -> None:
+    """Give a new model the weights that a run starts from.
+
+    The classifier stays new and random, unless `start` has the same classes. The mean and standard deviation become
+    those of the images that `start` was trained on, since its features expect them.
+    """
+    is_same = set(start.class_names) == set(model.class_names)
+    kept = {name: tensor for name, tensor in start.state_dict().items() if is_same or not is_classifier(name)}
+    model.load_state_dict(model.state_dict() | kept)
 
 
 def read_teacher(setup: Setup, images: ImageDataset) -> HybridMobileNet | None:
@@ -137,8 +192,9 @@ def earlier_images(setup: Setup) -> RunImages | None:
 
 
 def _earlier_runs(setup: Setup) -> list[str]:
-    runs = (None if setup.start == SCRATCH else setup.start, setup.teacher)
-    return [run for run in runs if run is not None]
+    """Run folders. What published weights were trained on is not known image by image."""
+    start = setup.start if Path(setup.start).is_dir() else None
+    return [run for run in (start, setup.teacher) if run is not None]
 
 
 def _images_of(run: str) -> RunImages:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from inspect import unwrap
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from .distillation import distillation_loss
 from .recipe import Precision, Recipe
+
+#: Key of the optimiser's groups of parameters of the classifier, in fine-tuning.
+IS_CLASSIFIER = "is_classifier"
 
 
 def train_step(
@@ -105,19 +108,49 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     Only the weights of convolutions and fully connected layers decay. Decay of a batch normalisation's scale would not
     make the network simpler, since the next normalisation undoes it.
     """
-    weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    others = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
-    groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    named = dict(model.named_parameters())
+    if recipe.is_fine_tuning:
+        features = [parameter for name, parameter in named.items() if not is_classifier(name)]
+        classifier = [parameter for name, parameter in named.items() if is_classifier(name)]
+        of_classifier = [group | {IS_CLASSIFIER: True} for group in _groups(classifier, recipe)]
+        groups = [*_groups(features, recipe), *of_classifier]
+    else:
+        groups = _groups(list(named.values()), recipe)
     if recipe.optimizer == "sgd":
         return SGD(groups, recipe.learning_rate, momentum=recipe.beta1, nesterov=recipe.beta1 > 0, fused=True)
     return AdamW(groups, recipe.learning_rate, (recipe.beta1, recipe.beta2), recipe.epsilon, fused=True)
 
 
-def learning_rate(recipe: Recipe, done: float) -> float:
-    """The learning rate after a fraction `done` of all steps, in [0, 1]."""
+def is_classifier(name: str) -> bool:
+    """Whether a parameter of a `HybridMobileNet` with this name belongs to its classifier."""
+    return name.startswith("classifier.")
+
+
+def _groups(parameters: list[nn.Parameter], recipe: Recipe) -> list[dict[str, Any]]:
+    """Parameters that decay, and those that do not."""
+    weights = [parameter for parameter in parameters if parameter.dim() > 1]
+    others = [parameter for parameter in parameters if parameter.dim() <= 1]
+    return [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+class Rates(NamedTuple):
+    """The learning rates of a step."""
+
+    features: float
+    classifier: float
+
+    def set_in(self, optimizer: torch.optim.Optimizer) -> None:
+        """Set them in an optimiser that `make_optimizer` made."""
+        for group in optimizer.param_groups:
+            group["lr"] = self.classifier if group.get(IS_CLASSIFIER) else self.features
+
+
+def learning_rates(recipe: Recipe, done: float) -> Rates:
+    """The learning rates after a fraction `done` of all steps, in [0, 1]."""
     scale = 1.0 if recipe.schedule == "constant" else (1 + math.cos(math.pi * done)) / 2
     rise = done / recipe.warm_up if done < recipe.warm_up else 1.0
-    return recipe.learning_rate * scale * rise
+    rate = recipe.learning_rate * scale * rise
+    return Rates(0.0 if done < recipe.frozen else rate, rate * recipe.head_factor)
 
 
 @contextmanager
