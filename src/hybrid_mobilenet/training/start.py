@@ -193,7 +193,7 @@ def earlier_images(setup: Setup) -> RunImages | None:
 
 def _earlier_runs(setup: Setup) -> list[str]:
     """Run folders. What published weights were trained on is not known image by image."""
-    start = setup.start if Path(setup.start).is_dir() else None
+    start = setup.start if setup.start != SCRATCH and Path(setup.start).is_dir() else None
     return [run for run in (start, setup.teacher) if run is not None]
 
 
