@@ -40,7 +40,18 @@ TRAINING = 2
 #: Settings of a recipe that no row of the paper uses. At their default they are not part of the fingerprint, so that
 #: adding one does not make older records invalid.
 LATER_SETTINGS = frozenset(
-    {"optimizer", "warm_up", "label_smoothing", "averaging", "augmentation", "balance", "patience", "keep"}
+    {
+        "optimizer",
+        "warm_up",
+        "head_factor",
+        "frozen",
+        "label_smoothing",
+        "averaging",
+        "augmentation",
+        "balance",
+        "patience",
+        "keep",
+    }
 )
 
 #: Family, delta and alpha of the paper's configurations, in the order of its tables.
