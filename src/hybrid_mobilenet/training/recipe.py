@@ -222,8 +222,9 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 #: Below this number of images per class, augmentation is "strong" by default.
 FEW_IMAGES = 50
-#: Minimum number of steps for up to 1,000 images of one's own.
+#: Minimum number of steps for up to 1,000 images of one's own, and the share of them with a rising learning rate.
 OWN_STEPS = 3000
+OWN_WARM_UP = 0.05
 
 
 def own_recipe(family: Family, images: int, class_names: Sequence[str]) -> Recipe:
@@ -250,7 +251,13 @@ def own_recipe(family: Family, images: int, class_names: Sequence[str]) -> Recip
         augmentation = replace(augmentation, flips="none")
     # With augmentation, random regions are too much of a good thing: see docs/LOG.md.
     fixed_epochs = recipe.epochs if family == "fmp" else 0
-    return replace(recipe, fixed_epochs=fixed_epochs, least_steps=own_steps(images), augmentation=augmentation)
+    return replace(
+        recipe,
+        fixed_epochs=fixed_epochs,
+        least_steps=own_steps(images),
+        augmentation=augmentation,
+        warm_up=OWN_WARM_UP,
+    )
 
 
 def own_steps(images: int) -> int:
