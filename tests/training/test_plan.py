@@ -43,6 +43,9 @@ def test_the_recipe_is_described() -> None:
     ]
     assert recipe_in_words(Recipe(schedule="constant"))[0].endswith("learning rate 0.01, constant, weight decay 0.1")
     own = own_recipe("fmp", 1000, ["cat", "dog"])
+    assert recipe_in_words(own)[0] == (
+        "AdamW, learning rate 0.01, rising over 5% of the steps, then decaying to 0 (cosine), weight decay 0.1"
+    )
     assert recipe_in_words(own)[1] == f"augmentation: {own.augmentation}; dropout 0.1; fixed pooling regions"
     assert recipe_in_words(Recipe(optimizer="sgd"))[0].startswith("SGD with Nesterov momentum, ")
 

@@ -55,6 +55,8 @@ class Plan:
 def recipe_in_words(recipe: Recipe) -> list[str]:
     """Optimiser and regularisation, a line each."""
     rate = "decaying to 0 (cosine)" if recipe.schedule == "cosine" else "constant"
+    if recipe.warm_up:
+        rate = f"rising over {recipe.warm_up:.0%} of the steps, then {rate}"
     optimizer = "AdamW" if recipe.optimizer == "adam" else "SGD with Nesterov momentum"
     regular = [f"augmentation: {recipe.augmentation}", f"dropout {recipe.dropout:g}"]
     if recipe.fixed_epochs == recipe.epochs:

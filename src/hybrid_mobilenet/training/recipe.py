@@ -231,10 +231,15 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 #: Below this number of images per class, augmentation is "strong" by default.
 FEW_IMAGES = 50
+<<<<<<< HEAD
 #: Learning rate of trained features.
 FINE_TUNING_RATE = 1e-3
 #: Minimum number of steps for up to 1,000 images of one's own.
+=======
+#: Minimum number of steps for up to 1,000 images of one's own, and the share of them with a rising learning rate.
+>>>>>>> main
 OWN_STEPS = 3000
+OWN_WARM_UP = 0.05
 
 
 def own_recipe(family: Family, images: int, class_names: Sequence[str]) -> Recipe:
@@ -261,14 +266,20 @@ def own_recipe(family: Family, images: int, class_names: Sequence[str]) -> Recip
         augmentation = replace(augmentation, flips="none")
     # With augmentation, random regions are too much of a good thing: see docs/LOG.md.
     fixed_epochs = recipe.epochs if family == "fmp" else 0
-    return replace(recipe, fixed_epochs=fixed_epochs, least_steps=own_steps(images), augmentation=augmentation)
+    return replace(
+        recipe,
+        fixed_epochs=fixed_epochs,
+        least_steps=own_steps(images),
+        augmentation=augmentation,
+        warm_up=OWN_WARM_UP,
+    )
 
 
 def fine_tuning_recipe(recipe: Recipe) -> Recipe:
     """The recipe for a network with trained features and a new classifier.
 
     For a tenth of the steps only the classifier learns, and then faster than the features: its random weights must not
-    spoil them. Chosen on validation images: see docs/LOG.md.
+    spoil them. The values are common practice, not yet compared with others.
     """
     return replace(recipe, learning_rate=FINE_TUNING_RATE, head_factor=10.0, frozen=0.1)
 
