@@ -231,13 +231,9 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 #: Below this number of images per class, augmentation is "strong" by default.
 FEW_IMAGES = 50
-<<<<<<< HEAD
 #: Learning rate of trained features.
 FINE_TUNING_RATE = 1e-3
-#: Minimum number of steps for up to 1,000 images of one's own.
-=======
 #: Minimum number of steps for up to 1,000 images of one's own, and the share of them with a rising learning rate.
->>>>>>> main
 OWN_STEPS = 3000
 OWN_WARM_UP = 0.05
 
