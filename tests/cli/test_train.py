@@ -126,6 +126,7 @@ def test_own_images_are_augmented(
         ((), ("train takes DATA", "or --resume RUN", "or --from RUN")),
         (("digits", "--resume", "run"), ("train takes DATA", "or --resume RUN")),
         (("--from", "run", "--resume", "run"), ("train takes DATA", "or --resume RUN", "or --from RUN")),
+        (("--from", "scratch"), ("train takes DATA",)),
         (("--from", "nowhere"), ("nowhere", "not a run folder", "give DATA")),
         (("digits", "--patience", "3", "--validation", "0"), ("patience is 3", "no validation images")),
         (

@@ -230,6 +230,8 @@ def train(
     With several GPUs or machines:
       torchrun --nproc-per-node gpu -m hybrid_mobilenet train cifar10
     """
+    if start == "scratch":  # the default; `setup.SCRATCH` is slow to import
+        start = None
     if (data is not None or start is not None) == (resume is not None):
         raise ValueError(
             "train takes DATA, such as digits or a folder of images, or --resume RUN, or --from RUN with or without "
@@ -311,11 +313,11 @@ def planned_run(
         change: changes a recipe as the command line says.
     """
     from ..data.sources import display_name
-    from ..training.setup import SCRATCH, Setup, default_recipe
+    from ..training.setup import Setup, default_recipe
     from ..training.start import continue_from, is_continued, start_network
 
     data = options["data"]
-    if start not in (None, SCRATCH) and is_continued(start, data, options):
+    if start is not None and is_continued(start, data, options):
         if data is not None:  # how the run's data is read says nothing about other data
             given = given | {"labels", "config", "image_column", "label_column", "skip_bad"}
         setup = continue_from(start)
@@ -323,7 +325,7 @@ def planned_run(
         assert isinstance(setup.recipe, Recipe)  # the run's
         run = Path(start).resolve()
         return replace(setup, recipe=change(setup.recipe)), run.with_name(f"{run.name}-continued")
-    if start not in (None, SCRATCH):
+    if start is not None:
         network = {name: value for name, value in start_network(start).items() if name not in given}
         options = {**options, **network, "start": start}
     setup = Setup(**options, recipe=lambda setup, images: change(default_recipe(setup, images)))
