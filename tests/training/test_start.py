@@ -243,7 +243,7 @@ def test_fine_tuning_keeps_the_features_and_the_normalisation(
     setup = Setup(str(folder), "fmp", 0.25, 1, (10, 10), 1, start=str(finished))
     chosen = setup.chosen_recipe(load_data(str(folder), channels=1).train)
     assert (chosen.head_factor, chosen.frozen) == (10, 0.1)
-    recipe = replace(chosen, epochs=2, fixed_epochs=2, batch_size=8, least_steps=20, schedule="constant")
+    recipe = replace(chosen, epochs=2, fixed_epochs=2, batch_size=8, least_steps=20, schedule="constant", warm_up=0.0)
     train(replace(setup, recipe=recipe), tmp_path / "tuned", Quiet())
     model = HybridMobileNet.from_pretrained(tmp_path / "tuned")
     assert model.class_names == ("a", "b", "c")

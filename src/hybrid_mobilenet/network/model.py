@@ -385,10 +385,7 @@ class HybridMobileNet(nn.Module):
         for path in (config_path, weights_path):
             if not path.is_file():
                 if (folder / CHECKPOINT_FILE).is_file():
-                    raise ModelError(
-                        f"the run in {folder} is not finished: finish it first, with hybrid-mobilenet train --resume "
-                        f"{shlex.quote(str(folder))}"
-                    )
+                    raise unfinished_run(folder)
                 raise ModelError(
                     f"model is {str(source)!r}, but there is no {path.name} in it: name the folder of a finished "
                     "training run, or a model on the Hugging Face Hub as owner/name"
@@ -482,6 +479,14 @@ def _check_normalisation(name: str, values: Any, in_channels: int) -> None:
             f"{name} is {values}, but must be a list with one number in 0..1 per input channel ({in_channels})"
             f"{', each above 0' if name == 'std' else ''}: divide by 255 if they are for bytes"
         )
+
+
+def unfinished_run(folder: Path) -> ModelError:
+    """The error for a run that must be finished first."""
+    return ModelError(
+        f"the run in {folder} is not finished: finish it first, with hybrid-mobilenet train --resume "
+        f"{shlex.quote(str(folder))}"
+    )
 
 
 def _initialise(module: nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from ..data.images import DataError
 from ..data.source import SourceOptions
 from ..data.sources import open_source
 from ..data.splits import Splits
-from ..network.model import CHECKPOINT_FILE, CONFIG_FILE, HybridMobileNet
+from ..network.model import CHECKPOINT_FILE, CONFIG_FILE, HybridMobileNet, unfinished_run
 from .recipe import Recipe
 from .setup import SCRATCH, Monitor, Setup
 from .step import is_classifier
@@ -71,10 +70,7 @@ def finished_run(run: str | Path) -> Path:
     if folder.is_file() and (config := run_file(folder, CONFIG_FILE)) is not None:
         raise ValueError(f"{run} is an exported file, from which training cannot start: give its run, {config.parent}")
     if (folder / CHECKPOINT_FILE).exists():
-        raise ValueError(
-            f"the run in {folder} is not finished: finish it first, with "
-            f"hybrid-mobilenet train --resume {shlex.quote(str(folder))}"
-        )
+        raise unfinished_run(folder)
     return folder
 
 
