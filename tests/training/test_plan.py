@@ -24,7 +24,7 @@ def test_few_images_are_passed_several_times() -> None:
     assert (planned.batch_size, planned.steps) == (44, 200)
     assert planned.in_words()[:2] == [
         "network fmp, alpha 0.25, delta 2, images of 32x32 pixels",
-        "20 epochs of 200 steps with 44 images each, so every epoch is about 101 passes over the images",
+        "20 epochs of 200 steps of 44 images, each about 101 passes over the images",
     ]
 
 
@@ -32,20 +32,20 @@ def test_many_images_are_passed_once() -> None:
     planned = plan(replace(SETUP, image_size=(24, 48)), LONG, 10, 45000, 5000, 10000)
     assert planned.in_words()[:2] == [
         "network fmp, alpha 0.25, delta 2, images of 24x48 pixels",
-        "20 epochs of 703 steps with 64 images each",
+        "20 epochs of 703 steps of 64 images",
     ]
 
 
 def test_the_recipe_is_described() -> None:
     assert recipe_in_words(LONG) == [
-        "AdamW, learning rate 0.01, decaying to 0 (cosine), weight decay 0.1",
+        "AdamW, learning rate 0.01 with cosine decay, weight decay 0.1",
         "augmentation: none; dropout 0.1; fixed pooling regions in the last 4 epochs",
     ]
-    assert recipe_in_words(Recipe(schedule="constant"))[0].endswith("learning rate 0.01, constant, weight decay 0.1")
-    own = own_recipe("fmp", 1000, ["cat", "dog"])
-    assert recipe_in_words(own)[0] == (
-        "AdamW, learning rate 0.01, rising over 5% of the steps, then decaying to 0 (cosine), weight decay 0.1"
+    assert recipe_in_words(Recipe(schedule="constant"))[0].endswith(
+        "learning rate 0.01 with no decay, weight decay 0.1"
     )
+    own = own_recipe("fmp", 1000, ["cat", "dog"])
+    assert recipe_in_words(own)[0] == ("AdamW, learning rate 0.01 with 5% warm-up and cosine decay, weight decay 0.1")
     assert recipe_in_words(own)[1] == f"augmentation: {own.augmentation}; dropout 0.1; fixed pooling regions"
     assert recipe_in_words(Recipe(optimizer="sgd"))[0].startswith("SGD with Nesterov momentum, ")
 

@@ -44,19 +44,19 @@ class Plan:
         setup, recipe = self.setup, self.recipe
         height, width = setup.image_size
         passes = self.steps * self.batch_size / self.train
-        repeated = f", so every epoch is about {passes:.0f} passes over the images" if passes >= 1.5 else ""
+        repeated = f", each about {passes:.0f} passes over the images" if passes >= 1.5 else ""
         return [
             f"network {setup.family}, alpha {setup.alpha:g}, delta {setup.delta}, images of {height}x{width} pixels",
-            f"{recipe.epochs} epochs of {self.steps:,} steps with {self.batch_size} images each{repeated}",
+            f"{recipe.epochs} epochs of {self.steps:,} steps of {self.batch_size} images{repeated}",
             *recipe_in_words(recipe),
         ]
 
 
 def recipe_in_words(recipe: Recipe) -> list[str]:
     """Optimiser and regularisation, a line each."""
-    rate = "decaying to 0 (cosine)" if recipe.schedule == "cosine" else "constant"
-    if recipe.warm_up:
-        rate = f"rising over {recipe.warm_up:.0%} of the steps, then {rate}"
+    warm_up = f"{recipe.warm_up:.0%} warm-up and " if recipe.warm_up else ""
+    decay = "cosine decay" if recipe.schedule == "cosine" else "no decay"
+    rate = f"{recipe.learning_rate:g} with {warm_up}{decay}"
     optimizer = "AdamW" if recipe.optimizer == "adam" else "SGD with Nesterov momentum"
     regular = [f"augmentation: {recipe.augmentation}", f"dropout {recipe.dropout:g}"]
     if recipe.fixed_epochs == recipe.epochs:
@@ -64,7 +64,7 @@ def recipe_in_words(recipe: Recipe) -> list[str]:
     elif recipe.fixed_epochs:
         regular.append(f"fixed pooling regions in the last {recipe.fixed_epochs} epochs")
     return [
-        f"{optimizer}, learning rate {recipe.learning_rate:g}, {rate}, weight decay {recipe.weight_decay:g}",
+        f"{optimizer}, learning rate {rate}, weight decay {recipe.weight_decay:g}",
         "; ".join(regular),
     ]
 
