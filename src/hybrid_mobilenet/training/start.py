@@ -168,7 +168,7 @@ def read_teacher(setup: Setup, images: ImageDataset) -> HybridMobileNet | None:
     for what, (theirs, ours) in expected.items():
         if theirs != ours:
             raise ValueError(
-                f"teacher is {setup.teacher!r}, whose {what} are {theirs}, but those of this run are {ours}: give a "
+                f"teacher is {setup.teacher!r}, with {what} {theirs}, but this run has {ours}: give a "
                 "teacher that was trained on the same classes, at the same image size"
             )
     return teacher
