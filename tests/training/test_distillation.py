@@ -194,7 +194,7 @@ def test_default_recipe_of_a_student_has_fixed_regions() -> None:
 
 def test_what_a_teacher_must_be(run: Path, tmp_path: Path) -> None:
     size = replace(SETUP, teacher=str(run), image_size=(9, 9))
-    with pytest.raises(ValueError, match=r"teacher is .*, whose image size are \(8, 8\), but those of this run"):
+    with pytest.raises(ValueError, match=r"teacher is .*, with image size \(8, 8\), but this run has"):
         train(size, tmp_path / "a", device="cpu")
     combined = replace(SETUP, teacher=str(run), recipe=replace(RECIPE, augmentation=Augmentation(combined=0.5)))
     with pytest.raises(ValueError, match=r"combined is 0.5, but must be 0 with a teacher"):
@@ -220,4 +220,4 @@ def test_the_command_line(tmp_path: Path, own_cache: Path) -> None:
     assert own_cache.is_dir()
     other = image_folder(tmp_path / "other", {"a": 9, "b": 9}, size=8, seed=5)
     result = invoke("train", other, *options, "--teacher", tmp_path / "teacher", "--out", tmp_path / "no")
-    fails(result, "teacher is", "whose classes are ['a', 'b', 'c'], but those of this run are ['a', 'b']")
+    fails(result, "teacher is", "with classes ['a', 'b', 'c'], but this run has ['a', 'b']")
