@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import Bbox
@@ -114,7 +113,11 @@ def draw_frontier(points: Sequence[Point], series: Sequence[str], title: str, pa
                     color=color,
                     markersize=size,
                     markerfacecolor="white" if is_distilled else color,
-                    label=f"{name}, distilled" if is_distilled else name,
+                    label=name
+                    if not is_distilled
+                    else f"{name}, distilled"
+                    if drawn
+                    else "_",  # "_": not in the legend
                 )
         axes.set(xlabel={"mult_adds": "Mult-Adds (millions)", "parameters": "Parameters (millions)"}[cost])
         axes.set(xscale="log")
@@ -123,7 +126,7 @@ def draw_frontier(points: Sequence[Point], series: Sequence[str], title: str, pa
         axes.margins(x=0.15)
         axes.grid(alpha=0.3)
     figure.axes[0].set(ylabel="Test accuracy (%)")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     figure.draw_without_rendering()  # settles the layout, in which the names are placed
     for axes, cost in zip(figure.axes, ("mult_adds", "parameters"), strict=True):
         _place_names(axes, points, series, cost)
@@ -137,8 +140,7 @@ def _cost_label(cost: float, _position: int) -> str:
 
 def _place_names(axes: Axes, points: Sequence[Point], series: Sequence[str], cost: str) -> None:
     """Write the names of the points, where they cover neither a point nor another name. Others are left out."""
-    renderer = FigureCanvasAgg(axes.figure.get_figure(root=True)).get_renderer()
-    inside = axes.get_window_extent(renderer)
+    inside = axes.get_window_extent()
     centres = axes.transData.transform([(getattr(each, cost), each.accuracy) for each in points])
     taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in centres.tolist()]
     for each in sorted(points, key=lambda each: (series.index(each.series), -each.accuracy)):
@@ -153,7 +155,7 @@ def _place_names(axes: Axes, points: Sequence[Point], series: Sequence[str], cos
                 fontsize=7.5,
                 color=STYLES[series.index(each.series)][0],
             )
-            box = text.get_window_extent(renderer)
+            box = text.get_window_extent()
             is_inside = inside.x0 < box.x0 and box.x1 < inside.x1 and inside.y0 < box.y0 and box.y1 < inside.y1
             if is_inside and not box.count_overlaps(taken):
                 taken.append(box)
