@@ -392,12 +392,12 @@ def network_within(mult_adds: float, options: dict[str, Any], note: Callable[[st
         in_channels=options["channels"],
         image_size=options["image_size"],
     )
-    network, seeds = best.network, len(best.recorded.accuracies)
+    network, accuracy, seeds = best.network, best.recorded.accuracy, len(best.recorded.accuracies)
     height, width = network.image_size
     note(
         f"chosen within {mult_adds:,.0f} Mult-Adds: {best.name} (--family {network.family} --alpha {network.alpha:g} "
-        f"--delta {network.delta}), with {best.mult_adds:,} for images of {height}x{width} pixels and {network.classes} "
-        f"classes; its recorded accuracy on {DATA_NAMES[best.recorded.data]} is {best.recorded.accuracy:.2%} "
+        f"--delta {network.delta}), with {best.mult_adds:,} for images of {height}x{width} pixels and "
+        f"{network.classes} classes; its recorded accuracy on {DATA_NAMES[best.recorded.data]} is {accuracy:.2%} "
         f"({seeds} seed{'s' * (seeds > 1)})"
     )
     return {"family": network.family, "alpha": network.alpha, "delta": network.delta}
