@@ -8,12 +8,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from hybrid_mobilenet import HybridMobileNet
+from hybrid_mobilenet import HybridMobileNet, resolve
 from hybrid_mobilenet.deploy import benchmark
 from hybrid_mobilenet.deploy.benchmark import expand, share_saved, with_plain_pooling
 from hybrid_mobilenet.deploy.onnx import onnx_bytes
-from hybrid_mobilenet.deploy.runtimes import ExecuTorchClassifier, LiteRTClassifier, OnnxClassifier
+from hybrid_mobilenet.deploy.runtimes import ExecuTorchClassifier, FileClassifier, LiteRTClassifier, OnnxClassifier
 from scripts import script
 
 peers = script("benchmarks/peers.py")

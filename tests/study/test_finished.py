@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cifar_runs import FINGERPRINTS, change, cifar_run  # noqa: F401  a fixture
+from cifar_runs import FINGERPRINTS, change
 from hybrid_mobilenet.data.held_out import SPLIT_FILE
 from hybrid_mobilenet.network.architecture import resolve
 from hybrid_mobilenet.network.cost import network_mult_adds, network_parameters
@@ -44,11 +44,7 @@ def test_a_record_has_what_the_run_says(cifar_run: Path, tmp_path: Path) -> None
 
 def test_a_record_names_the_teacher(cifar_run: Path, tmp_path: Path) -> None:
     teacher = tmp_path / "teacher"
-    change(
-        cifar_run,
-        "config.json",
-        lambda config: config["training"].update(teacher=str(teacher), teacher_fingerprint="ab"),
-    )
+    change(cifar_run, *trained(teacher=str(teacher), teacher_fingerprint="ab"))
     assert record_of_run(cifar_run, COMMAND, FINGERPRINTS).teacher == {"network": None, "fingerprint": "ab"}
     teacher.mkdir()
     (teacher / "config.json").write_text('{"family": "fmp", "alpha": 0.5, "delta": 2}')
@@ -67,10 +63,10 @@ def trained(**fields: object) -> tuple[str, Callable[[Any], None]]:
         (*trained(image_size=[48, 48]), r"the shape of the images .* is \(48, 48, 3\), but must be \(32, 32, 3\)"),
         (*trained(channels=1), r"the shape of the images .* is \(32, 32, 1\)"),
         (*trained(start="/runs/other"), "start of .* is '/runs/other', but must be scratch"),
-        (*trained(validation=0.1, images=45_000, validation_fingerprint="ab"), "validation of .* is 0.1, .* --validation 0"),
+        (*trained(validation=0.1, images=45_000, validation_fingerprint="ab"), "validation of .* is 0.1"),
         (*trained(data_fingerprint="ab"), "data_fingerprint of .* is 'ab', but must be .* official training images"),
-        ("config.json", lambda c: c["training"]["recipe"].update(keep="best"), "keep of .* is 'best', but must be last"),
-        ("config.json", lambda c: c["training"]["recipe"].update(epochs=3), "the number of epochs .* is 2, but must be 3"),
+        ("config.json", lambda c: c["training"]["recipe"].update(keep="best"), "keep of .* is 'best', but must be"),
+        ("config.json", lambda c: c["training"]["recipe"].update(epochs=3), "number of epochs .* is 2, but must be 3"),
         ("config.json", lambda c: c["training"].pop("seed"), "do not say how the model was trained .*seed"),
         ("evaluation.json", lambda e: e.update(passes=12), "passes of .* is 12, but must be 1"),
         ("evaluation.json", lambda e: e["confusion"][3].__setitem__(3, 71), "the official test set"),

@@ -58,13 +58,11 @@ def test_costs_are_those_of_the_user_s_network() -> None:
 
 
 def test_where_nothing_is_that_small_the_closest_is_named() -> None:
-    message = r"^the budget is 1,000 Mult-Adds and 500,000 parameters, .* 32x32 pixels and 10 classes: the closest is "
-    with pytest.raises(
-        ValueError, match=message + r"MobileNet d2 a0.25, with 1,611,520 Mult-Adds and 433,458 parameters"
-    ):
+    with pytest.raises(ValueError, match="^the budget is 1,000 Mult-Adds and 500,000 parameters, .* 32x32 ") as error:
         best(CIFAR10, Budget(mult_adds=1e3, parameters=500e3))
-    with pytest.raises(ValueError, match=r"the closest is MP3 d2 a0.5, with [\d,]+ bytes of int8 weights"):
-        best([LARGE, MIDDLE, MIDDLE_100], Budget(int8_bytes=10), "cifar10")
+    assert "the closest is MobileNet d2 a0.25, with 1,611,520 Mult-Adds and 433,458 parameters;" in str(error.value)
+    with pytest.raises(ValueError, match=r"the closest is MobileNet d2 a0.25, with [\d,]+ bytes of int8 weights"):
+        best(CIFAR10, Budget(int8_bytes=10), "cifar10")
 
 
 def test_examples() -> None:
