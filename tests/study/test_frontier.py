@@ -157,8 +157,8 @@ def test_one_command_adds_a_run_and_another_shows_it(cifar_run: Path, results: P
     added = frontier_script("--results", results, "add", cifar_run, "one", "--command", command)
     assert (added.returncode, added.stderr, added.stdout) == (0, "", f"{results / 'frontier' / 'one.json'}\n")
     assert read_record(results / "frontier" / "one.json").command == command
-    out = ["--docs", tmp_path / "docs", "--recorded", tmp_path / "recorded.json"]
-    assert frontier_script("--results", results, *out).returncode == 0
+    drawn = frontier_script("--results", results, "--docs", tmp_path / "docs", "--recorded", tmp_path / "recorded.json")
+    assert drawn.returncode == 0, drawn.stderr
     text = (tmp_path / "docs" / "FRONTIER.md").read_text()
     assert lines(text, "| **FMP d2 a0.25** | ours | 9.60 | 0.46 | 70.00 | 1 | last |  |")
     assert f"- FMP d2 a0.25, CIFAR-100: `{command}`" in text
@@ -184,7 +184,7 @@ def test_a_run_with_validation_is_refused(cifar_run: Path, results: Path) -> Non
     ("command", "message"),
     [
         ("train cifar100", "must start with hybrid-mobilenet train"),
-        (COMMAND + " --epoch 2", "which is not valid: .*--epoch"),
+        (COMMAND + " --epoch 2", "which the program does not take: .*--epoch"),
         (COMMAND.replace("100", "10"), "--command has the data 'cifar10', but the run was trained with 'cifar100'"),
         (COMMAND + " --alpha 0.5", "--command has the alpha 0.5, but the run was trained with 0.25"),
         (COMMAND + " --seed 1", "--command has the seed 1, but the run was trained with 0"),

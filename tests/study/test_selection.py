@@ -58,7 +58,7 @@ def test_costs_are_those_of_the_user_s_network() -> None:
 
 
 def test_where_nothing_is_that_small_the_closest_is_named() -> None:
-    with pytest.raises(ValueError, match="^the budget is 1,000 Mult-Adds and 500,000 parameters, .* 32x32 ") as error:
+    with pytest.raises(ValueError, match=r"^the budget is 1,000 Mult-Adds and 500,000 parameters, .* 32x32 ") as error:
         best(CIFAR10, Budget(mult_adds=1e3, parameters=500e3))
     assert "the closest is MobileNet d2 a0.25, with 1,611,520 Mult-Adds and 433,458 parameters;" in str(error.value)
     with pytest.raises(ValueError, match=r"the closest is MobileNet d2 a0.25, with [\d,]+ bytes of int8 weights"):

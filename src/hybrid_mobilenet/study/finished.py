@@ -35,7 +35,7 @@ def record_of_run(folder: Path, command: str, fingerprints: Mapping[str, str]) -
         ValueError: if the run is not finished, or is not such a run.
         OSError: if a file cannot be read.
     """
-    config, lines, evaluation, split = _files(folder)
+    config, epochs, evaluation, split = _files(folder)
     try:
         trained = config["training"]
         run = Run(
@@ -46,7 +46,6 @@ def record_of_run(folder: Path, command: str, fingerprints: Mapping[str, str]) -
             trained["seed"],
             Recipe.from_record(trained["recipe"]),
         )
-        epochs = tuple(json.loads(line) for line in lines.splitlines())
         _check(folder, run, trained, evaluation, split, len(epochs), fingerprints)
         return Record(
             data=run.data,
@@ -77,7 +76,7 @@ def record_of_run(folder: Path, command: str, fingerprints: Mapping[str, str]) -
         ) from error
 
 
-def _files(folder: Path) -> tuple[Any, str, Any, Any]:
+def _files(folder: Path) -> tuple[Any, tuple[Any, ...], Any, Any]:
     """The contents of `FILES`."""
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing or (folder / CHECKPOINT_FILE).exists():
@@ -85,7 +84,8 @@ def _files(folder: Path) -> tuple[Any, str, Any, Any]:
         raise ValueError(f"{folder} is not the folder of a finished run ({what}): finish it with train --resume")
     config, metrics, evaluation, split = ((folder / name).read_text(encoding="utf-8") for name in FILES)
     try:
-        return json.loads(config), metrics, json.loads(evaluation), json.loads(split)
+        epochs = tuple(map(json.loads, metrics.splitlines()))
+        return json.loads(config), epochs, json.loads(evaluation), json.loads(split)
     except ValueError as error:
         raise ValueError(f"a file in {folder} is damaged ({reason(error)}): restore the run") from error
 
