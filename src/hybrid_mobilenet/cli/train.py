@@ -359,9 +359,7 @@ def checked_budget(ctx: typer.Context, budget: str, start: str | None) -> float:
     others = [f"--{name}" for name in ("family", "alpha", "delta") if name in given_options(ctx)]
     others += ["--from"] * (start is not None) + ["--resume"] * ("resume" in given_options(ctx))
     if others:
-        raise ValueError(
-            f"--budget is {budget!r} and chooses the network, but so does {others[0]}: leave one of them out"
-        )
+        raise ValueError(f"--budget {budget} chooses the network, but so does {others[0]}: leave one of them out")
     return mult_adds
 
 
