@@ -113,11 +113,7 @@ def draw_frontier(points: Sequence[Point], series: Sequence[str], title: str, pa
                     color=color,
                     markersize=size,
                     markerfacecolor="white" if is_distilled else color,
-                    label=name
-                    if not is_distilled
-                    else f"{name}, distilled"
-                    if drawn
-                    else "_",  # "_": not in the legend
+                    label=_legend(name, is_distilled=is_distilled, is_empty=not drawn),
                 )
         axes.set(xlabel={"mult_adds": "Mult-Adds (millions)", "parameters": "Parameters (millions)"}[cost])
         axes.set(xscale="log")
@@ -131,6 +127,13 @@ def draw_frontier(points: Sequence[Point], series: Sequence[str], title: str, pa
     for axes, cost in zip(figure.axes, ("mult_adds", "parameters"), strict=True):
         _place_names(axes, points, series, cost)
     save_figure(figure, path)
+
+
+def _legend(series: str, *, is_distilled: bool, is_empty: bool) -> str:
+    """The name of points in the legend, which leaves out names that start with "_"."""
+    if is_distilled:
+        return "_" if is_empty else f"{series}, distilled"
+    return f"{series} (none)" if is_empty else series
 
 
 def _cost_label(cost: float, _position: int) -> str:
