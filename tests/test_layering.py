@@ -62,7 +62,17 @@ def test_only_the_command_line_prints_or_exits(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["network.cost", "study.claims", "study.paper", "study.grid", "study.records", "training.recipe", "common.files"],
+    [
+        "network.cost",
+        "study.claims",
+        "study.finished",
+        "study.grid",
+        "study.paper",
+        "study.records",
+        "study.selection",
+        "training.recipe",
+        "common.files",
+    ],
 )
 def test_facts_need_no_torch(module: str) -> None:
     script = f"import sys, hybrid_mobilenet.{module}; sys.exit(bool({{'torch', 'numpy', 'rich'}} & set(sys.modules)))"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from command_line import fails, invoke
-from hybrid_mobilenet.cli.options import join_lists, parse_choices, parse_counts, parse_image_size
+from hybrid_mobilenet.cli.options import join_lists, parse_amount, parse_choices, parse_counts, parse_image_size
 
 FAMILIES = ("mobilenet", "mp3", "fmp")
 ALPHAS = (0.25, 0.5, 1.0)
@@ -15,6 +15,35 @@ RULE = "but must be one or more of mobilenet, mp3, fmp, separated by commas, as 
 @pytest.mark.parametrize(("text", "size"), [("32", (32, 32)), ("24x32", (24, 32)), ("8X16", (8, 16))])
 def test_image_sizes(text: str, size: tuple[int, int]) -> None:
     assert parse_image_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "amount"),
+    [
+        ("10M", "", 10e6),
+        ("9.6m", "", 9_600_000),
+        ("500k", "", 500e3),
+        (".5G", "", 500e6),
+        (" 700 ", "", 700),
+        ("1_000_000", "", 1e6),
+        ("0.29M", "", 290_000),
+        ("300KB", "B", 300e3),
+        ("300k", "B", 300e3),
+        ("250000b", "B", 250_000),
+    ],
+)
+def test_amounts(text: str, unit: str, amount: float) -> None:
+    assert parse_amount("--limit", text, unit) == amount
+
+
+@pytest.mark.parametrize(
+    "text", ["", "M", "ten", "10 M", "10MM", "10MB", "1,5M", "-1", "0", "0k", "1e6", "nan", "inf", "\u0661k"]
+)
+def test_what_is_no_amount(text: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"^--limit is .* but must be a number above 0, such as 500k, 9.6M or 250000: k"
+    ):
+        parse_amount("--limit", text)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 from command_line import NETWORK, fails, invoke
 from hybrid_mobilenet.cli import train as command
 from hybrid_mobilenet.cli.display import RunDisplay
+from hybrid_mobilenet.study.selection import Budget, best_networks
 from hybrid_mobilenet.training import recipe as recipe_module
 from hybrid_mobilenet.training import run as training
 from hybrid_mobilenet.training import setup as training_setup
@@ -152,6 +153,44 @@ def test_own_images_are_augmented(
         (("digits", "--seed", "-1"), ("seed is -1", "0 or more and less than 2**64")),
         (("digits", "--seed", "18446744073709551616"), ("seed is 18446744073709551616", "less than 2**64")),
         (("digit",), ("there is no data 'digit'", "did you mean 'digits'?")),
+        (("digits", "--budget", "lots"), ("--budget is 'lots'", "9.6M")),
+        (("digits", "--budget", "1k"), ("1,000 Mult-Adds", "32x32 pixels and 10 classes", "the closest is MobileNet")),
+        (
+            ("digits", "--budget", "10M", "--family", "fmp"),
+            (
+                "--budget 10M",
+                "so does --family: leave one",
+            ),
+        ),
+        (
+            ("digits", "--budget", "10M", "--alpha", "1"),
+            (
+                "--budget 10M",
+                "so does --alpha: leave one",
+            ),
+        ),
+        (
+            ("digits", "--budget", "10M", "--delta", "1"),
+            (
+                "--budget 10M",
+                "so does --delta: leave one",
+            ),
+        ),
+        (
+            ("digits", "--budget", "10M", "--from", "run"),
+            (
+                "--budget 10M",
+                "so does --from: leave one",
+            ),
+        ),
+        (
+            ("--resume", "run", "--budget", "10M"),
+            (
+                "--budget 10M",
+                "so does --resume: leave one",
+            ),
+        ),
+        (("digit", "--budget", "10M"), ("there is no data 'digit'", "did you mean 'digits'?")),
     ],
     ids=" ".join,
 )
@@ -161,6 +200,36 @@ def test_train_refuses(
     monkeypatch.chdir(tmp_path)
     fails(invoke("train", *arguments), *parts)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_chooses_the_network(photos: Path) -> None:
+    """Its Mult-Adds are those of the run: here for small grey images of two classes."""
+    limits: dict[str, Any] = {"classes": 2, "in_channels": 1, "image_size": (16, 16)}
+    every = best_networks(Budget(), "cifar10", **limits)
+    limit = sorted(each.mult_adds for each in every)[len(every) // 2]
+    best, *_ = best_networks(Budget(limit), **limits)
+    options = ["--image-size", "16", "--in-channels", "1", "--epochs", "1"]
+    arguments = ["train", "photos", "--budget", str(limit), *options, "--out", "run", "--json"]
+    result = run_command(*arguments, cwd=photos.parent)
+    assert (result.returncode, result.stderr) == (0, "")
+    note = json.loads(result.stdout)["notes"][0]
+    assert note.startswith(f"chosen within {limit:,} Mult-Adds: {best.name} (--family {best.network.family} --alpha ")
+    assert f", with {best.mult_adds:,} for images of 16x16 pixels and 2 classes; its recorded accuracy" in note
+    assert re.search(rf" on CIFAR-100? is {best.recorded.accuracy:.2%} \(\d seed", note)
+    config = json.loads((photos.parent / "run/config.json").read_text())
+    assert [config["training"][name] for name in ("family", "delta", "alpha")] == [*best.recorded.configuration]
+    assert "budget" not in config["training"]
+
+
+def test_a_budget_names_the_run_folder_after_the_network(tmp_path: Path) -> None:
+    options = ["--image-size", "8", "--in-channels", "1", "--epochs", "1"]
+    result = run_command("train", "digits", "--budget", "500k", *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "chosen within 500,000 Mult-Adds: " in result.stderr.splitlines()[0]
+    (run,) = (tmp_path / "runs").iterdir()
+    best, *_ = best_networks(Budget(500e3), classes=10, in_channels=1, image_size=(8, 8))
+    network = best.network
+    assert run.name == f"digits-{network.family}-d{network.delta}-a{network.alpha:g}-s0"
 
 
 def test_train_does_not_overwrite_a_run(model: Path) -> None:

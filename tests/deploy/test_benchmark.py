@@ -8,12 +8,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from hybrid_mobilenet import HybridMobileNet
+from hybrid_mobilenet import HybridMobileNet, resolve
 from hybrid_mobilenet.deploy import benchmark
 from hybrid_mobilenet.deploy.benchmark import expand, share_saved, with_plain_pooling
 from hybrid_mobilenet.deploy.onnx import onnx_bytes
-from hybrid_mobilenet.deploy.runtimes import ExecuTorchClassifier, LiteRTClassifier, OnnxClassifier
+from hybrid_mobilenet.deploy.runtimes import ExecuTorchClassifier, FileClassifier, LiteRTClassifier, OnnxClassifier
 from scripts import script
 
 peers = script("benchmarks/peers.py")
@@ -39,6 +40,28 @@ def test_a_share_is_taken_within_rounds() -> None:
     """A machine that becomes twice as slow in the middle changes nothing."""
     assert share_saved([1.0, 1.0, 2.0, 2.0, 2.0], [0.9, 0.9, 1.8, 1.8, 1.8]) == pytest.approx(0.1)
     assert share_saved([1.0, 1.0, 1.0], [0.9, 0.9, 9.0]) == pytest.approx(0.1)
+
+
+def test_untrained_networks_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = [resolve("mp3", 0.25, delta, in_channels=1, image_size=8) for delta in (1, 2)]
+    measured: list[tuple[int, ...]] = []
+
+    def seconds(classifier: FileClassifier, images: NDArray[np.uint8]) -> float:
+        measured.append(images.shape)
+        logits, probabilities = classifier.run(images)
+        assert logits.shape == probabilities.shape == (1, 10)
+        return len(measured) / 1000
+
+    monkeypatch.setattr(benchmark, "seconds_per_call", seconds)
+    for module, runtime in (("onnxruntime", "ONNX Runtime"), ("no_such_module", "PyTorch")):
+        monkeypatch.setattr(OnnxClassifier, "module", module)
+        measured.clear()
+        turns: list[int] = []
+        before = torch.get_num_threads()
+        name, latencies = benchmark.untrained_latencies(networks, 3, turns.append)
+        assert (name, turns, measured) == (runtime, [1] * 6, [(1, 8, 8, 1)] * 6)
+        assert [each.median for each in latencies] == [0.003, 0.004]  # of calls 1, 3, 5 and of 2, 4, 6
+        assert torch.get_num_threads() == before
 
 
 def test_no_share_where_no_pooling_is_fractional(tmp_path: Path) -> None:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import doctest
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
+import onnx
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import numpy_helper
 
+from hybrid_mobilenet.deploy.onnx import onnx_bytes
+from hybrid_mobilenet.deploy.onnx_int8 import onnx_int8_bytes
 from hybrid_mobilenet.network import cost
-from hybrid_mobilenet.network.architecture import FAMILIES, Family, Layer, resolve
+from hybrid_mobilenet.network.architecture import CONVOLUTIONS, FAMILIES, Family, Layer, resolve
 from hybrid_mobilenet.network.cost import (
     Convention,
     depthwise_mult_adds,
@@ -25,6 +30,7 @@ from hybrid_mobilenet.network.cost import (
     pointwise_mult_adds,
     pointwise_parameters,
 )
+from hybrid_mobilenet.network.model import HybridMobileNet
 
 # Every channel count in the tables is a multiple of 32, so that every multiple of 1/32 is an alpha.
 alphas = st.integers(1, 32).map(lambda parts: parts / 32)
@@ -48,7 +54,7 @@ def test_the_worked_example() -> None:
     assert ratio == (0.5 * 9 + 0.25 * 128) * 2 / (9 + 128) == 73 / 137
     assert f"{ratio:.2f}" == f"{mult_adds_ratio(3, 64, 128, (32, 32), alpha=0.5, delta=2):.2f}" == "0.53"
     failures, attempts = doctest.testmod(cost)
-    assert (failures, attempts) == (0, 2)
+    assert (failures, attempts) == (0, 4)
 
 
 @given(kernel=kernels, m=channels, n=channels, side=sides, alpha=alphas, delta=deltas)
@@ -159,3 +165,19 @@ def test_the_conventions_differ_by_two_numbers_per_normalised_channel(family: Fa
         layer.out_channels for layer in network.layers if layer.kind in ("convolution", "depthwise", "pointwise")
     )
     assert network_parameters(network, "paper") - network_parameters(network, "trainable") == 2 * normalised
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("number", ["float32", "int8"])
+def test_weight_bytes_are_those_of_the_exported_file(family: Family, number: Literal["float32", "int8"]) -> None:
+    """Besides weights, biases and scales, a file has the graph, and the indices of pooling regions."""
+    network = resolve(family, 0.25, 2)
+    model = HybridMobileNet(**network.choices()).eval()
+    images = torch.randint(0, 256, (128, 3, 32, 32), dtype=torch.uint8)
+    content = onnx_bytes(model) if number == "float32" else onnx_int8_bytes(model, images)
+    stored = {each.name: numpy_helper.to_array(each) for each in onnx.load_from_string(content).graph.initializer}
+    layers = {layer.name for layer in network.layers if layer.kind in CONVOLUTIONS}
+    weights = sum(value.nbytes for name, value in stored.items() if name.partition(".")[0] in layers | {"classifier"})
+    scale = 4 * 10 if number == "int8" else 0  # of the classifier's bias, which is an integer
+    assert weights - scale == cost.weight_bytes(network, number)
+    assert 0 < len(content) - weights < 35_000

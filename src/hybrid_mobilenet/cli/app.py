@@ -29,6 +29,7 @@ FILES = {
     "export": "deploy",
     "benchmark": "deploy",
     "web": "deploy",
+    "select": "select",
     "tables": "network",
     "cost": "network",
     "reproduce": "study",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
+from decimal import Decimal
 from itertools import takewhile
 from typing import Annotated, NoReturn, TypeVar
 
@@ -53,6 +55,31 @@ def parse_image_size(text: str) -> Size:
     if len(sides) > 2 or not all(side.isdecimal() for side in sides):
         raise ValueError(f"--image-size is {text!r}, but must be a side in pixels (32) or height x width (24x32)")
     return int(sides[0]), int(sides[-1])
+
+
+#: What the letters after a number stand for.
+MULTIPLES = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
+
+
+def parse_amount(option: str, text: str, unit: str = "") -> float:
+    """A number above 0, in the way that people write large ones: 10000000, 10_000_000, 10M, 9.6M, 500k.
+
+    Args:
+        option: its name, for errors.
+        text: the text on the command line.
+        unit: letters that may follow, such as "B" in 500KB.
+
+    Raises:
+        ValueError: if it is not such a number.
+    """
+    match = re.fullmatch(rf"(\d[\d_]*|\d*\.\d+)([kmg]?)(?:{unit})?", text.strip(), re.ASCII | re.IGNORECASE)
+    amount = Decimal(match[1]) * MULTIPLES[match[2].lower()] if match else Decimal()
+    if amount <= 0:
+        raise ValueError(
+            f"{option} is {text!r}, but must be a number above 0, such as 500k{unit}, 9.6M{unit} or 250000: k stands "
+            "for a thousand, M for a million"
+        )
+    return float(amount)
 
 
 # An option with several values takes a comma-separated list. It is declared as a list[str] option: typer then keeps

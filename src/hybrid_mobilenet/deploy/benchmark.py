@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from ..common import machine
 from ..common.devices import CPU, choose_device
+from ..network.architecture import Network
 from ..network.model import HybridMobileNet
 from .latency import Latency, random_images, seconds_per_call, spread
-from .runtimes import FileClassifier, OnnxClassifier, Outputs, can_run, is_exported, open_file
+from .runtimes import FileClassifier, OnnxClassifier, Outputs, RuntimeFileError, can_run, is_exported, open_file
 
 #: Batch size for the throughput.
 BATCH = 64
@@ -61,8 +62,8 @@ class TorchClassifier(FileClassifier):
 
     runtime, module, extra = "PyTorch", "torch", ""
 
-    def __init__(self, source: str, threads: int, device: torch.device) -> None:
-        self.model = HybridMobileNet.from_pretrained(source).to(device)
+    def __init__(self, model: HybridMobileNet, threads: int, device: torch.device) -> None:
+        self.model = model.to(device)
         self.class_names, self.image_size = self.model.class_names, self.model.network.image_size
         self.in_channels, self.threads, self.device = self.model.network.in_channels, threads, device
 
@@ -84,7 +85,48 @@ def expand(sources: Sequence[str]) -> list[str]:
 
 def open_model(source: str, threads: int, device: torch.device) -> FileClassifier:
     """An exported file in its runtime on the CPU, or a model in PyTorch on `device`."""
-    return open_file(Path(source), threads) if is_exported(source) else TorchClassifier(source, threads, device)
+    if is_exported(source):
+        return open_file(Path(source), threads)
+    return TorchClassifier(HybridMobileNet.from_pretrained(source), threads, device)
+
+
+def open_untrained(network: Network) -> FileClassifier:
+    """A network with random weights on one thread: in ONNX Runtime if that is installed, otherwise in PyTorch."""
+    model = HybridMobileNet(**network.choices()).eval()
+    try:
+        OnnxClassifier.require(exporting=True)
+    except RuntimeFileError:
+        return TorchClassifier(model, 1, CPU)
+    from .onnx import onnx_bytes
+
+    return OnnxClassifier(onnx_bytes(model), threads=1)
+
+
+def untrained_latencies(
+    networks: Sequence[Network], rounds: int, advance: Callable[[int], None] | None = None
+) -> tuple[str, list[Latency]]:
+    """Measure the latency of networks before they are trained, on one image and one CPU thread, in turns.
+
+    Args:
+        networks: the networks.
+        rounds: number of rounds, over which medians and quartiles are taken.
+        advance: called with 1 after each measurement, ``rounds * len(networks)`` times.
+
+    Returns:
+        The name of the runtime, and the latency of each network.
+    """
+    before = torch.get_num_threads()
+    try:
+        classifiers = [open_untrained(network) for network in networks]
+        seconds: list[list[float]] = [[] for _ in classifiers]
+        for _ in range(rounds):
+            for classifier, measured in zip(classifiers, seconds, strict=True):
+                measured.append(seconds_per_call(classifier, random_images(classifier, 1)))
+                if advance is not None:
+                    advance(1)
+    finally:
+        torch.set_num_threads(before)
+    return classifiers[0].runtime, list(map(spread, seconds))
 
 
 def benchmark(

@@ -142,6 +142,21 @@ def network_parameters(network: Network, convention: Convention = "paper") -> in
     return sum(layer_parameters(layer, convention) for layer in network.layers)
 
 
+def weight_bytes(network: Network, number: Literal["float32", "int8"]) -> int:
+    """Bytes of the weights of the exported network, in which batch normalisation is folded into the convolutions.
+
+    Every convolution and the fully connected layer have one bias per output channel. In int8, a weight is one byte, and
+    each output channel also has a scale. The graph and its metadata are not counted: 10 to 30 kB of a file.
+
+    >>> from hybrid_mobilenet import resolve
+    >>> weight_bytes(resolve("fmp", alpha=0.25, delta=2), "float32")
+    1686120
+    """
+    layers = [layer for layer in network.layers if _weights(layer)]
+    weights, channels = sum(map(_weights, layers)), sum(layer.out_channels for layer in layers)
+    return 4 * (weights + channels) if number == "float32" else weights + 8 * channels
+
+
 def _weights(layer: Layer) -> int:
     # The channels of a resolved layer include alpha and delta: for a pointwise layer, M is alpha M delta.
     match layer.kind:

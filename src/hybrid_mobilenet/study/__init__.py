@@ -1,1 +1,1 @@
-"""The paper's study: its grid of runs, their records, and the report that judges its claims."""
+"""The paper's study, and accuracy against cost: grid of runs, records, report, and selection by budget."""

@@ -41,6 +41,9 @@ class Record:
         environment: machine, versions, device, threads.
         epochs: the lines of metrics.jsonl, one per epoch.
         training: revision of the training code: see `grid.TRAINING`. Records of revision 1 lack this field.
+        teacher: the run that the network was distilled from: its "network", such as "FMP d2 a0.5" (None if its folder
+            is gone), and its "fingerprint". None without a teacher.
+        command: the command line that trained it; empty for `reproduce`.
     """
 
     data: str
@@ -61,6 +64,8 @@ class Record:
     environment: dict[str, Any]
     epochs: tuple[dict[str, Any], ...]
     training: int = 1
+    teacher: dict[str, str | None] | None = None
+    command: str = ""
 
 
 def record_path(folder: Path, run: Run) -> Path:
@@ -95,7 +100,8 @@ def read_record(path: Path) -> Record:
         return Record(**fields, recipe=recipe, test=tests, epochs=epochs)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} is not the record of a run ({error!r}): delete it, and `hybrid-mobilenet reproduce` writes it anew"
+            f"{path} is not the record of a run ({error!r}): delete it, and record the run again (those of the paper's "
+            "grid with `hybrid-mobilenet reproduce`)"
         ) from error
 
 

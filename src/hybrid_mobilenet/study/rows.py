@@ -54,6 +54,11 @@ class Row:
         return len(self.records)
 
     @property
+    def is_distilled(self) -> bool:
+        """Whether the runs had a teacher."""
+        return self.records[0].teacher is not None
+
+    @property
     def training(self) -> int:
         """Revision of the training code: see `records.Record`."""
         return self.records[0].training
@@ -104,7 +109,12 @@ def rows(records: Iterable[Record]) -> list[Row]:
     )
 
 
-def network_name(configuration: Configuration) -> str:
-    """For example "FMP d2 a0.25"; "the baseline" for the baseline."""
+def configuration_name(configuration: Configuration) -> str:
+    """For example "FMP d2 a0.25"."""
     family, delta, alpha = configuration
-    return "the baseline" if configuration == BASELINE else f"{FAMILY_NAMES[family]} d{delta} a{alpha:g}"
+    return f"{FAMILY_NAMES[family]} d{delta} a{alpha:g}"
+
+
+def network_name(configuration: Configuration) -> str:
+    """As `configuration_name`, but "the baseline" for the baseline."""
+    return "the baseline" if configuration == BASELINE else configuration_name(configuration)
