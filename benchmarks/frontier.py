@@ -1,6 +1,6 @@
 r"""docs/FRONTIER.md: accuracy against cost, our networks beside those of others.
 
-    python benchmarks/frontier.py add runs/c100 cifar100-fmp-d2-a0.25-seed0 \\
+    python benchmarks/frontier.py add runs/c100 cifar100-fmp-d2-a0.25-seed0 \
         --command "hybrid-mobilenet train cifar100 --validation 0 --seed 0"
     python benchmarks/frontier.py
 

@@ -45,7 +45,7 @@ def test_the_recipe_is_described() -> None:
         "learning rate 0.01 with no decay, weight decay 0.1"
     )
     own = own_recipe("fmp", 1000, ["cat", "dog"])
-    assert recipe_in_words(own)[0] == ("AdamW, learning rate 0.01 with 5% warm-up and cosine decay, weight decay 0.1")
+    assert recipe_in_words(own)[0] == "AdamW, learning rate 0.01 with 5% warm-up and cosine decay, weight decay 0.1"
     assert recipe_in_words(own)[1] == f"augmentation: {own.augmentation}; dropout 0.1; fixed pooling regions"
     assert recipe_in_words(Recipe(optimizer="sgd"))[0].startswith("SGD with Nesterov momentum, ")
 

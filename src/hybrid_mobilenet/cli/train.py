@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -375,18 +375,17 @@ def network_within(mult_adds: float, options: dict[str, Any], note: Callable[[st
         ValueError: if no network is that small.
         DataError, OSError: if the data cannot be opened.
     """
-    from ..data.source import SourceOptions
     from ..data.sources import open_source
     from ..study.grid import PAPER_DATA_SETS
     from ..study.rows import DATA_NAMES
     from ..study.selection import Budget, best_networks
+    from ..training.setup import Setup
 
     data = options["data"]
-    source = SourceOptions(**{field.name: options[field.name] for field in fields(SourceOptions)})
     best, *_ = best_networks(
         Budget(mult_adds=mult_adds),
         data if data in PAPER_DATA_SETS else None,
-        classes=len(open_source(data, source).train.class_names),
+        classes=len(open_source(data, Setup(**options).source_options).train.class_names),
         in_channels=options["channels"],
         image_size=options["image_size"],
     )

@@ -8,14 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import harmonic_mean
 from typing import Any
 
 from ..common.messages import reason
-from ..network.cost import network_mult_adds, network_parameters
 from ..training.recipe import Recipe
-from .grid import DATA_SETS, PAPER_DATA_SETS, TRAINING, Run
-from .records import Record, Score
+from .grid import DATA_SETS, PAPER_DATA_SETS, Run
+from .records import Record
 from .rows import configuration_name
 
 # As `training.run`, `data.held_out` and `network.model` name them, which import torch.
@@ -47,25 +45,12 @@ def record_of_run(folder: Path, command: str, fingerprints: Mapping[str, str]) -
             Recipe.from_record(trained["recipe"]),
         )
         _check(folder, run, trained, evaluation, split, len(epochs), fingerprints)
-        return Record(
-            data=run.data,
-            family=run.family,
-            delta=run.delta,
-            alpha=run.alpha,
-            seed=run.seed,
-            fingerprint=run.fingerprint,
-            recipe=run.recipe,
-            mult_adds=network_mult_adds(run.network),
-            parameters=network_parameters(run.network),
-            images=trained["images"],
-            test={1: Score(*(evaluation[name] for name in ("accuracy", "correct", "images", "loss")))},
-            images_per_second=harmonic_mean([epoch["images_per_second"] for epoch in epochs]),
-            seconds={"training": sum(epoch["seconds"] for epoch in epochs)},
-            data_fingerprint=trained["data_fingerprint"],
+        return Record.of_run(
+            run,
+            trained,
+            epochs,
+            [evaluation],
             code={"version": trained["version"], "commit": None},
-            environment={key: trained[key] for key in ("torch", "python", "machine", "device", "threads")},
-            epochs=epochs,
-            training=TRAINING,
             teacher=_teacher(trained),
             command=command,
         )

@@ -122,8 +122,7 @@ def tuned_rows(records: Iterable[Record]) -> tuple[Row, ...]:
 
     found = []
     for _, group in groupby(sorted(records, key=lambda record: (*key(record), record.seed)), key):
-        first, *others = group
-        row = Row(first.data, (first.family, first.delta, first.alpha), first.recipe, (first, *others))
+        row = Row.of(tuple(group))
         seeds = [record.seed for record in row.records]
         if len(set(seeds)) < len(seeds):
             raise ValueError(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any
 
 from ..common.files import write_atomically
 from ..network.architecture import Family
+from ..network.cost import network_mult_adds, network_parameters
 from ..training.recipe import Recipe
-from .grid import Run
+from .grid import TRAINING, Run
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,11 @@ class Score:
     correct: int
     images: int
     loss: float
+
+    @classmethod
+    def of(cls, evaluation: Mapping[str, Any]) -> Score:
+        """The score of an evaluation, as in evaluation.json."""
+        return cls(*(evaluation[name] for name in ("accuracy", "correct", "images", "loss")))
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,62 @@ class Record:
     training: int = 1
     teacher: dict[str, str | None] | None = None
     command: str = ""
+
+    @classmethod
+    def of_run(
+        cls,
+        run: Run,
+        trained: Mapping[str, Any],
+        epochs: tuple[dict[str, Any], ...],
+        evaluations: Iterable[Mapping[str, Any]],
+        *,
+        code: dict[str, str | None],
+        seconds: Mapping[str, float] | None = None,
+        environment: Mapping[str, Any] | None = None,
+        teacher: dict[str, str | None] | None = None,
+        command: str = "",
+    ) -> Record:
+        """The record of a finished run, from the files of its folder.
+
+        Args:
+            run: the run.
+            trained: how the model was trained, as in config.json.
+            epochs: the lines of metrics.jsonl.
+            evaluations: on the test images, as in evaluation.json, each with another number of passes.
+            code: as the attribute.
+            seconds: other than of "training".
+            environment: what `trained` does not say.
+            teacher: as the attribute.
+            command: as the attribute.
+
+        Raises:
+            KeyError, TypeError: if a file lacks a field.
+        """
+        return cls(
+            data=run.data,
+            family=run.family,
+            delta=run.delta,
+            alpha=run.alpha,
+            seed=run.seed,
+            fingerprint=run.fingerprint,
+            recipe=run.recipe,
+            mult_adds=network_mult_adds(run.network),
+            parameters=network_parameters(run.network),
+            images=trained["images"],
+            test={each["passes"]: Score.of(each) for each in evaluations},
+            images_per_second=harmonic_mean([epoch["images_per_second"] for epoch in epochs]),
+            seconds={"training": sum(epoch["seconds"] for epoch in epochs), **(seconds or {})},
+            data_fingerprint=trained["data_fingerprint"],
+            code=code,
+            environment={
+                **{key: trained[key] for key in ("torch", "python", "machine", "device", "threads")},
+                **(environment or {}),
+            },
+            epochs=epochs,
+            training=TRAINING,
+            teacher=teacher,
+            command=command,
+        )
 
 
 def record_path(folder: Path, run: Run) -> Path:

@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from statistics import harmonic_mean
 from typing import Any, Literal
 
 import torch
@@ -31,13 +30,12 @@ from ..common.errors import one_line, trace
 from ..common.machine import processor
 from ..data.dataset import ImageDataset
 from ..data.splits import Splits
-from ..network.cost import network_mult_adds, network_parameters
 from ..network.model import CHECKPOINT_FILE, HybridMobileNet
 from ..training.evaluate import evaluate
 from ..training.run import EVALUATION_FILE, METRICS_FILE, resume, train
 from ..training.setup import Monitor, Setup, read_data
-from .grid import TRAINING, Run
-from .records import Record, Score, is_recorded, read_record, record_path, write_record
+from .grid import Run
+from .records import Record, is_recorded, read_record, record_path, write_record
 
 #: Number of passes with random pooling regions that are averaged, besides the one with fixed regions.
 PASSES = 12
@@ -164,36 +162,17 @@ def _record(run: Run, folder: Path, on_state: OnState, cache: DataCache, device:
     if model.fractional_max_pools():
         evaluations.append(_evaluate_passes(model, cache(setup, monitor).test, run, on_state))
     epochs = tuple(json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines())
-    trained = model.training_record
-    return Record(
-        data=run.data,
-        family=run.family,
-        delta=run.delta,
-        alpha=run.alpha,
-        seed=run.seed,
-        fingerprint=run.fingerprint,
-        recipe=run.recipe,
-        mult_adds=network_mult_adds(run.network),
-        parameters=network_parameters(run.network),
-        images=trained["images"],
-        test={
-            each["passes"]: Score(each["accuracy"], each["correct"], each["images"], each["loss"])
-            for each in evaluations
-        },
-        images_per_second=harmonic_mean([epoch["images_per_second"] for epoch in epochs]),
-        seconds={
-            "training": sum(epoch["seconds"] for epoch in epochs),
-            "evaluation": time.perf_counter() - started,  # of the averaged passes
-        },
-        data_fingerprint=trained["data_fingerprint"],
+    return Record.of_run(
+        run,
+        model.training_record,
+        epochs,
+        evaluations,
         code=code,
+        seconds={"evaluation": time.perf_counter() - started},  # of the averaged passes
         environment={
-            **{key: trained[key] for key in ("torch", "python", "machine", "device", "threads")},
             "processor": torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else processor(),
             "system": platform.system(),
         },
-        epochs=epochs,
-        training=TRAINING,
     )
 
 

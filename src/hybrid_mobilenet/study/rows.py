@@ -38,6 +38,12 @@ class Row:
     recipe: Recipe
     records: tuple[Record, ...]
 
+    @classmethod
+    def of(cls, records: tuple[Record, ...]) -> Row:
+        """The row of some records, which differ in their seeds alone and are ordered by them."""
+        first = records[0]
+        return cls(first.data, (first.family, first.delta, first.alpha), first.recipe, records)
+
     @property
     def accuracies(self) -> list[float]:
         """Accuracy of each run in percent, with fixed pooling regions."""
@@ -92,11 +98,7 @@ def rows(records: Iterable[Record]) -> list[Row]:
         )
 
     ordered = sorted(records, key=lambda record: (*key(record), record.seed))
-    grouped = [tuple(group) for _, group in groupby(ordered, key)]
-    found = [
-        Row(first.data, (first.family, first.delta, first.alpha), first.recipe, (first, *others))
-        for first, *others in grouped
-    ]
+    found = [Row.of(tuple(group)) for _, group in groupby(ordered, key)]
     return sorted(
         found,
         key=lambda row: (
