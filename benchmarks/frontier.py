@@ -15,16 +15,21 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import typer
 from typer.core import TyperGroup
 
 from hybrid_mobilenet.cli.app import app
+from hybrid_mobilenet.cli.train import changed_recipe
 from hybrid_mobilenet.common.errors import one_line
+from hybrid_mobilenet.data.dataset import ImageDataset
 from hybrid_mobilenet.study.finished import record_of_run
 from hybrid_mobilenet.study.frontier import tuned_rows, write_frontier
 from hybrid_mobilenet.study.recorded import RECORDED_FILE
 from hybrid_mobilenet.study.records import Record, read_record, read_records, write_record
+from hybrid_mobilenet.training.recipe import Recipe
+from hybrid_mobilenet.training.setup import Setup, default_recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,13 +70,26 @@ def check_command(record: Record) -> None:
             f"--command is {record.command!r}, which the program does not take: {one_line(error)}"
         ) from None
     trained = {name: getattr(record, name) for name in ("data", "family", "alpha", "delta", "seed")}
-    trained |= {name: value for name, value in vars(record.recipe).items() if given.get(name) is not None}
-    trained |= {"validation": 0, "augmentation": given["augmentation"]}  # the name of an augmentation is not recorded
+    trained |= {"validation": 0, "start": None, "image_size": "32", "in_channels": 3}
     if wrong := [name for name, value in trained.items() if given[name] != value]:
         name = wrong[0]
         raise ValueError(f"--command has the {name} {given[name]!r}, but the run was trained with {trained[name]!r}")
     if (given["teacher"] is None) != (record.teacher is None):
         raise ValueError(f"--command is {record.command!r}, but the teacher of the run is {record.teacher!r}")
+    ours, theirs = vars(commanded_recipe(record, given)), vars(record.recipe)
+    if wrong := [name for name, value in theirs.items() if ours[name] != value]:
+        name = wrong[0]
+        raise ValueError(f"--command gives the {name} {ours[name]!r}, but the run was trained with {theirs[name]!r}")
+
+
+def commanded_recipe(record: Record, given: dict[str, Any]) -> Recipe:
+    """The recipe that `train` chooses with the parameters of a command line, for the network of a record."""
+    teacher = None if given["teacher"] is None else str(given["teacher"])
+    setup = Setup(record.data, family=record.family, alpha=record.alpha, delta=record.delta, teacher=teacher)
+    recipe = default_recipe(setup, cast(ImageDataset, None))  # the images do not matter for built-in data
+    settings = {name: given[name] for name in vars(recipe) if name in given}
+    changes = {name: settings.pop(name) for name in ("epochs", "augmentation")}
+    return changed_recipe(recipe, **changes, settings=settings, flips=given["flips"])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

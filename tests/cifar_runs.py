@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hybrid_mobilenet.study.records import read_records
-from hybrid_mobilenet.training.recipe import Recipe
+from hybrid_mobilenet.training.recipe import paper_recipe
 from hybrid_mobilenet.training.run import train
 from runs import SMALL
 
@@ -51,6 +51,7 @@ def as_cifar(run: Path, data: str = "cifar100", correct: float = 0.7, **fields: 
 def cifar_run(tmp_path: Path) -> Path:
     """The folder of a run on CIFAR-100, with an accuracy of 70 %."""
     run = tmp_path / "run"
-    train(replace(SMALL, validation=0.0, recipe=Recipe(epochs=2, batch_size=719)), run)
+    recipe = replace(paper_recipe("fmp", "cifar100").with_epochs(2), batch_size=719)
+    train(replace(SMALL, validation=0.0, recipe=recipe), run)
     as_cifar(run)
     return run

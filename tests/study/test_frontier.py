@@ -22,7 +22,7 @@ from hybrid_mobilenet.study.frontier import BUDGETS, Frontier, best, render, tun
 from hybrid_mobilenet.study.grid import PAPER_DATA_SETS, Run
 from hybrid_mobilenet.study.recorded import encoded
 from hybrid_mobilenet.study.records import Record, read_record
-from hybrid_mobilenet.training.recipe import Recipe
+from hybrid_mobilenet.training.recipe import Recipe, paper_recipe
 from paper_records import record
 from scripts import script
 
@@ -188,13 +188,26 @@ def test_a_run_with_validation_is_refused(cifar_run: Path, results: Path) -> Non
         (COMMAND.replace("100", "10"), "--command has the data 'cifar10', but the run was trained with 'cifar100'"),
         (COMMAND + " --alpha 0.5", "--command has the alpha 0.5, but the run was trained with 0.25"),
         (COMMAND + " --seed 1", "--command has the seed 1, but the run was trained with 0"),
-        (COMMAND + " --batch-size 32", "--command has the batch_size 32, but the run was trained with 64"),
+        (COMMAND + " --batch-size 32", "--command gives the batch_size 32, but the run was trained with 64"),
+        (COMMAND + " --augmentation light", "--command gives the augmentation .*shift=0.125.*, but the run was"),
+        (COMMAND.replace(" --epochs 2", ""), "--command gives the epochs 25, but the run was trained with 2"),
+        (COMMAND + " --from runs/one", "--command has the start 'runs/one', but the run was trained with None"),
         (COMMAND + " --teacher runs/large", "the teacher of the run is None"),
         ("hybrid-mobilenet train cifar100 --epochs 2", "--command has the validation None, but .* with 0"),
     ],
 )
 def test_a_command_must_be_that_of_the_run(command: str, message: str) -> None:
     check = script("benchmarks/frontier.py").check_command
-    check(replace(tuned(70, epochs=2), command=COMMAND))
+    trained = replace(tuned(70), recipe=paper_recipe("fmp", "cifar100").with_epochs(2))
+    check(replace(trained, command=COMMAND))
     with pytest.raises(ValueError, match=message):
-        check(replace(tuned(70, epochs=2), command=command))
+        check(replace(trained, command=command))
+
+
+def test_the_command_of_a_distilled_network_is_checked_with_its_teacher() -> None:
+    check = script("benchmarks/frontier.py").check_command
+    recipe = replace(paper_recipe("fmp", "cifar100").with_epochs(2), fixed_epochs=2)  # as `train --teacher` chooses
+    trained = replace(tuned(70), recipe=recipe, teacher={"network": "FMP d2 a0.5", "fingerprint": "ab"})
+    check(replace(trained, command=f"{COMMAND} --teacher runs/large"))
+    with pytest.raises(ValueError, match="but the teacher of the run is"):
+        check(replace(trained, command=COMMAND))
